@@ -1,0 +1,1 @@
+"""Backends: one folder a machine. Found by entry point only; nothing here imports another backend."""

@@ -1,0 +1,115 @@
+"""The plan of one step: what the scheduler decides and an executor carries out. Plain integers, no tensors.
+
+A sequence that runs owns a *row* of the executor's state table from its admission to its release. The table holds the
+sequence's tokens, its block table and its sampling parameters, so a `Batch` carries only what changed (admissions, new
+blocks) and what to compute. An executor keeps three invariants:
+
+* batches execute in the order they were given, so a block or row freed at step N may be reused at step N+1;
+* a token sampled at step N is visible in the table to step N+1 without passing through the host;
+* `copies` happen before anything else of the step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from mainspring.core.request import SamplingParams, TokenLogprobs
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """One shape a program was built for. A step fits when none of its three numbers is larger."""
+
+    tokens: int
+    """Packed tokens, padding included (T)."""
+    sequences: int
+    """Rows of the step, padding included (R)."""
+    blocks: int
+    """Width of the block table (B)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Buckets:
+    """All shapes a backend will run, for machines that compile a program per shape.
+
+    In each family the last bucket must be at least as large as every other in all three numbers, so that limits taken
+    from it guarantee a fit; `check` says what is wrong otherwise.
+    """
+
+    decode: tuple[Bucket, ...]
+    """For steps in which every row computes one token."""
+    prefill: tuple[Bucket, ...]
+    """For all other steps."""
+
+    def smallest(self, tokens: int, sequences: int, blocks: int, *, decode: bool) -> Bucket | None:
+        """The cheapest bucket that holds the shape, or None when none does."""
+        fitting = (
+            bucket
+            for bucket in (self.decode if decode else self.prefill)
+            if tokens <= bucket.tokens and sequences <= bucket.sequences and blocks <= bucket.blocks
+        )
+        return min(fitting, key=lambda bucket: (bucket.tokens, bucket.blocks, bucket.sequences), default=None)
+
+    def check(self) -> list[str]:
+        """Sentences that say what makes this set unusable; empty when it is sound."""
+        problems = []
+        for name, family in (("decode", self.decode), ("prefill", self.prefill)):
+            if not family:
+                problems.append(f"the {name} bucket list is empty")
+                continue
+            last = family[-1]
+            problems += [
+                f"the last {name} bucket {last} must be at least as large as {bucket} in every dimension"
+                for bucket in family
+                if bucket.tokens > last.tokens or bucket.sequences > last.sequences or bucket.blocks > last.blocks
+            ]
+        return problems
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """A sequence enters the state table, for the first time or again after a preemption."""
+
+    row: int
+    tokens: Sequence[int]
+    """Prompt and whatever was generated before a preemption."""
+    num_prompt_tokens: int
+    params: SamplingParams
+    seed: int
+    blocks: Sequence[int]
+    """The block table so far, prefix cache hits included."""
+
+
+@dataclass(slots=True)
+class Batch:
+    """One step. The four parallel lists describe its rows; rows that decode one token come first."""
+
+    step: int
+    rows: list[int] = field(default_factory=list)
+    starts: list[int] = field(default_factory=list)
+    """Position of the first token that the row computes."""
+    counts: list[int] = field(default_factory=list)
+    """Tokens that the row computes."""
+    samples: list[bool] = field(default_factory=list)
+    """Whether the row's last token yields a new one; False for all but the last chunk of a prompt."""
+    num_decodes: int = 0
+    num_tokens: int = 0
+    admissions: list[Admission] = field(default_factory=list)
+    new_blocks: list[tuple[int, int, int]] = field(default_factory=list)
+    """(row, index in its block table, block): blocks that running sequences gained or exchanged."""
+    copies: list[tuple[int, int]] = field(default_factory=list)
+    """(source block, destination block): contents to copy before the step, all layers, keys and values."""
+    bucket: Bucket | None = None
+    """The shape to pad to; None on machines that take any shape."""
+
+
+@dataclass(slots=True)
+class StepResult:
+    """What a step produced, one entry for each row of the batch whose `samples` is True, in the batch's order."""
+
+    tokens: list[int]
+    logprobs: list[TokenLogprobs | None] | None = None
+    """None when no row of the step asked for any."""
+    bad: tuple[int, ...] = ()
+    """Positions in `tokens` whose logits were not finite: those sequences end with `ErrorKind.NUMERICAL`."""

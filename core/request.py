@@ -1,0 +1,176 @@
+"""What crosses the border between the server process and the engine process, and nothing else.
+
+All types are msgspec structs without behaviour beyond their own validation. The server sends `Submit`, `Cancel` and
+`Drain`; the engine answers with `Progress` while it loads, one `Ready` or `StartupFailed`, then one `StepOutput` a step.
+Every `Submit` is answered by deltas that end, for each of its sequences, with exactly one that has a `finish` reason.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import NewType
+
+import msgspec
+
+from mainspring.core.errors import ErrorKind
+from mainspring.core.metrics import Stats
+
+RequestId = NewType("RequestId", int)
+"""Chosen by the server, unique among live requests; public ids (`chatcmpl-...`) never reach the engine."""
+
+
+class FinishReason(IntEnum):
+    """Why a sequence stopped. The integer crosses the border; each protocol has its own words for it."""
+
+    EOS = 1
+    """The model's own end-of-sequence token."""
+    STOP = 2
+    """A stop string (found by the server) or one of `stop_token_ids`."""
+    LENGTH = 3
+    """`max_tokens` tokens were generated, or the model's context is full."""
+    CANCELLED = 4
+    """The client asked for it or went away."""
+    ERROR = 5
+    """`Delta.error` says why."""
+
+
+class SamplingParams(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
+    """How to choose tokens. The defaults mean "off" for every field; `temperature == 0` is greedy.
+
+    Order of application (TGI's, section 5 of its behaviour): repetition, frequency and presence penalties, logit_bias,
+    min_tokens, temperature, top_k, top_p, typical_p, min_p, choose.
+    """
+
+    max_tokens: int = 0
+    """Tokens to generate; 0 asks for all that the context still holds."""
+    min_tokens: int = 0
+    """End-of-sequence and stop tokens are impossible before this many tokens."""
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    typical_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    """Keskar et al. 2019 (CTRL): scores of tokens in prompt or output are divided (or multiplied, if negative) by it."""
+    frequency_penalty: float = 0.0
+    """OpenAI: subtracted once per earlier occurrence in the output."""
+    presence_penalty: float = 0.0
+    """OpenAI: subtracted once from every token that occurs in the output."""
+    logit_bias: dict[int, float] = {}
+    seed: int | None = None
+    """Seed of this request's noise; None lets the engine draw one, which the first delta reports."""
+    logprobs: int | None = None
+    """None: none. 0: of the chosen tokens. k: of those and of the k likeliest. Always of the raw model distribution."""
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+
+
+class Submit(msgspec.Struct, frozen=True, tag="submit", array_like=True):
+    """One request: a prompt, and `n` sequences to generate from it."""
+
+    request_id: RequestId
+    tokens: list[int]
+    """The prompt's token ids, at least one."""
+    params: SamplingParams
+    n: int = 1
+    """Sequences to generate. They share the prompt's blocks; sequence i uses seed + i."""
+    priority: int = 0
+    """Higher runs sooner; ageing keeps lower ones from starving."""
+    timeout: float | None = None
+    """Seconds from submission after which the request ends with `ErrorKind.DEADLINE`; None waits for ever."""
+    cache_salt: str = ""
+    """Prefix cache hits happen only between equal salts; the server derives it from the credential (tenant)."""
+
+
+class Cancel(msgspec.Struct, frozen=True, tag="cancel", array_like=True):
+    """Stop a request, or one of its sequences. Unknown ids are ignored: the request may just have ended."""
+
+    request_id: RequestId
+    index: int | None = None
+
+
+class Drain(msgspec.Struct, frozen=True, tag="drain", array_like=True):
+    """Refuse new requests, finish the running ones, then exit 0."""
+
+
+ToEngine = Submit | Cancel | Drain
+
+
+class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
+    """Log-probabilities at one generated position, natural logarithm, raw model distribution."""
+
+    logprob: float
+    """Of the chosen token."""
+    top_ids: list[int]
+    top_logprobs: list[float]
+    """The likeliest tokens, best first; as many as the request asked for."""
+
+
+class Delta(msgspec.Struct, array_like=True):
+    """What one sequence gained in one step."""
+
+    request_id: RequestId
+    index: int
+    """Which of the request's `n` sequences."""
+    tokens: list[int]
+    finish: FinishReason | None = None
+    logprobs: list[TokenLogprobs] | None = None
+    """One entry a token of `tokens`, or None when not asked for."""
+    error: ErrorKind | None = None
+    message: str = ""
+    """With `error`: a sentence that is safe to show to the client."""
+    start: Start | None = None
+    """On the sequence's first delta only."""
+
+
+class Start(msgspec.Struct, array_like=True):
+    """Facts that are known when a sequence's first token appears."""
+
+    cached_tokens: int
+    """Prompt tokens whose keys and values came from the prefix cache."""
+    seed: int
+    queue_seconds: float
+    """From submission to the first scheduled step."""
+
+
+class StepOutput(msgspec.Struct, tag="step", array_like=True):
+    """One message an engine step; also sent while idle, as the heartbeat."""
+
+    step: int
+    deltas: list[Delta]
+    stats: Stats
+    deadline: float
+    """The next message comes within this many seconds, or the engine hangs."""
+
+
+class Progress(msgspec.Struct, frozen=True, tag="progress", array_like=True):
+    """Where start-up is: `phase` in words, and `done` of `total` units (bytes for weights, programs for warm-up)."""
+
+    phase: str
+    done: int
+    total: int
+
+
+class Ready(msgspec.Struct, frozen=True, tag="ready", array_like=True):
+    """The engine serves. What the server needs to validate requests is stated here once."""
+
+    max_length: int
+    """Tokens a sequence may hold, prompt and output."""
+    vocab_size: int
+    block_size: int
+    num_blocks: int
+    max_sequences: int
+    backend: str
+    device: str
+    dtype: str
+    notes: tuple[str, ...] = ()
+    """Fallbacks and choices worth telling the operator, one sentence each."""
+
+
+class StartupFailed(msgspec.Struct, frozen=True, tag="failed", array_like=True):
+    """The engine cannot start; it exits after this."""
+
+    reasons: tuple[str, ...]
+
+
+FromEngine = StepOutput | Progress | Ready | StartupFailed

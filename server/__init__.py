@@ -1,0 +1,1 @@
+"""The HTTP server: routes, wire types, tokenizer, process supervision. Knows no torch."""
