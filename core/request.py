@@ -106,7 +106,7 @@ class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
     """The likeliest tokens, best first; as many as the request asked for."""
 
 
-class Delta(msgspec.Struct, array_like=True):
+class Delta(msgspec.Struct, array_like=True, omit_defaults=True):
     """What one sequence gained in one step."""
 
     request_id: RequestId
