@@ -1,11 +1,11 @@
-"""Every op that a model is made of: one file an op, with its signature, its reference in plain torch, and the inputs and
-tolerances that the conformance kit tries it with.
+"""Every op that a model is made of: one file an op, with its signature and its reference in plain torch.
 
-The reference is the semantics, the fallback and the test oracle at once. A backend overrides ops by name (`Device.ops`);
-`resolve` merges the two once, when the model is built, so layers hold plain callables and nothing dispatches per call.
+The reference is the semantics, the fallback and the test oracle at once. A backend overrides ops by name
+(`Device.ops`); `resolve` merges the two once, when the model is built, so layers hold plain callables and nothing
+dispatches per call.
 
-Legend: T packed tokens, R sequences, E hidden size, I intermediate size, H query heads, K kv heads, D head dim, L layers,
-B blocks a sequence, S tokens a block, V vocabulary, P positions of the rope table.
+Legend: T packed tokens, R sequences, E hidden size, I intermediate size, H query heads, K kv heads, D head dim,
+L layers, B blocks a sequence, S tokens a block, V vocabulary, P positions of the rope table.
 """
 
 from __future__ import annotations
