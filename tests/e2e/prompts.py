@@ -32,11 +32,10 @@ PROMPTS = (
     "He said, “It was the best of times,",
     "Step 1: Preheat the oven.\nStep 2:",
     "What is 17 multiplied by 3? Let us think step by step.",
-    "A very long sentence that goes on and on, "
-    "through one clause and another, past commas and semicolons; it pauses, it resumes, it remembers where it began, and "
-    "it wonders, as long sentences do, whether anybody will still be reading when it finally comes to its end, which is "
-    "not yet, because there is always one more thing to say about the weather, the sea, the ships in the harbour, the "
-    "lamp in the window, and the old man who",
+    "A very long sentence that goes on and on, through one clause and another, past commas and semicolons; it pauses, "
+    "it resumes, it remembers where it began, and it wonders, as long sentences do, whether anybody will still be "
+    "reading when it finally comes to its end, which is not yet, because there is always one more thing to say about "
+    "the weather, the sea, the ships in the harbour, the lamp in the window, and the old man who",
     "#include <stdio.h>\n\nint main(void) {",
     "x",
 )
