@@ -31,10 +31,9 @@ class Planner:
 
     def plan(self, number: int, now: float) -> Step | None:
         """The next step, or None when no sequence can compute anything now."""
+        self._yield_to_head()
         for kind in self._kinds():
             step = Step(kind, Batch(number), *self._limits.step_size(kind))
-            if kind is not StepKind.DECODE:
-                self._yield_to_head()
             if kind is not StepKind.PREFILL:
                 self._plan_decodes(step)
             if kind is not StepKind.DECODE:
