@@ -83,10 +83,8 @@ class _Logprobs:
 
     def entries(self) -> Iterator[tuple[int, TokenLogprobs]]:
         """(row of the N, its log-probabilities) of the rows that asked."""
-        values = zip(
-            self.rows, self.counts, self.chosen.tolist(), self.top_ids.tolist(), self.top.tolist(), strict=True
-        )
-        for row, count, chosen, ids, top in values:
+        columns = (self.chosen.tolist(), self.top_ids.tolist(), self.top.tolist())
+        for row, count, chosen, ids, top in zip(self.rows, self.counts, *columns, strict=True):
             if count >= 0:
                 yield row, TokenLogprobs(chosen, ids[:count], top[:count])
 

@@ -1,8 +1,9 @@
 """Sampling parameters of running sequences, and what happens to logits before a token is chosen.
 
 `SamplingTable` keeps every row's parameters as columns on the host, so that a step's tensors are built by fancy
-indexing, and only when the set of rows changed. `adjust` applies penalties, logit_bias and min_tokens; the choice itself is the op
-`sample`. Penalties count tokens in the executor's token table at each step, so no [sequences, vocabulary] state exists.
+indexing, and only when the set of rows changed. `adjust` applies penalties, logit_bias and min_tokens; the choice
+itself is the op `sample`. Penalties count tokens in the executor's token table at each step, so no
+[sequences, vocabulary] state exists.
 
 Legend: N rows that choose a token in a step, P those with a penalty, V vocabulary, L tokens of history.
 """
@@ -80,7 +81,7 @@ class Bans:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
-    """Everything about how the N rows of a step choose, on the device. Valid as long as the rows and their requests are."""
+    """How the N rows of a step choose, on the device. Valid as long as the rows belong to the same requests."""
 
     sampling: SamplingTensors
     """Its `position` is a placeholder: each step puts its own there."""
