@@ -67,18 +67,20 @@ def sample(logits_NV: Tensor, sampling: SamplingTensors) -> Tensor:
         ids_N = _draw(logits_NV, sampling, slice(None))
     else:
         ids_N = logits_NV.argmax(dim=-1)
-        ids_N[sampling.sampled] = _draw(logits_NV[sampling.sampled], sampling, sampling.sampled)
+        ids_N[sampling.sampled] = _draw(logits_NV, sampling, sampling.sampled)
     return ids_N.clamp(0, logits_NV.shape[-1] - 1).int()
 
 
-def _draw(logits_SV: Tensor, sampling: SamplingTensors, rows: Tensor | slice) -> Tensor:
-    """Ids drawn from the truncated softmax, [S] int64; rows of temperature 0 get their argmax."""
+def truncate(logits_NV: Tensor, sampling: SamplingTensors, rows: Tensor | slice) -> Tensor:
+    """Scores of the chosen rows after temperature and truncation, float32, -inf for tokens that are cut: [S, V].
+
+    Only differences within a row mean anything. Rows of temperature 0 keep their order.
+    """
+    scores_SV = logits_NV[rows].float()
     temperature_S = sampling.temperature[rows]
-    hot_S = temperature_S > 0
-    scores_SV = logits_SV.float()
     # Subtracting the maximum first keeps tiny temperatures from overflowing.
     scores_SV = scores_SV - scores_SV.amax(dim=-1, keepdim=True)
-    scores_SV /= torch.where(hot_S, temperature_S, 1.0)[:, None]
+    scores_SV /= torch.where(temperature_S > 0, temperature_S, 1.0)[:, None]
     if sampling.any_top_k or sampling.any_top_p:
         scores_SV = _cut_tail(scores_SV, sampling, rows)
     if sampling.any_typical_p:
@@ -86,8 +88,15 @@ def _draw(logits_SV: Tensor, sampling: SamplingTensors, rows: Tensor | slice) ->
     if sampling.any_min_p:
         floor_S = scores_SV.amax(dim=-1) + sampling.min_p[rows].log()
         scores_SV = scores_SV.masked_fill(scores_SV < floor_S[:, None], float("-inf"))
+    return scores_SV
+
+
+def _draw(logits_NV: Tensor, sampling: SamplingTensors, rows: Tensor | slice) -> Tensor:
+    """Ids drawn from the truncated softmax, [S] int64; rows of temperature 0 get their argmax."""
+    scores_SV = truncate(logits_NV, sampling, rows)
     gumbel_SV = gumbel_noise(sampling.key[rows], sampling.position[rows], scores_SV.shape[-1])
-    return scores_SV.addcmul_(gumbel_SV, hot_S[:, None].float()).argmax(dim=-1)
+    hot_S1 = (sampling.temperature[rows] > 0).float()[:, None]
+    return scores_SV.addcmul_(gumbel_SV, hot_S1).argmax(dim=-1)
 
 
 def _cut_tail(scores_SV: Tensor, sampling: SamplingTensors, rows: Tensor | slice) -> Tensor:
@@ -144,16 +153,23 @@ def _signed(word: int) -> int:
     return word - (1 << 32) if word >= 1 << 31 else word
 
 
+_FULL = 0xFFFFFFFF
 _UNIFORM_SCALE = 2.0**-31 * (1 - 2.0**-24)
 
 
 def seed_key(seed: int) -> int:
-    """The int32 that `SamplingTensors.key` holds for a seed, of which the low 64 bits count."""
-    words = torch.tensor([_signed(seed & 0xFFFFFFFF), _signed(seed >> 32 & 0xFFFFFFFF)], dtype=torch.int32)
-    state = torch.zeros((), dtype=torch.int32)
-    for word in words:
-        state = _absorb(state, _scramble(word))
-    return int(state)
+    """The int32 that `SamplingTensors.key` holds for a seed, of which the low 64 bits count.
+
+    In Python's integers, because it is asked for one request at a time.
+    """
+    state = 0
+    for word in (seed & _FULL, seed >> 32 & _FULL):
+        scrambled = word * 0xCC9E2D51 & _FULL
+        scrambled = (scrambled << 15 | scrambled >> 17) & _FULL
+        state ^= scrambled * 0x1B873593 & _FULL
+        state = (state << 13 | state >> 19) & _FULL
+        state = state * 5 + 0xE6546B64 & _FULL
+    return _signed(state)
 
 
 def gumbel_noise(key_S: Tensor, position_S: Tensor, vocab_size: int) -> Tensor:
