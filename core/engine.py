@@ -18,8 +18,6 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
-
 from mainspring.core import lifeline
 from mainspring.core.architectures import read_model_config
 from mainspring.core.backend import Executor, ExecutorRequest, Pending, ProgressCallback
@@ -288,8 +286,9 @@ def build_executor(setting: Setting, progress: ProgressCallback) -> Executor:
     """The backend's own executor where it has one, else the core's over the backend's device."""
     config, model, plan = setting.config, setting.model, setting.plan
     backend, device = setting.choice.backend, setting.choice.device
-    planned = msgspec.structs.replace(config, num_blocks=plan.num_blocks)
-    own = backend.executor(ExecutorRequest(model, planned, plan.max_length, plan.kv, device, progress))
+    own = backend.executor(
+        ExecutorRequest(model, config, plan.max_length, plan.kv, plan.num_blocks, device, progress=progress)
+    )
     if own is not None:
         return own
     from mainspring.core import runner  # imports torch, which a backend's own executor may do without
