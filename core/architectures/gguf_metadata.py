@@ -17,37 +17,41 @@ ARCHITECTURE_NAMES: Mapping[str, str] = MappingProxyType({
     "gemma2": "Gemma2ForCausalLM", "gemma3": "Gemma3ForCausalLM", "phi3": "Phi3ForCausalLM", "gpt2": "GPT2LMHeadModel",
 })  # fmt: skip
 
-NAMES: Mapping[str, str] = MappingProxyType({
-    "block_count": "num_hidden_layers",
-    "embedding_length": "hidden_size",
-    "feed_forward_length": "intermediate_size",
-    "context_length": "max_position_embeddings",
-    "attention.head_count": "num_attention_heads",
-    "attention.head_count_kv": "num_key_value_heads",
-    "attention.key_length": "head_dim",
-    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
-    "attention.layer_norm_epsilon": "layer_norm_epsilon",
-    "attention.sliding_window": "sliding_window",
-    "attn_logit_softcapping": "attn_logit_softcapping",
-    "final_logit_softcapping": "final_logit_softcapping",
-    "rope.freq_base": "rope_theta",
-    "rope.freq_base_swa": "rope_local_base_freq",
-})
+NAMES: Mapping[str, str] = MappingProxyType(
+    {
+        "block_count": "num_hidden_layers",
+        "embedding_length": "hidden_size",
+        "feed_forward_length": "intermediate_size",
+        "context_length": "max_position_embeddings",
+        "attention.head_count": "num_attention_heads",
+        "attention.head_count_kv": "num_key_value_heads",
+        "attention.key_length": "head_dim",
+        "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+        "attention.layer_norm_epsilon": "layer_norm_epsilon",
+        "attention.sliding_window": "sliding_window",
+        "attn_logit_softcapping": "attn_logit_softcapping",
+        "final_logit_softcapping": "final_logit_softcapping",
+        "rope.freq_base": "rope_theta",
+        "rope.freq_base_swa": "rope_local_base_freq",
+    }
+)
 
-ROPE_NAMES: Mapping[str, str] = MappingProxyType({
-    "type": "rope_type",
-    "factor": "factor",
-    "original_context_length": "original_max_position_embeddings",
-    "attn_factor": "attention_factor",
-    "yarn_beta_fast": "beta_fast",
-    "yarn_beta_slow": "beta_slow",
-})
+ROPE_NAMES: Mapping[str, str] = MappingProxyType(
+    {
+        "type": "rope_type",
+        "factor": "factor",
+        "original_context_length": "original_max_position_embeddings",
+        "attn_factor": "attention_factor",
+        "yarn_beta_fast": "beta_fast",
+        "yarn_beta_slow": "beta_slow",
+    }
+)
 
 EOS_NAMES = ("eos_token_id", "eot_token_id", "eom_token_id")
 
 LARGEST_GEMMAS: Mapping[tuple[str, int], str] = MappingProxyType({("gemma2", 46): "27B", ("gemma3", 62): "27B"})
-"""Models whose queries are scaled by hidden size over heads, not by the head dim: GGUF does not say, llama.cpp knows them
-by their number of layers."""
+"""Models whose queries are scaled by hidden size over heads, not by the head dim. GGUF does not say; llama.cpp knows
+them by their number of layers."""
 
 
 def gguf_config(file: GGUFFile) -> dict[str, Any]:
@@ -77,7 +81,7 @@ def gguf_config(file: GGUFFile) -> dict[str, Any]:
 def _tensors_say(file: GGUFFile) -> dict[str, Any]:
     """Facts that GGUF keeps only in which tensors there are."""
     if "token_embd.weight" not in file.tensors:
-        raise ModelError(f"{file.path} has no tensor token_embd.weight; it is no language model, or a part of a split one")
+        raise ModelError(f"{file.path} has no tensor token_embd.weight; it is no whole language model")
     return {
         "vocab_size": file.tensors["token_embd.weight"].shape[0],
         "tie_word_embeddings": "output.weight" not in file.tensors,
@@ -104,9 +108,7 @@ def _rope(file: GGUFFile, own: Mapping[str, Any], config: Mapping[str, Any]) -> 
 
     `rope_freqs` is Llama 3's scaling worked out by the converter: the same thing as a longrope with one set of factors.
     """
-    given = {
-        new: own[f"rope.scaling.{old}"] for old, new in ROPE_NAMES.items() if f"rope.scaling.{old}" in own
-    }  # fmt: skip
+    given = {new: own[f"rope.scaling.{old}"] for old, new in ROPE_NAMES.items() if f"rope.scaling.{old}" in own}
     if "rope_freqs.weight" in file.tensors:
         factors = file.read("rope_freqs.weight").tolist()
         unscaled = {"factor": 1.0, "attention_factor": 1.0}

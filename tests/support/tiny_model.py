@@ -1,48 +1,72 @@
-"""The smallest model that is still one: its `ModelConfig`, and the same as a directory that the engine can be given."""
+"""A decoder of two layers with random weights, over the paged cache: small enough to check an executor by hand."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
+import torch
+from torch import Tensor
 
-from mainspring.core.config import ModelConfig, RopeConfig
+from mainspring.core.backend import KVSpec
+from mainspring.core.layers.attention import AttentionStep
+from mainspring.core.models.causal import CausalLM
+from mainspring.core.ops import Ops
 
-TINY = ModelConfig(
-    architecture="LlamaForCausalLM",
-    vocab_size=1000,
-    hidden_size=64,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=16,
-    intermediate_size=128,
-    max_position=2048,
-    norm_epsilon=1e-5,
-    rope=RopeConfig(rotary_dim=16),
-    eos_token_ids=(2,),
-)
+VOCAB = 97
+HEADS, KV_HEADS, HEAD_DIM = 3, 1, 8
+HIDDEN = HEADS * HEAD_DIM
+LAYERS = 2
+
+NAN_TOKEN = 96
+"""A prompt that holds it has logits of NaN, from there on."""
+GREEDY_TOKEN = 95
+"""A prompt that holds it asks for more memory than any machine has."""
 
 
-def write_tiny_model(directory: Path) -> Path:
-    """A directory with a `config.json` for `TINY` and no weights, which the sim backend does not miss."""
-    directory.mkdir(parents=True, exist_ok=True)
-    config = {
-        "architectures": [TINY.architecture],
-        "model_type": "llama",
-        "vocab_size": TINY.vocab_size,
-        "hidden_size": TINY.hidden_size,
-        "num_hidden_layers": TINY.num_layers,
-        "num_attention_heads": TINY.num_heads,
-        "num_key_value_heads": TINY.num_kv_heads,
-        "head_dim": TINY.head_dim,
-        "intermediate_size": TINY.intermediate_size,
-        "max_position_embeddings": TINY.max_position,
-        "rms_norm_eps": TINY.norm_epsilon,
-        "rope_theta": 10000.0,
-        "hidden_act": "silu",
-        "tie_word_embeddings": False,
-        "eos_token_id": 2,
-        "torch_dtype": "float32",
-    }
-    (directory / "config.json").write_text(json.dumps(config))
-    return directory
+def spec(block_size: int = 4) -> KVSpec:
+    return KVSpec(layers=LAYERS, heads=KV_HEADS, head_dim=HEAD_DIM, dtype="float32", block_size=block_size)
+
+
+class TinyModel(CausalLM):
+    """Embeddings of token and position, two attention layers, tied head. Logits are spread so that argmax is clear."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.steps: list[tuple[int, int]] = []
+        """(tokens, rows of logits) of each forward."""
+
+        def random(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=generator) / shape[-1] ** 0.5
+
+        self.embedding_VE = random(VOCAB, HIDDEN) * 4
+        self.embedding_VE[NAN_TOKEN] = float("nan")
+        self.position_PE = random(512, HIDDEN)
+        self.qkv = [random(HIDDEN + 2 * KV_HEADS * HEAD_DIM, HIDDEN) for _ in range(LAYERS)]
+        self.out = [random(HIDDEN, HIDDEN) for _ in range(LAYERS)]
+        self.head_VE = random(VOCAB, HIDDEN) * 4
+        self.ops = Ops()
+
+    def forward(self, tokens_T: Tensor, positions_T: Tensor, step: AttentionStep) -> Tensor:
+        self.steps.append((len(tokens_T), -1))
+        if (tokens_T == GREEDY_TOKEN).any():
+            torch.empty(1 << 50, dtype=torch.uint8)
+        x_TE = self.embedding_VE[tokens_T] + self.position_PE[positions_T]
+        for layer in range(LAYERS):
+            q, k, v = (x_TE @ self.qkv[layer].T).split((HIDDEN, KV_HEADS * HEAD_DIM, KV_HEADS * HEAD_DIM), dim=-1)
+            attended_THD = self.ops.attention(
+                q.unflatten(-1, (HEADS, HEAD_DIM)),
+                k.unflatten(-1, (KV_HEADS, HEAD_DIM)),
+                v.unflatten(-1, (KV_HEADS, HEAD_DIM)),
+                step.kv,
+                layer,
+                step.plan,
+                scale=HEAD_DIM**-0.5,
+            )
+            x_TE = torch.tanh(x_TE + attended_THD.flatten(1) @ self.out[layer].T)
+        return x_TE
+
+    def logits(self, hidden_NE: Tensor) -> Tensor:
+        self.steps[-1] = (self.steps[-1][0], len(hidden_NE))
+        # The head never proposes the two tokens that break things.
+        logits_NV = hidden_NE @ self.head_VE.T
+        logits_NV[:, GREEDY_TOKEN:] = torch.where(logits_NV[:, :1].isnan(), logits_NV[:, :1], -50.0)
+        return logits_NV
