@@ -1,10 +1,10 @@
 """THE CONTRACT between the core and a backend, version 1. One file; this is all that a backend's author must read.
 
-A backend is two classes. `Backend` answers questions about a machine without touching it and is what a plugin registers;
-`Device` is one opened device. Abstract methods are required. Every other method has a default, which is the reference
-in the core (`core/ops`, plain torch) or "nothing to do", so the smallest backend is `devices`, `capabilities`, `open`,
-`memory`, `allocate_kv` and `synchronize`: see `examples/backend_plugin`. A machine whose compiler owns the whole model
-overrides `Backend.executor` instead and needs no ops at all: see `backends/sim`.
+A backend is two classes. `Backend` answers questions about a machine without touching it and is what a plugin
+registers; `Device` is one opened device. Abstract methods are required. Every other method has a default, which is the
+reference in the core (`core/ops`, plain torch) or "nothing to do", so the smallest backend is `devices`,
+`capabilities`, `open`, `memory`, `allocate_kv` and `synchronize`: see `examples/backend_plugin`. A machine whose
+compiler owns the whole model overrides `Backend.executor` instead and needs no ops at all: see `backends/sim`.
 
 Legend: T packed tokens of a step, R sequences of a step, H query heads, K kv heads, D head dim, B blocks a sequence may
 span, S tokens a block holds, V vocabulary, L layers. Integer tensors are int32 unless said otherwise.
@@ -268,6 +268,8 @@ class ExecutorRequest:
     engine: EngineConfig
     max_length: int
     kv: KVSpec
+    num_blocks: int
+    """KV blocks that the plan arrived at, block 0 included."""
     device: DeviceInfo
     progress: ProgressCallback = field(default=lambda phase, done, total: None)
 
@@ -285,8 +287,8 @@ class Backend(ABC):
     """The CONTRACT_VERSION this backend was written for, as a literal number."""
 
     preference: ClassVar[int] = 0
-    """`--backend auto` takes the available backend with the highest: accelerators 100, cpu 10, simulators below 0, which
-    auto never takes."""
+    """`--backend auto` takes the available backend with the highest: accelerators 100, cpu 10; simulators stay below 0,
+    which auto never takes."""
 
     @abstractmethod
     def devices(self) -> list[DeviceInfo] | Unavailable:

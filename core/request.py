@@ -1,7 +1,7 @@
 """What crosses the border between the server process and the engine process, and nothing else.
 
 All types are msgspec structs without behaviour beyond their own validation. The server sends `Submit`, `Cancel` and
-`Drain`; the engine answers with `Progress` while it loads, one `Ready` or `StartupFailed`, then one `StepOutput` a step.
+`Drain`; the engine answers with `Progress` while it loads, one `Ready` or `StartupFailed`, then a `StepOutput` a step.
 Every `Submit` is answered by deltas that end, for each of its sequences, with exactly one that has a `finish` reason.
 """
 
@@ -51,7 +51,7 @@ class SamplingParams(msgspec.Struct, frozen=True, array_like=True, omit_defaults
     typical_p: float = 1.0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
-    """Keskar et al. 2019 (CTRL): scores of tokens in prompt or output are divided (or multiplied, if negative) by it."""
+    """Keskar et al. 2019 (CTRL): scores of tokens seen are divided (multiplied, if negative) by it."""
     frequency_penalty: float = 0.0
     """OpenAI: subtracted once per earlier occurrence in the output."""
     presence_penalty: float = 0.0

@@ -1,0 +1,52 @@
+"""Every op that a model is made of: one file an op, with its signature and its reference in plain torch.
+
+The reference is the semantics, the fallback and the test oracle at once. A backend overrides ops by name
+(`Device.ops`); `resolve` merges the two once, when the model is built, so layers hold plain callables and nothing
+dispatches per call.
+
+Legend: T packed tokens, R sequences, E hidden size, I intermediate size, H query heads, K kv heads, D head dim,
+L layers, B blocks a sequence, S tokens a block, V vocabulary, P positions of the rope table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from torch import Tensor
+
+from mainspring.core.errors import BackendError, unknown
+from mainspring.core.ops.activation import gelu, gelu_mul, silu_mul
+from mainspring.core.ops.attention import attention, kv_write
+from mainspring.core.ops.embedding import embedding
+from mainspring.core.ops.norm import add_rms_norm, layer_norm, rms_norm
+from mainspring.core.ops.rope import rope
+
+
+@dataclass(frozen=True, slots=True)
+class Ops:
+    """The ops, each defaulting to its reference. Field names are the names that `Device.ops` may override."""
+
+    embedding: Callable[[Tensor, Tensor], Tensor] = embedding
+    rms_norm: Callable[[Tensor, Tensor, float], Tensor] = rms_norm
+    add_rms_norm: Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]] = add_rms_norm
+    layer_norm: Callable[[Tensor, Tensor, Tensor | None, float], Tensor] = layer_norm
+    rope: Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]] = rope
+    silu_mul: Callable[[Tensor], Tensor] = silu_mul
+    gelu_mul: Callable[[Tensor, bool], Tensor] = gelu_mul
+    gelu: Callable[[Tensor, bool], Tensor] = gelu
+    kv_write: Callable[..., None] = kv_write
+    attention: Callable[..., Tensor] = attention
+
+
+def resolve(overrides: Mapping[str, Callable[..., Any]]) -> Ops:
+    """The reference ops with a backend's overrides in their place.
+
+    Raises `BackendError` for a name that is no op, with the nearest one.
+    """
+    names = {field.name for field in fields(Ops)}
+    wrong = [unknown("op", name, names) for name in overrides if name not in names]
+    if wrong:
+        raise BackendError(wrong)
+    return replace(Ops(), **overrides)
