@@ -12,10 +12,12 @@ from mainspring.core.errors import ErrorKind, RequestError
 class FieldError(RequestError):
     """One field of the request is wrong."""
 
-    def __init__(self, message: str, field: str | None) -> None:
+    def __init__(self, message: str, field: str | None, code: str | None = None) -> None:
         super().__init__(ErrorKind.INVALID, message)
         self.field = field
         """Its name on the wire, with dots for nesting; None when the whole is wrong."""
+        self.code = code
+        """A word for programs, in OpenAI's shape only."""
 
 
 class UnsupportedError(FieldError):
@@ -55,6 +57,6 @@ class NotReadyError(RequestError):
         super().__init__(ErrorKind.SHUTTING_DOWN, f"the model is not ready: {phase}", retry_after=1.0)
 
 
-def invalid(message: str, field: str | None = None) -> FieldError:
+def invalid(message: str, field: str | None = None, code: str | None = None) -> FieldError:
     """A field error, in one word at the place where it is raised."""
-    return FieldError(message, field)
+    return FieldError(message, field, code)

@@ -7,14 +7,13 @@ A protocol's `parse.py` makes a `Generation`; `generate` submits it and yields `
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass
 
 from mainspring.core.errors import ErrorKind, RequestError
 from mainspring.core.request import Delta, FinishReason, SamplingParams, Start, TokenLogprobs
+from mainspring.server.client import EngineClient
 from mainspring.server.detokenizer import Detokenizer
 from mainspring.server.stops import StopMatcher
 from mainspring.server.tokenizer import Tokenizer
@@ -68,15 +67,6 @@ class Piece:
     finish: Finish | None
 
 
-class RequestHandle(Protocol):
-    """A submitted request: its deltas, and the right to end it."""
-
-    def __aiter__(self) -> AsyncIterator[Delta]: ...
-
-    def cancel(self, index: int | None = None) -> None:
-        """Stop one sequence, or all. Harmless when they have ended."""
-
-
 class SequenceText:
     """The text of one sequence while it grows."""
 
@@ -84,6 +74,7 @@ class SequenceText:
         self._tokenizer = tokenizer
         self._detokenizer = Detokenizer(tokenizer)
         self._matcher = StopMatcher(generation.stops, generation.keep_stop)
+        self._keep_stop = generation.keep_stop
         self._min_tokens = generation.params.min_tokens
         self._num_tokens = 0
         self._seed = 0
@@ -124,24 +115,33 @@ class SequenceText:
         """
         self._num_tokens += 1
         if ends_here or self._tokenizer.is_special(token_id):
-            token = Token(token_id, self._tokenizer.token_text(token_id), True, logprobs)
-            return token, "", False
+            special = self._tokenizer.is_special(token_id)
+            return Token(token_id, self._tokenizer.token_text(token_id), special, logprobs), "", False
         text = self._detokenizer.push(token_id)
         if self._num_tokens < self._min_tokens:
             return Token(token_id, text, False, logprobs), text, False
         found = self._matcher.push(text)
-        return Token(token_id, text, False, logprobs), found.text, found.stop is not None
+        # Where stop strings are kept nothing is held back, so the two differ only behind the end of a stop string.
+        own_text = found.text if self._keep_stop else text
+        return Token(token_id, own_text, False, logprobs), found.text, found.stop is not None
 
 
 async def generate(
-    submit: Callable[[Generation], RequestHandle], tokenizer: Tokenizer, generation: Generation
+    engine: EngineClient, tokenizer: Tokenizer, generation: Generation
 ) -> AsyncGenerator[Piece, None]:
     """Run one generation. Raises RequestError when it fails; its other sequences end with it."""
     sequences = [SequenceText(tokenizer, generation) for _ in range(generation.n)]
     running = generation.n
-    handle = submit(generation)
-    try:
-        async for delta in handle:
+    stream = engine.submit(
+        generation.tokens,
+        generation.params,
+        n=generation.n,
+        priority=generation.priority,
+        timeout=generation.timeout,
+        cache_salt=generation.cache_salt,
+    )
+    async with stream:
+        async for delta in stream:
             sequence = sequences[delta.index]
             if sequence.finished:  # a stop string was found here before the engine knew
                 continue
@@ -149,13 +149,11 @@ async def generate(
             if piece.finish is not None:
                 running -= 1
                 if delta.finish is None:
-                    handle.cancel(delta.index)
+                    stream.cancel(delta.index)
             yield piece
             if running == 0:
                 return
-        raise RequestError(ErrorKind.INTERNAL, "the engine ended the request without a result")
-    finally:
-        handle.cancel()
+    raise RequestError(ErrorKind.INTERNAL, "the engine ended the request without a result")
 
 
 async def merge(streams: Sequence[AsyncGenerator[Piece, None]], width: int) -> AsyncGenerator[Piece, None]:
@@ -184,19 +182,3 @@ async def merge(streams: Sequence[AsyncGenerator[Piece, None]], width: int) -> A
         await asyncio.gather(*pending, return_exceptions=True)
         for stream in streams:
             await stream.aclose()
-
-
-@dataclass(slots=True)
-class Sequence_:
-    """placeholder"""
-
-
-@dataclass(slots=True)
-class Clock:
-    """When things happened to a request, in monotonic seconds; both protocols report from it."""
-
-    received: float = field(default_factory=time.monotonic)
-    validated: float = 0.0
-    first_token: float = 0.0
-    finished: float = 0.0
-    queue_seconds: float = 0.0
