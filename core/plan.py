@@ -1,0 +1,247 @@
+"""The start-up plan: what a model needs, what a backend declares, and how the device's memory divides.
+
+Everything that cannot work is found here, before a weight is read, and said all at once. `make_plan` is pure: it asks
+`Backend.devices` and `Backend.capabilities` and opens nothing, so `mainspring check` gives the same plan as the server.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from mainspring.core.architectures import parameter_count
+from mainspring.core.backend import (
+    KV_DTYPE_BYTES,
+    AttentionFeature,
+    Backend,
+    Capabilities,
+    DeviceInfo,
+    KVSpec,
+    WeightScheme,
+    unquantized,
+)
+from mainspring.core.config import Dtype, EngineConfig, KVDtype, ModelConfig
+from mainspring.core.errors import StartupError
+from mainspring.core.quantization import scheme_named
+
+
+@dataclass(frozen=True, slots=True)
+class Requirement:
+    """One thing the model or the operator needs, against what the backend declares."""
+
+    what: str
+    needed: str
+    declared: str
+    remedy: str | None = None
+    """None when it is met; else what would make it work."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How the server will run. Sizes in bytes."""
+
+    dtype: Dtype
+    scheme: WeightScheme
+    kv: KVSpec
+    max_length: int
+    num_blocks: int
+    """As estimated from the device's total memory; what is free after loading decides."""
+    total_bytes: int
+    usable_bytes: int
+    """The share of it that serving may take."""
+    weight_bytes: int
+    workspace_bytes: int
+    requirements: tuple[Requirement, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def kv_bytes(self) -> int:
+        """Of the KV cache."""
+        return self.num_blocks * self.kv.block_bytes()
+
+    @property
+    def max_concurrent_tokens(self) -> int:
+        """Tokens that all sequences together may hold; block 0 holds none."""
+        return (self.num_blocks - 1) * self.kv.block_size
+
+
+def make_plan(config: EngineConfig, model: ModelConfig, backend: Backend, device: DeviceInfo) -> Plan:
+    """The plan for serving `model` on `device`. Raises `StartupError` with every reason why it cannot work."""
+    capabilities = backend.capabilities(device)
+    plan = draft(config, model, capabilities, device)
+    reasons = [
+        f"{backend.name}: {need.what}: needs {need.needed}, has {need.declared}; {need.remedy}"
+        for need in plan.requirements
+        if need.remedy is not None
+    ]
+    if reasons:
+        raise StartupError(reasons)
+    return plan
+
+
+def draft(config: EngineConfig, model: ModelConfig, capabilities: Capabilities, device: DeviceInfo) -> Plan:
+    """The plan whether or not it can work: unmet requirements are in it."""
+    dtype, dtype_note = _compute_dtype(config, model, capabilities)
+    scheme = unquantized(dtype) if config.quantize is None else scheme_named(config.quantize, dtype)
+    spec = KVSpec(
+        layers=model.num_layers,
+        heads=model.num_kv_heads,
+        head_dim=model.head_dim,
+        dtype=_kv_dtype(config, dtype, capabilities),
+        block_size=config.block_size or capabilities.block_sizes[0],
+    )
+    max_length = min(config.max_length or model.max_position, model.max_position)
+    weights = weight_bytes(model, scheme, dtype)
+    workspace = workspace_bytes(config, model, max_length)
+    usable = int(device.total_bytes * (config.memory_fraction or capabilities.default_memory_fraction))
+    wanted = config.num_blocks or blocks_wanted(config, spec, max_length)
+    num_blocks = config.num_blocks or max(0, min(wanted, (usable - weights - workspace) // spec.block_bytes()))
+    fitting, length_note = _fitting_length(config, max_length, num_blocks, spec)
+    needs = [*_capability_needs(config, model, capabilities, scheme, dtype, spec)]
+    needs += _memory_needs(num_blocks, spec, usable, weights, workspace, fitting)
+    return Plan(
+        dtype=dtype,
+        scheme=scheme,
+        kv=spec,
+        max_length=fitting,
+        num_blocks=num_blocks,
+        total_bytes=device.total_bytes,
+        usable_bytes=usable,
+        weight_bytes=weights,
+        workspace_bytes=workspace,
+        requirements=tuple(needs),
+        notes=tuple(note for note in (dtype_note, length_note) if note),
+    )
+
+
+def weight_bytes(model: ModelConfig, scheme: WeightScheme, dtype: Dtype) -> int:
+    """Of all parameters, with linear layers stored by `scheme` and the rest in the compute dtype."""
+    dense = parameter_count(model)
+    linear = _linear_parameters(model) if scheme.bits < 16 else 0
+    scales = linear // scheme.group_size if scheme.group_size else 0
+    return (
+        (dense - linear) * KV_DTYPE_BYTES[dtype] + linear * scheme.bits // 8 + scales * (2 if scheme.symmetric else 4)
+    )
+
+
+def _linear_parameters(model: ModelConfig) -> int:
+    """Weights of the layers' projections, which quantization shrinks."""
+    attention = model.hidden_size * model.head_dim * (2 * model.num_heads + 2 * model.num_kv_heads)
+    gated = model.architecture != "GPT2LMHeadModel"
+    mlp = model.hidden_size * model.intermediate_size * (3 if gated else 2)
+    return model.num_layers * (attention + mlp)
+
+
+def workspace_bytes(config: EngineConfig, model: ModelConfig, max_length: int) -> int:
+    """Memory that a step needs besides weights and cache, from above, counted in float32.
+
+    Activations of the widest layer for a full token budget; logits of all rows three times over (raw, processed,
+    sorted); the token table.
+    """
+    widest = max(3 * model.intermediate_size, 3 * model.num_heads * model.head_dim) + 4 * model.hidden_size
+    activations = 4 * config.max_batch_tokens * widest
+    logits = 3 * 4 * min(config.max_sequences, config.max_batch_tokens) * model.vocab_size
+    return activations + logits + 4 * config.max_sequences * max_length
+
+
+def blocks_wanted(config: EngineConfig, spec: KVSpec, max_length: int) -> int:
+    """Blocks past which more would never be used: every sequence at full length, and block 0."""
+    return 1 + config.max_sequences * -(-max_length // spec.block_size)
+
+
+def blocks_that_fit(plan: Plan, config: EngineConfig, free: int, total: int) -> int:
+    """KV blocks for a device on which the weights already lie and `free` of `total` bytes remain.
+
+    What others use and what the operator reserved by `memory_fraction` is left alone.
+    """
+    if config.num_blocks is not None:
+        return config.num_blocks
+    reserved = total - int(total * plan.usable_bytes / plan.total_bytes)
+    room = (free - reserved - plan.workspace_bytes) // plan.kv.block_bytes()
+    return max(0, min(room, blocks_wanted(config, plan.kv, plan.max_length)))
+
+
+def _compute_dtype(config: EngineConfig, model: ModelConfig, capabilities: Capabilities) -> tuple[Dtype, str]:
+    """What to compute in. `auto` keeps a 16-bit checkpoint's dtype where the backend prefers 16 bits."""
+    if config.dtype != "auto":
+        return config.dtype, ""
+    preferred = capabilities.compute_dtypes[0]
+    both_short = preferred != "float32" and model.dtype != "float32"
+    if both_short and model.dtype in capabilities.compute_dtypes:
+        preferred = model.dtype
+    note = f"computing in {preferred}; the checkpoint is {model.dtype}" if preferred != model.dtype else ""
+    return preferred, note
+
+
+def _kv_dtype(config: EngineConfig, dtype: Dtype, capabilities: Capabilities) -> KVDtype:
+    if config.kv_dtype != "auto":
+        return config.kv_dtype
+    declared = capabilities.kv_dtypes
+    return dtype if dtype in declared or not declared else declared[0]
+
+
+def _fitting_length(config: EngineConfig, max_length: int, num_blocks: int, spec: KVSpec) -> tuple[int, str]:
+    """The longest sequence that the cache holds; a note when that is less than the model's context."""
+    room = max(0, num_blocks - 1) * spec.block_size
+    if room >= max_length or config.max_length is not None or room == 0:
+        return max_length, ""
+    return room, f"sequences are limited to {room} of the model's {max_length} tokens by the memory for the KV cache"
+
+
+def _capability_needs(
+    config: EngineConfig,
+    model: ModelConfig,
+    capabilities: Capabilities,
+    scheme: WeightScheme,
+    dtype: Dtype,
+    spec: KVSpec,
+) -> Iterator[Requirement]:
+    def need(what: str, needed: str, declared: tuple[str, ...], remedy: str) -> Requirement:
+        met = needed in declared
+        return Requirement(what, needed, ", ".join(declared), None if met else remedy)
+
+    dtypes = capabilities.compute_dtypes
+    yield need("compute dtype", dtype, dtypes, f"use --dtype {dtypes[0]}")
+    kv_dtypes = capabilities.kv_dtypes or dtypes
+    yield need("KV cache dtype", spec.dtype, kv_dtypes, f"use --kv-cache-dtype {kv_dtypes[0]}")
+    sizes = tuple(map(str, capabilities.block_sizes))
+    yield need("KV block size", str(spec.block_size), sizes, f"use --block-size {sizes[0]}")
+    if capabilities.head_dims:
+        dims = tuple(map(str, capabilities.head_dims))
+        yield need("head dimension", str(model.head_dim), dims, "use another backend for this model")
+    for feature in _attention_features(model):
+        declared = tuple(sorted(capabilities.attention))
+        yield need("attention", feature, declared, "use another backend for this model")
+    if config.quantize is not None:
+        offered = tuple(map(describe, capabilities.weight_schemes)) or ("no quantized weights",)
+        yield need("weights", describe(scheme), offered, "leave --quantize out or use another backend")
+    if config.max_length is not None and config.max_length > model.max_position:
+        what, remedy = "context", f"use --max-total-tokens {model.max_position} or less"
+        yield Requirement(what, str(config.max_length), str(model.max_position), remedy)
+
+
+def _attention_features(model: ModelConfig) -> Iterator[AttentionFeature]:
+    if any(window is not None for window in model.windows):
+        yield "sliding_window"
+    if model.attention_softcap is not None:
+        yield "softcap"
+
+
+def _memory_needs(
+    num_blocks: int, spec: KVSpec, usable: int, weights: int, workspace: int, max_length: int
+) -> Iterator[Requirement]:
+    needed = weights + workspace + 2 * spec.block_bytes()
+    remedy = "use a smaller --dtype or --quantize, lower --max-batch-prefill-tokens, or raise --memory-fraction"
+    yield Requirement("memory", f"{needed:,} bytes", f"{usable:,} bytes", None if needed <= usable else remedy)
+    room = max(0, num_blocks - 1) * spec.block_size
+    if needed <= usable:
+        remedy = f"use --max-total-tokens {room} or give the KV cache more memory"
+        met = room >= max_length
+        yield Requirement("longest sequence", f"{max_length} tokens", f"{room} tokens", None if met else remedy)
+
+
+def describe(scheme: WeightScheme) -> str:
+    """A scheme in words, e.g. `int4 in groups of 32`."""
+    group = f" in groups of {scheme.group_size}" if scheme.group_size else ""
+    activation = f" with {scheme.activation} activations" if scheme.activation else ""
+    return f"{scheme.weight}{group}{activation}"

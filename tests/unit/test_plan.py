@@ -1,0 +1,116 @@
+"""The start-up plan: memory adds up, and everything that cannot work is said at once."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from mainspring.core.backend import Backend, Capabilities, Device, DeviceInfo, Unavailable, WeightScheme
+from mainspring.core.config import EngineConfig, ModelConfig, RopeConfig
+from mainspring.core.errors import StartupError
+from mainspring.core.plan import blocks_that_fit, make_plan
+
+GIB = 1 << 30
+MODEL = ModelConfig(
+    architecture="LlamaForCausalLM",
+    vocab_size=49152,
+    hidden_size=576,
+    num_layers=30,
+    num_heads=9,
+    num_kv_heads=3,
+    head_dim=64,
+    intermediate_size=1536,
+    max_position=8192,
+    norm_epsilon=1e-5,
+    rope=RopeConfig(theta=100000.0, rotary_dim=64),
+    tied_embeddings=True,
+    dtype="bfloat16",
+)
+FULL = Capabilities(
+    compute_dtypes=("float32", "bfloat16"),
+    kv_dtypes=("float32", "bfloat16"),
+    block_sizes=(16, 32),
+    attention=frozenset({"sliding_window", "softcap"}),
+    weight_schemes=(WeightScheme(weight="int8", bits=8),),
+)
+
+
+class Declares(Backend):
+    """A backend that declares what it is given and cannot be opened."""
+
+    name = "declares"
+    contract_version = 1
+
+    def __init__(self, capabilities: Capabilities) -> None:
+        self._capabilities = capabilities
+
+    def devices(self) -> list[DeviceInfo] | Unavailable:
+        return []
+
+    def capabilities(self, device: DeviceInfo) -> Capabilities:
+        return self._capabilities
+
+    def open(self, index: int, rank: int, world: int, options: EngineConfig) -> Device:
+        raise AssertionError("a plan opens nothing")
+
+
+def device(total: int = 24 * GIB) -> DeviceInfo:
+    return DeviceInfo(0, "Test", "none", total)
+
+
+def test_weights_workspace_and_cache_stay_within_the_share() -> None:
+    config = EngineConfig(model="m", memory_fraction=0.5)
+    plan = make_plan(config, MODEL, Declares(FULL), device())
+    assert plan.usable_bytes == 12 * GIB
+    assert plan.weight_bytes == pytest.approx(134_515_008 * 4, rel=1e-6)
+    assert plan.weight_bytes + plan.workspace_bytes + plan.kv_bytes <= plan.usable_bytes
+    one_more = plan.kv_bytes + plan.kv.block_bytes()
+    assert plan.weight_bytes + plan.workspace_bytes + one_more > plan.usable_bytes
+
+
+def test_no_more_blocks_than_all_sequences_could_fill() -> None:
+    plan = make_plan(EngineConfig(model="m", max_sequences=2, max_length=64), MODEL, Declares(FULL), device())
+    assert plan.num_blocks == 1 + 2 * 4
+    assert plan.max_concurrent_tokens == 128
+
+
+def test_every_reason_is_said_at_once() -> None:
+    poor = dataclasses.replace(FULL, compute_dtypes=("float16",), head_dims=(128,), attention=frozenset())
+    model = ModelConfig(
+        **{field: getattr(MODEL, field) for field in MODEL.__struct_fields__} | {"windows": (4096,) * 30}
+    )
+    config = EngineConfig(model="m", dtype="bfloat16", block_size=64, max_length=100_000, quantize="int4")
+    with pytest.raises(StartupError) as raised:
+        make_plan(config, model, Declares(poor), device())
+    text = str(raised.value)
+    for part in ("compute dtype", "block size", "head dimension", "sliding_window", "context", "weights"):
+        assert part in text, part
+    assert len(raised.value.reasons) >= 6
+
+
+def test_a_device_too_small_for_the_weights_says_both_numbers() -> None:
+    with pytest.raises(StartupError, match=r"memory: needs [\d,]+ bytes, has 225,485,783 bytes"):
+        make_plan(EngineConfig(model="m", memory_fraction=0.7), MODEL, Declares(FULL), device(3 * GIB // 10))
+
+
+def test_a_shorter_context_than_the_models_is_noted_not_hidden() -> None:
+    config = EngineConfig(model="m", memory_fraction=0.5, max_batch_tokens=256, max_sequences=8)
+    plan = make_plan(config, MODEL, Declares(FULL), device(int(1.5 * GIB)))
+    assert plan.max_length < 8192
+    assert any(str(plan.max_length) in note for note in plan.notes)
+
+
+def test_the_checkpoints_16_bit_dtype_is_kept_where_16_bits_are_preferred() -> None:
+    short = dataclasses.replace(FULL, compute_dtypes=("float16", "bfloat16", "float32"), kv_dtypes=())
+    assert make_plan(EngineConfig(model="m"), MODEL, Declares(short), device()).dtype == "bfloat16"
+    assert make_plan(EngineConfig(model="m"), MODEL, Declares(FULL), device()).dtype == "float32"
+
+
+def test_after_loading_what_is_free_decides() -> None:
+    config = EngineConfig(model="m", memory_fraction=0.5)
+    plan = make_plan(config, MODEL, Declares(FULL), device())
+    free = 13 * GIB
+    blocks = blocks_that_fit(plan, config, free, 24 * GIB)
+    assert blocks == (GIB - plan.workspace_bytes) // plan.kv.block_bytes()
+    assert blocks_that_fit(plan, EngineConfig(model="m", num_blocks=7), free, 24 * GIB) == 7
