@@ -15,7 +15,6 @@ from starlette.requests import ClientDisconnect, Request
 
 from mainspring.server.errors import BodyError, FieldError, invalid
 
-MAX_BODY_BYTES = 2_000_000
 BODY_SECONDS = 30.0
 """A body that takes longer to arrive is given up."""
 
@@ -37,7 +36,7 @@ class WireModel(BaseModel):
 Wire = TypeVar("Wire", bound=WireModel)
 
 
-async def read_body(request: Request, max_bytes: int = MAX_BODY_BYTES) -> bytes:
+async def read_body(request: Request, max_bytes: int) -> bytes:
     """The whole body. Raises BodyError when it is no JSON by its type, too large, or too slow."""
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type != "application/json":

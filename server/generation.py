@@ -126,9 +126,7 @@ class SequenceText:
         return Token(token_id, own_text, False, logprobs), found.text, found.stop is not None
 
 
-async def generate(
-    engine: EngineClient, tokenizer: Tokenizer, generation: Generation
-) -> AsyncGenerator[Piece, None]:
+async def generate(engine: EngineClient, tokenizer: Tokenizer, generation: Generation) -> AsyncGenerator[Piece, None]:
     """Run one generation. Raises RequestError when it fails; its other sequences end with it."""
     sequences = [SequenceText(tokenizer, generation) for _ in range(generation.n)]
     running = generation.n

@@ -32,7 +32,9 @@ def read_metadata(path: Path) -> dict[str, Any]:
             try:
                 return _Header(data).read()
             except (struct.error, IndexError, UnicodeDecodeError) as error:
-                raise ModelError(f"{path.name} is damaged: its GGUF header cannot be read; download it again") from error
+                raise ModelError(
+                    f"{path.name} is damaged: its GGUF header cannot be read; download it again"
+                ) from error
 
 
 class _Header:

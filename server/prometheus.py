@@ -192,7 +192,11 @@ def _tgi_gauges(stats: Stats, ready: Ready) -> list[tuple[str, str, int]]:
     return [
         ("tgi_queue_size", "Sequences that wait", stats.waiting),
         ("tgi_batch_current_size", "Sequences that run", stats.running),
-        ("tgi_batch_current_max_tokens", "Tokens the running sequences hold blocks for", stats.blocks_used * ready.block_size),
+        (
+            "tgi_batch_current_max_tokens",
+            "Tokens the running sequences hold blocks for",
+            stats.blocks_used * ready.block_size,
+        ),
         ("tgi_batch_max_total_tokens", "Tokens the KV cache holds", ready.num_blocks * ready.block_size),
     ]
 

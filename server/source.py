@@ -54,7 +54,7 @@ def _demo_file() -> Path:
 
 def _download(model: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download  # half a second that local models need not pay
-    from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(model, revision=revision, allow_patterns=_HUB_FILES))

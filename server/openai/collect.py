@@ -66,9 +66,7 @@ async def collect_completion(
 ) -> Completion:
     """The whole completion; choice i of prompt p has the index p * n + i."""
     answers = await _answers(pieces, call)
-    choices = [
-        _completion_choice(index, answer, call, identity.tokenizer) for index, answer in enumerate(answers)
-    ]
+    choices = [_completion_choice(index, answer, call, identity.tokenizer) for index, answer in enumerate(answers)]
     return Completion(
         id=identity.id,
         created=identity.created,

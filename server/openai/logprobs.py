@@ -24,9 +24,7 @@ def chat_logprobs(tokens: Sequence[Token], tokenizer: Tokenizer) -> ChatLogprobs
     return ChatLogprobs(content)
 
 
-def completion_logprobs(
-    tokens: Sequence[Token], tokenizer: Tokenizer, num_top: int, offset: int
-) -> CompletionLogprobs:
+def completion_logprobs(tokens: Sequence[Token], tokenizer: Tokenizer, num_top: int, offset: int) -> CompletionLogprobs:
     """Parallel lists. `offset` is where the first token's text begins, in characters of the answer."""
     known = [(token, token.logprobs) for token in tokens if token.logprobs is not None]
     offsets = []

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any
+
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -11,44 +15,55 @@ from mainspring.server import sse
 from mainspring.server.answers import CLIENT_GONE, json_response, service_of, stream_headers, timing_headers
 from mainspring.server.body import read_body
 from mainspring.server.errors import UnknownModelError
+from mainspring.server.generation import Piece
+from mainspring.server.model import ServedModel
 from mainspring.server.openai.collect import collect_chat, collect_completion
 from mainspring.server.openai.errors import error_event, error_response
-from mainspring.server.openai.identity import new_identity
-from mainspring.server.openai.parse import parse_chat, parse_completion
+from mainspring.server.openai.identity import Identity, new_identity
+from mainspring.server.openai.parse import Call, parse_chat, parse_completion
 from mainspring.server.openai.stream import stream_chat, stream_completion
-from mainspring.server.openai.types import Model, ModelList
+from mainspring.server.openai.types import ChatCompletion, Completion, Model, ModelList
 from mainspring.server.service import Service, Timing
+
+Pieces = AsyncGenerator[Piece, None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Endpoint:
+    """What differs between the two generation routes."""
+
+    id_prefix: str
+    parse: Callable[[bytes, ServedModel], Call]
+    stream: Callable[[Pieces, Call, Timing, Identity], sse.Events]
+    collect: Callable[[Pieces, Call, Timing, Identity], Coroutine[Any, Any, ChatCompletion | Completion]]
+
+
+_CHAT = _Endpoint("chatcmpl", parse_chat, stream_chat, collect_chat)
+_COMPLETION = _Endpoint("cmpl", parse_completion, stream_completion, collect_completion)
 
 
 async def chat_completions(request: Request) -> Response:
     """`POST /v1/chat/completions`."""
-    timing = Timing()
-    try:
-        service = service_of(request)
-        call = await service.parse(parse_chat, await read_body(request), timing)
-        pieces = service.run(call.generations, timing)
-        identity = new_identity("chatcmpl", service.model)
-        if call.stream:
-            return _event_stream(stream_chat(pieces, call, timing, identity), service, call.prompt_characters)
-        answer = await sse.until_gone(request.receive, collect_chat(pieces, call, timing, identity))
-    except RequestError as error:
-        return error_response(error)
-    if answer is None:
-        return Response(status_code=CLIENT_GONE)
-    return json_response(answer, timing_headers(service, call.prompt_characters, timing))
+    return await _answer(request, _CHAT)
 
 
 async def completions(request: Request) -> Response:
     """`POST /v1/completions`."""
+    return await _answer(request, _COMPLETION)
+
+
+async def _answer(request: Request, endpoint: _Endpoint) -> Response:
     timing = Timing()
     try:
         service = service_of(request)
-        call = await service.parse(parse_completion, await read_body(request), timing)
+        call = await service.parse(endpoint.parse, await read_body(request, request.app.state.payload_limit), timing)
         pieces = service.run(call.generations, timing)
-        identity = new_identity("cmpl", service.model)
+        identity = new_identity(endpoint.id_prefix, service.model)
         if call.stream:
-            return _event_stream(stream_completion(pieces, call, timing, identity), service, call.prompt_characters)
-        answer = await sse.until_gone(request.receive, collect_completion(pieces, call, timing, identity))
+            events = endpoint.stream(pieces, call, timing, identity)
+            headers = stream_headers(service, call.prompt_characters)
+            return sse.EventStream(events, refuse=error_response, failure=error_event, headers=headers)
+        answer = await sse.until_gone(request.receive, endpoint.collect(pieces, call, timing, identity))
     except RequestError as error:
         return error_response(error)
     if answer is None:
@@ -78,11 +93,6 @@ async def model(request: Request) -> Response:
 def _model(service: Service) -> Model:
     model = service.model
     return Model(id=model.id, created=model.created, owned_by=model.id, max_model_len=model.limits.max_total_tokens)
-
-
-def _event_stream(events: sse.Events, service: Service, prompt_characters: int) -> Response:
-    headers = stream_headers(service, prompt_characters)
-    return sse.EventStream(events, refuse=error_response, failure=error_event, headers=headers)
 
 
 ROUTES = [

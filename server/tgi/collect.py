@@ -28,9 +28,7 @@ class _Answer:
         return sum(logprobs) / max(len(logprobs), 1)
 
 
-async def collect(
-    pieces: AsyncGenerator[Piece, None], call: GenerateCall, tokenizer: Tokenizer
-) -> GenerateResponse:
+async def collect(pieces: AsyncGenerator[Piece, None], call: GenerateCall, tokenizer: Tokenizer) -> GenerateResponse:
     """The best of the call's sequences."""
     answers = [_Answer() for _ in range(call.generation.n)]
     async with aclosing(pieces):

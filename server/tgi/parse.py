@@ -117,9 +117,7 @@ def _check_best_of(best_of: int, parameters: GenerateParameters, limits: Limits,
 
 def _check_stops(stops: list[str], limits: Limits) -> None:
     if len(stops) > limits.max_stop_sequences:
-        raise invalid(
-            f"`stop` supports up to {limits.max_stop_sequences} stop sequences. Given: {len(stops)}", "stop"
-        )
+        raise invalid(f"`stop` supports up to {limits.max_stop_sequences} stop sequences. Given: {len(stops)}", "stop")
     if "" in stops:
         raise invalid("`stop` must not hold an empty string", "stop")
 
@@ -129,9 +127,7 @@ def _encode(inputs: str, truncate: int | None, model: ServedModel) -> list[int]:
     if not inputs:
         raise invalid("`inputs` cannot be empty", "inputs")
     if truncate is not None and not 0 < truncate <= limit:
-        raise invalid(
-            f"`truncate` must be strictly positive and less than {limit}. Given: {truncate}", "truncate"
-        )
+        raise invalid(f"`truncate` must be strictly positive and less than {limit}. Given: {truncate}", "truncate")
     tokens = model.tokenizer.encode(inputs)
     if not tokens:
         raise invalid("`inputs` cannot be empty: the tokenizer makes no token of it", "inputs")
@@ -146,9 +142,7 @@ def _max_tokens(input_length: int, max_new_tokens: int | None, limits: Limits) -
             "max_new_tokens",
         )
     if input_length > limits.max_input_tokens:
-        raise invalid(
-            f"`inputs` must have less than {limits.max_input_tokens} tokens. Given: {input_length}", "inputs"
-        )
+        raise invalid(f"`inputs` must have less than {limits.max_input_tokens} tokens. Given: {input_length}", "inputs")
     return limits.max_total_tokens - input_length if max_new_tokens is None else max_new_tokens
 
 

@@ -72,7 +72,7 @@ async def _answer(request: Request, parser: Parser, *, in_list: bool) -> Respons
     timing = Timing()
     try:
         service = service_of(request)
-        call = await service.parse(parser, await read_body(request), timing)
+        call = await service.parse(parser, await read_body(request, request.app.state.payload_limit), timing)
         if call.stream:
             return _event_stream(service, call, timing)
         pieces = service.run([call.generation], timing)
