@@ -253,3 +253,7 @@ def _backend_options(pairs: Sequence[str]) -> dict[str, str]:
 def _run_module(module: str, *arguments: str) -> NoReturn:
     """Become `python -m module`, so that nothing of the core's computing side is imported into the server."""
     os.execv(sys.executable, [sys.executable, "-m", module, *arguments])  # noqa: S606  # our own interpreter
+
+
+if __name__ == "__main__":
+    main()

@@ -125,9 +125,7 @@ class LLM:
 
         Raises RequestError for the first prompt that fails; the others are then ended.
         """
-        if isinstance(prompts, str) or (prompts and isinstance(prompts[0], int)):
-            prompts = [prompts]  # type: ignore[list-item]  # a single prompt, which the line above made sure of
-        generations = [self._generation(prompt, params, stop) for prompt in prompts]
+        generations = [self._generation(prompt, params, stop) for prompt in _one_by_one(prompts)]
         return self._run(self._generate_all(generations))
 
     def chat(
@@ -189,6 +187,13 @@ class LLM:
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+
+def _one_by_one(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    if isinstance(prompts, str):
+        return [prompts]
+    ids = [token_id for token_id in prompts if isinstance(token_id, int)]
+    return [ids] if ids else [prompt for prompt in prompts if not isinstance(prompt, int)]
 
 
 async def _collect(pieces: AsyncGenerator[Piece, None], generation: Generation) -> Output:

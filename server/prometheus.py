@@ -194,7 +194,7 @@ def _tgi_gauges(stats: Stats, ready: Ready) -> list[tuple[str, str, int]]:
         ("tgi_batch_current_size", "Sequences that run", stats.running),
         (
             "tgi_batch_current_max_tokens",
-            "Tokens the running sequences hold blocks for",
+            "Tokens in blocks in use",
             stats.blocks_used * ready.block_size,
         ),
         ("tgi_batch_max_total_tokens", "Tokens the KV cache holds", ready.num_blocks * ready.block_size),

@@ -1,4 +1,4 @@
-"""TGI's request bodies to `Generation`s. The checks, their order and their texts are TGI's (router/src/validation.rs)."""
+"""TGI's request bodies to `Generation`s. Checks, their order and their texts are TGI's (router/src/validation.rs)."""
 
 from __future__ import annotations
 
