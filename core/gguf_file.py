@@ -58,7 +58,9 @@ class GGUFFile:
         except (struct.error, ValueError, KeyError, IndexError, UnicodeDecodeError) as error:
             raise ModelError(f"{path} is not a sound GGUF file ({error}); fetch it again") from error
         if int(metadata.get("split.count", 1)) > 1:
-            raise ModelError(f"{path} is one of {metadata['split.count']} parts; join them with llama-gguf-split --merge")
+            raise ModelError(
+                f"{path} is one of {metadata['split.count']} parts; join them with llama-gguf-split --merge"
+            )
         ends = [tensor.offset + tensor.num_bytes for tensor in tensors.values()]
         if max(ends, default=0) > data.size:
             raise ModelError(f"{path} has {data.size} bytes of {max(ends)}; it was cut off, fetch it again")

@@ -28,8 +28,6 @@ def load_weights(
     raise NotImplementedError
 
 
-def fill_dummy(
-    model: CausalLM, seed: int, device: Device, dtype: torch.dtype, scheme: WeightScheme | None
-) -> None:
+def fill_dummy(model: CausalLM, seed: int, device: Device, dtype: torch.dtype, scheme: WeightScheme | None) -> None:
     """Small random weights from a seeded generator, for speed tests of true shapes."""
     raise NotImplementedError

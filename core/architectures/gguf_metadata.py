@@ -17,31 +17,35 @@ ARCHITECTURE_NAMES: Mapping[str, str] = MappingProxyType({
     "gemma2": "Gemma2ForCausalLM", "gemma3": "Gemma3ForCausalLM", "phi3": "Phi3ForCausalLM", "gpt2": "GPT2LMHeadModel",
 })  # fmt: skip
 
-NAMES: Mapping[str, str] = MappingProxyType({
-    "block_count": "num_hidden_layers",
-    "embedding_length": "hidden_size",
-    "feed_forward_length": "intermediate_size",
-    "context_length": "max_position_embeddings",
-    "attention.head_count": "num_attention_heads",
-    "attention.head_count_kv": "num_key_value_heads",
-    "attention.key_length": "head_dim",
-    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
-    "attention.layer_norm_epsilon": "layer_norm_epsilon",
-    "attention.sliding_window": "sliding_window",
-    "attn_logit_softcapping": "attn_logit_softcapping",
-    "final_logit_softcapping": "final_logit_softcapping",
-    "rope.freq_base": "rope_theta",
-    "rope.freq_base_swa": "rope_local_base_freq",
-})
+NAMES: Mapping[str, str] = MappingProxyType(
+    {
+        "block_count": "num_hidden_layers",
+        "embedding_length": "hidden_size",
+        "feed_forward_length": "intermediate_size",
+        "context_length": "max_position_embeddings",
+        "attention.head_count": "num_attention_heads",
+        "attention.head_count_kv": "num_key_value_heads",
+        "attention.key_length": "head_dim",
+        "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+        "attention.layer_norm_epsilon": "layer_norm_epsilon",
+        "attention.sliding_window": "sliding_window",
+        "attn_logit_softcapping": "attn_logit_softcapping",
+        "final_logit_softcapping": "final_logit_softcapping",
+        "rope.freq_base": "rope_theta",
+        "rope.freq_base_swa": "rope_local_base_freq",
+    }
+)
 
-ROPE_NAMES: Mapping[str, str] = MappingProxyType({
-    "type": "rope_type",
-    "factor": "factor",
-    "original_context_length": "original_max_position_embeddings",
-    "attn_factor": "attention_factor",
-    "yarn_beta_fast": "beta_fast",
-    "yarn_beta_slow": "beta_slow",
-})
+ROPE_NAMES: Mapping[str, str] = MappingProxyType(
+    {
+        "type": "rope_type",
+        "factor": "factor",
+        "original_context_length": "original_max_position_embeddings",
+        "attn_factor": "attention_factor",
+        "yarn_beta_fast": "beta_fast",
+        "yarn_beta_slow": "beta_slow",
+    }
+)
 
 EOS_NAMES = ("eos_token_id", "eot_token_id", "eom_token_id")
 
@@ -77,7 +81,9 @@ def gguf_config(file: GGUFFile) -> dict[str, Any]:
 def _tensors_say(file: GGUFFile) -> dict[str, Any]:
     """Facts that GGUF keeps only in which tensors there are."""
     if "token_embd.weight" not in file.tensors:
-        raise ModelError(f"{file.path} has no tensor token_embd.weight; it is no language model, or a part of a split one")
+        raise ModelError(
+            f"{file.path} has no tensor token_embd.weight; it is no language model, or a part of a split one"
+        )
     return {
         "vocab_size": file.tensors["token_embd.weight"].shape[0],
         "tie_word_embeddings": "output.weight" not in file.tensors,

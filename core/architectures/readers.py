@@ -179,7 +179,9 @@ def _head_dim(fields: Fields, hidden_size: int, num_heads: int) -> int:
     if fields.has("head_dim"):
         return fields.integer("head_dim")
     if hidden_size % num_heads:
-        raise fields.unusable("num_attention_heads", f"it must divide hidden_size {hidden_size} where head_dim is absent")
+        raise fields.unusable(
+            "num_attention_heads", f"it must divide hidden_size {hidden_size} where head_dim is absent"
+        )
     return hidden_size // num_heads
 
 

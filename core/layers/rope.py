@@ -23,7 +23,9 @@ class Rotary(nn.Module):
 
     table: Tensor
 
-    def __init__(self, rope: RopeConfig, max_length: int, device: str, apply: Callable[..., tuple[Tensor, Tensor]]) -> None:
+    def __init__(
+        self, rope: RopeConfig, max_length: int, device: str, apply: Callable[..., tuple[Tensor, Tensor]]
+    ) -> None:
         super().__init__()
         self.register_buffer("table", rope_table(rope, max_length).to(device), persistent=False)
         self._rope = apply
