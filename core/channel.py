@@ -153,10 +153,10 @@ class ServerChannel:
     def __init__(self) -> None:
         self._directory = Path(tempfile.mkdtemp(prefix="mainspring-"))
         self._context = zmq.Context()
+        self._outbox = _socket(self._context, zmq.PUSH)
+        self._inbox = zmq.asyncio.Socket(self._context, zmq.PULL)
+        _limit(self._inbox)
         try:
-            self._outbox = _socket(self._context, zmq.PUSH)
-            self._inbox = zmq.asyncio.Socket(self._context, zmq.PULL)
-            _limit(self._inbox)
             self.to_engine = self._bind(self._outbox, "to_engine")
             self.from_engine = self._bind(self._inbox, "from_engine")
         except BaseException:
@@ -205,6 +205,7 @@ class ServerChannel:
 
     def close(self) -> None:
         """Drops whatever was not sent and removes the directory. May be called again."""
+        self._inbox.close(linger=0)
         self._context.destroy(linger=0)
         shutil.rmtree(self._directory, ignore_errors=True)
 

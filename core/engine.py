@@ -36,7 +36,7 @@ from mainspring.core.config import EngineConfig, ModelConfig
 from mainspring.core.errors import DeviceOutOfMemory, ErrorKind, RequestError, StartupError
 from mainspring.core.metrics import Stats
 from mainspring.core.plan import Plan, make_plan
-from mainspring.core.plugins import Choice, load_plugins
+from mainspring.core.plugins import Choice, Plugins, load_plugins
 from mainspring.core.request import (
     Cancel,
     Delta,
@@ -243,6 +243,7 @@ class Setting:
     """What is asked, of which model, on which device, and how it will fit."""
 
     config: EngineConfig
+    plugins: Plugins
     model: ModelConfig
     choice: Choice
     plan: Plan
@@ -279,7 +280,7 @@ def examine(config: EngineConfig) -> Setting:
         reasons += error.reasons
     if model is None or choice is None:
         raise StartupError(reasons)
-    return Setting(config, model, choice, make_plan(config, model, choice.backend, choice.device))
+    return Setting(config, plugins, model, choice, make_plan(config, model, choice.backend, choice.device))
 
 
 def build_executor(setting: Setting, progress: ProgressCallback) -> Executor:
@@ -293,7 +294,21 @@ def build_executor(setting: Setting, progress: ProgressCallback) -> Executor:
         return own
     from mainspring.core import runner  # imports torch, which a backend's own executor may do without
 
-    return runner.build_executor(config, model, plan, backend.open(device.index, 0, 1, config))
+    opened = backend.open(device.index, 0, 1, config)
+    try:
+        return runner.build_executor(
+            config,
+            model,
+            plan,
+            opened,
+            info=device,
+            capabilities=backend.capabilities(device),
+            progress=progress,
+            model_plugins=setting.plugins.models(),
+        )
+    except BaseException:
+        opened.close()
+        raise
 
 
 def build_scheduler(setting: Setting, executor: Executor, max_length: int) -> Scheduler:

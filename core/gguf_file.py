@@ -58,9 +58,8 @@ class GGUFFile:
         except (struct.error, ValueError, KeyError, IndexError, UnicodeDecodeError) as error:
             raise ModelError(f"{path} is not a sound GGUF file ({error}); fetch it again") from error
         if int(metadata.get("split.count", 1)) > 1:
-            raise ModelError(
-                f"{path} is one of {metadata['split.count']} parts; join them with llama-gguf-split --merge"
-            )
+            parts = metadata["split.count"]
+            raise ModelError(f"{path} is one of {parts} parts; join them with llama-gguf-split --merge")
         ends = [tensor.offset + tensor.num_bytes for tensor in tensors.values()]
         if max(ends, default=0) > data.size:
             raise ModelError(f"{path} has {data.size} bytes of {max(ends)}; it was cut off, fetch it again")
@@ -85,12 +84,12 @@ class _Header:
     """A cursor over the header's bytes."""
 
     def __init__(self, data: NDArray[np.uint8]) -> None:
-        self._bytes = memoryview(data)
+        self._bytes = data.data
         self._at = 0
 
     def read(self) -> tuple[dict[str, Any], dict[str, GGUFTensor]]:
         """Metadata, and tensors with their offsets from the start of the file."""
-        if self._take(4) != b"GGUF":
+        if bytes(self._take(4)) != b"GGUF":
             raise ValueError("it does not start with GGUF")
         version = self._scalar("<I")
         if version not in (2, 3):

@@ -50,8 +50,8 @@ ROPE_NAMES: Mapping[str, str] = MappingProxyType(
 EOS_NAMES = ("eos_token_id", "eot_token_id", "eom_token_id")
 
 LARGEST_GEMMAS: Mapping[tuple[str, int], str] = MappingProxyType({("gemma2", 46): "27B", ("gemma3", 62): "27B"})
-"""Models whose queries are scaled by hidden size over heads, not by the head dim: GGUF does not say, llama.cpp knows them
-by their number of layers."""
+"""Models whose queries are scaled by hidden size over heads, not by the head dim. GGUF does not say; llama.cpp knows
+them by their number of layers."""
 
 
 def gguf_config(file: GGUFFile) -> dict[str, Any]:
@@ -81,9 +81,7 @@ def gguf_config(file: GGUFFile) -> dict[str, Any]:
 def _tensors_say(file: GGUFFile) -> dict[str, Any]:
     """Facts that GGUF keeps only in which tensors there are."""
     if "token_embd.weight" not in file.tensors:
-        raise ModelError(
-            f"{file.path} has no tensor token_embd.weight; it is no language model, or a part of a split one"
-        )
+        raise ModelError(f"{file.path} has no tensor token_embd.weight; it is no whole language model")
     return {
         "vocab_size": file.tensors["token_embd.weight"].shape[0],
         "tie_word_embeddings": "output.weight" not in file.tensors,
@@ -110,9 +108,7 @@ def _rope(file: GGUFFile, own: Mapping[str, Any], config: Mapping[str, Any]) -> 
 
     `rope_freqs` is Llama 3's scaling worked out by the converter: the same thing as a longrope with one set of factors.
     """
-    given = {
-        new: own[f"rope.scaling.{old}"] for old, new in ROPE_NAMES.items() if f"rope.scaling.{old}" in own
-    }  # fmt: skip
+    given = {new: own[f"rope.scaling.{old}"] for old, new in ROPE_NAMES.items() if f"rope.scaling.{old}" in own}
     if "rope_freqs.weight" in file.tensors:
         factors = file.read("rope_freqs.weight").tolist()
         unscaled = {"factor": 1.0, "attention_factor": 1.0}

@@ -123,7 +123,7 @@ def read_gemma3(fields: Fields) -> ModelConfig:
 
 
 def read_phi3(fields: Fields) -> ModelConfig:
-    """Llama with q, k, v and gate, up merged in the checkpoint, part of each head rotating, longrope under old names."""
+    """Llama with a part of each head rotating, and longrope under older names."""
     given = rope_parameters(fields)
     if given.text("rope_type", given.text("type", "default")) == "yarn":
         # Phi-3's first configs said "yarn" and meant what is called longrope since.
@@ -179,9 +179,7 @@ def _head_dim(fields: Fields, hidden_size: int, num_heads: int) -> int:
     if fields.has("head_dim"):
         return fields.integer("head_dim")
     if hidden_size % num_heads:
-        raise fields.unusable(
-            "num_attention_heads", f"it must divide hidden_size {hidden_size} where head_dim is absent"
-        )
+        raise fields.unusable("num_attention_heads", f"without head_dim it must divide hidden_size {hidden_size}")
     return hidden_size // num_heads
 
 

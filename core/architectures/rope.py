@@ -1,4 +1,4 @@
-"""How configs spell rotary position embeddings: `rope_scaling` beside `rope_theta`, or transformers 5's `rope_parameters`.
+"""How configs spell rotary position embeddings: `rope_scaling` beside `rope_theta`, or one `rope_parameters`.
 
 What the numbers do to a table is `core/layers/rope.py`.
 """

@@ -36,9 +36,9 @@ class PagedAttention(nn.Module):
 
     def split(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """[T, (H + 2K) * D], queries first, as q[T, H, D], k[T, K, D], v[T, K, D]; views."""
-        heads = qkv.unflatten(-1, (-1, self.head_dim))
-        q_THD, k_TKD, v_TKD = heads.split((self.num_heads, self.num_kv_heads, self.num_kv_heads), dim=1)
-        return q_THD, k_TKD, v_TKD
+        heads = qkv.view(len(qkv), -1, self.head_dim)
+        keys = self.num_heads + self.num_kv_heads
+        return heads[:, : self.num_heads], heads[:, self.num_heads : keys], heads[:, keys:]
 
     def forward(self, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, step: AttentionStep) -> Tensor:
         """[T, H * D]."""

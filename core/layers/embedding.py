@@ -95,3 +95,8 @@ class TiedHead(WeightLayer):
     def fill(self, path: str, read: Read, packing: Packing) -> None:
         (embedding,) = self._embedding
         self.packed = packing.pack(packing.head, {"weight": embedding.weight})
+
+
+def softcapped(scores_NV: Tensor, cap: float | None) -> Tensor:
+    """Scores squeezed into (-cap, cap) by tanh; as they are without a cap (Gemma)."""
+    return scores_NV if cap is None else cap * torch.tanh(scores_NV / cap)

@@ -10,12 +10,13 @@ from torch import Tensor
 
 from mainspring.core.backend import Device
 from mainspring.core.config import ModelConfig, RopeConfig
+from mainspring.core.errors import ModelError
 from mainspring.core.layers.attention import PagedAttention
 from mainspring.core.layers.embedding import Embedding, Head, ScaledEmbedding, TiedHead
 from mainspring.core.layers.linear import Linear, MergedLinear
 from mainspring.core.layers.mlp import GatedMLP
 from mainspring.core.layers.norm import LayerNorm, RMSNorm
-from mainspring.core.layers.rope import Rotary
+from mainspring.core.layers.rope import Rotary, rope_table
 from mainspring.core.ops import Ops
 
 
@@ -57,11 +58,16 @@ class LayerFactory:
         return GatedMLP(gate_up, down, self.gated_activation(config))
 
     def gated_activation(self, config: ModelConfig) -> Callable[[Tensor], Tensor]:
-        """The op that joins gate and up."""
+        """The op that joins gate and up, packed side by side."""
         if config.activation == "silu":
             return self.ops.silu_mul
-        gelu_mul = self.ops.gelu_mul
-        return partial(_with_tanh, gelu_mul, config.activation == "gelu_tanh")
+        return partial(self._gelu_mul, tanh=config.activation == "gelu_tanh")
+
+    def activation(self, config: ModelConfig) -> Callable[[Tensor], Tensor]:
+        """The op between the two layers of an MLP without a gate. Raises `ModelError` for one that only gates have."""
+        if config.activation == "silu":
+            raise ModelError(f"activation 'silu' is not supported in {config.architecture}; gelu and gelu_new are")
+        return partial(self._gelu, tanh=config.activation == "gelu_tanh")
 
     def rms_norm(self, size: int, config: ModelConfig) -> RMSNorm:
         """RMSNorm over `size`."""
@@ -71,9 +77,11 @@ class LayerFactory:
         """LayerNorm over the hidden size."""
         return LayerNorm(config.hidden_size, config.norm_epsilon, self.ops)
 
-    def rotary(self, rope: RopeConfig) -> Rotary:
-        """A rope table, to be shared by layers."""
-        return Rotary(rope, self.max_length, self.device.torch_device, self.ops.rope)
+    def rotary(self, rope: RopeConfig | None) -> Rotary:
+        """A rope table, to be shared by layers. Raises `ModelError` when the config has no rope."""
+        if rope is None:
+            raise ModelError("the model rotates its heads, but its config names no rope; add rope_theta")
+        return Rotary(rope_table(rope, self.max_length).to(self.device.torch_device), self.ops.rope)
 
     def embedding(self, num_rows: int, config: ModelConfig) -> Embedding:
         """A table of `num_rows` hidden states, scaled where the model scales them."""
@@ -87,6 +95,8 @@ class LayerFactory:
             return TiedHead(embedding, self.device.quantized_linear)
         return Head(config.vocab_size, config.hidden_size, self.device.quantized_linear)
 
+    def _gelu(self, x: Tensor, *, tanh: bool) -> Tensor:
+        return self.ops.gelu(x, tanh)
 
-def _with_tanh(op: Callable[[Tensor, bool], Tensor], tanh: bool, x: Tensor) -> Tensor:
-    return op(x, tanh)
+    def _gelu_mul(self, x: Tensor, *, tanh: bool) -> Tensor:
+        return self.ops.gelu_mul(x, tanh)

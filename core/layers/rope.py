@@ -24,14 +24,14 @@ class Rotary(nn.Module):
     table: Tensor
 
     def __init__(
-        self, rope: RopeConfig, max_length: int, device: str, apply: Callable[..., tuple[Tensor, Tensor]]
+        self, table_PR: Tensor, rope: Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
     ) -> None:
         super().__init__()
-        self.register_buffer("table", rope_table(rope, max_length).to(device), persistent=False)
-        self._rope = apply
+        self.register_buffer("table", table_PR, persistent=False)
+        self._rope = rope
 
     def forward(self, q_THD: Tensor, k_TKD: Tensor, positions_T: Tensor) -> tuple[Tensor, Tensor]:
-        """Both rotated; positions are below the `max_length` the table was made for."""
+        """Both rotated; positions are below the length that the table was made for."""
         return self._rope(q_THD, k_TKD, positions_T, self.table)
 
 

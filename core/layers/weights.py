@@ -13,7 +13,7 @@ from mainspring.core.backend import Device, PackedLinear, WeightScheme
 
 Shape = tuple[int, ...]
 Read = Callable[[str], Tensor]
-"""A checkpoint tensor by its name, in the shape that `WeightLayer.sources` gave for it; on the host, any float dtype."""
+"""A checkpoint tensor by its name, in the shape that `WeightLayer.sources` gave; on the host, of any float dtype."""
 
 
 @dataclass(frozen=True, slots=True)
