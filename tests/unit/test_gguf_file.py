@@ -53,6 +53,34 @@ def test_values_and_tensors(tmp_path: Path) -> None:
     assert file.read("vector").tolist() == [0, 1, 2, 3, 4]
 
 
+@pytest.mark.parametrize("kind", ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS"])
+def test_blocks_of_many_values(tmp_path: Path, kind: str) -> None:
+    stored = gguf.GGMLQuantizationType[kind]
+    values, num_bytes = gguf.GGML_QUANT_SIZES[stored]
+    # Bytes below 60 make no float16 scale infinite.
+    rows = np.random.default_rng(0).integers(0, 60, size=(3, 2 * num_bytes), dtype=np.uint8)
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
+    writer.add_tensor("blocks", rows, raw_dtype=stored)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    file = GGUFFile.open(tmp_path / "m.gguf")
+    assert file.tensors["blocks"].shape == (3, 2 * values)
+    assert np.array_equal(file.read("blocks"), gguf.quants.dequantize(rows, stored))
+
+
+def test_types_that_are_no_weights_are_refused(tmp_path: Path) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
+    writer.add_tensor("integers", np.arange(4, dtype=np.int32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(ModelError, match=r"integers in .* is stored as I32, which cannot be dequantized"):
+        GGUFFile.open(tmp_path / "m.gguf").read("integers")
+
+
 @given(length=st.integers(min_value=0, max_value=600))
 def test_no_prefix_of_a_file_is_mistaken_for_one(tmp_path_factory: pytest.TempPathFactory, length: int) -> None:
     directory = tmp_path_factory.mktemp("cut")
@@ -94,3 +122,13 @@ def test_architectures_that_are_refused(tmp_path: Path) -> None:
         writer.close()
         with pytest.raises(ModelError, match=message):
             read_model_config(tmp_path / "m.gguf")
+
+
+def test_mixtures_of_experts_are_refused_in_a_word(tmp_path: Path) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
+    writer.add_expert_count(8)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    with pytest.raises(ModelError, match="is a mixture of 8 experts, which is not supported"):
+        read_model_config(tmp_path / "m.gguf")
