@@ -12,7 +12,7 @@ Legend: T packed tokens, N rows that choose a token, E hidden size, V vocabulary
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -290,7 +290,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return any(phrase in text for phrase in _OUT_OF_MEMORY)
 
 
-_OUT_OF_MEMORY: Iterable[str] = ("out of memory", "not enough memory", "can't allocate memory", "resource_exhausted")
+_OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "resource_exhausted")
 
 
 def build_executor(

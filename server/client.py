@@ -11,6 +11,7 @@ import contextlib
 import itertools
 import logging
 import os
+from collections import deque
 from collections.abc import Callable, Sequence
 
 from mainspring.core.channel import (
@@ -64,10 +65,11 @@ class EngineClient:
         self._grace_seconds = grace_seconds
         self._request_ids = itertools.count(1)
         self._streams: dict[RequestId, RequestStream] = {}
-        self._unsent: list[Cancel | Drain] = []
+        self._unsent: deque[Cancel | Drain] = deque()
         self._channel: ServerChannel | None = None
         self._process: EngineProcess | None = None
         self._tasks: list[asyncio.Task[None]] = []
+        self._exit_watch: set[asyncio.Task[None]] = set()
         self._started: asyncio.Future[Ready] | None = None
         self._failed = asyncio.Event()
         self._ready: Ready | None = None
@@ -76,6 +78,9 @@ class EngineClient:
         self._failure: str | None = None
         self._exit_code = 0
         self._stopping = False
+        """The engine was asked to stop."""
+        self._ended = False
+        """It was made to."""
         self._due: float | None = None
 
     # What the engine is
@@ -136,9 +141,11 @@ class EngineClient:
         self._channel = ServerChannel()
         try:
             self._process = EngineProcess(self._start_frame(self._channel))
+            exit_watch = asyncio.create_task(self._watch_exit(self._process), name="engine-exit")
+            self._exit_watch = {exit_watch}
             self._tasks = [
+                exit_watch,
                 asyncio.create_task(self._receive(self._channel), name="engine-receive"),
-                asyncio.create_task(self._watch_exit(self._channel, self._process), name="engine-exit"),
                 asyncio.create_task(self._watch_deadline(self._process), name="engine-watchdog"),
             ]
             return await self._started
@@ -152,17 +159,18 @@ class EngineClient:
         On False the rest has ended with SHUTTING_DOWN and the exit code says that the drain overran.
         """
         self._stopping = True
-        if self._process is None or self._failure is not None:
+        if self._process is None or self._failure is not None or self._ended:
             return True
         self._send(Drain())
-        finished = await self._process.wait(seconds) is not None
+        # An engine that still loads reads no messages, and nothing runs in it.
+        finished, _ = await asyncio.wait(self._exit_watch, timeout=seconds if self._ready is not None else 0.0)
         if not finished:
             if self._streams:
                 self._exit_code = EXIT_DRAIN_OVERRUN
+            self._ended = True
             await self._process.end()
-            await self._receive_rest()
-        self._end_streams(ErrorKind.SHUTTING_DOWN, "the server is shutting down")
-        return finished
+            await asyncio.wait(self._exit_watch)
+        return bool(finished)
 
     async def aclose(self) -> None:
         """Ends the engine and whatever still runs in it, at once. May be called again; `drain` first to be polite."""
@@ -215,13 +223,16 @@ class EngineClient:
     def _send(self, message: Cancel | Drain) -> None:
         """Sends what must not be lost: a full queue only delays it."""
         self._unsent.append(message)
+        self._send_rest()
+
+    def _send_rest(self) -> None:
         channel = self._require_channel()
         try:
             while self._unsent:
                 channel.send(self._unsent[0])
-                del self._unsent[0]
+                self._unsent.popleft()
         except RequestError:
-            _log.warning("the queue to the engine is full; %d messages wait", len(self._unsent))
+            _log.debug("the queue to the engine is full; %d messages wait", len(self._unsent))
 
     async def _receive(self, channel: ServerChannel) -> None:
         try:
@@ -260,7 +271,7 @@ class EngineClient:
                 if stream.finished:
                     streams.pop(delta.request_id, None)
         if self._unsent:
-            self._send(self._unsent.pop())
+            self._send_rest()
         for observer in self._observers:
             observer(output)
 
@@ -268,25 +279,26 @@ class EngineClient:
         """Ends the wait of `start`."""
         if self._started is None or self._started.done():
             return
-        if isinstance(outcome, StartupError):
+        if not isinstance(outcome, StartupError):
+            self._started.set_result(outcome)
+            return
+        self._started.set_exception(outcome)
+        if not self._stopping:
             self._exit_code = EXIT_STARTUP
             self._failure = str(outcome)
             self._failed.set()
-            self._started.set_exception(outcome)
-        else:
-            self._started.set_result(outcome)
 
     # Death
 
-    async def _watch_exit(self, channel: ServerChannel, process: EngineProcess) -> None:
-        await process.wait()
+    async def _watch_exit(self, process: EngineProcess) -> None:
+        code = await process.wait()
         await self._receive_rest()
-        if self._stopping:
-            self._end_streams(ErrorKind.SHUTTING_DOWN, "the server is shutting down")
-            return
         reason = process.describe_exit()
         self._settle(StartupError(f"{reason} while starting; what it wrote before is above"))
-        await self._fail(reason)
+        if self._ended or (self._stopping and code == 0):
+            self._end_streams(ErrorKind.SHUTTING_DOWN, "the server is shutting down")
+        else:
+            await self._fail(reason)
 
     async def _watch_deadline(self, process: EngineProcess) -> None:
         """Ends an engine that says nothing for longer than it announced."""
@@ -306,8 +318,8 @@ class EngineClient:
 
     async def _receive_rest(self) -> None:
         """Lets the receiver take what the engine sent before it ended."""
-        channel = self._channel
-        while channel is not None and await channel.waiting(0.05):
+        channel = self._require_channel()
+        while self._failure is None and await channel.waiting(0.05):
             await asyncio.sleep(0)
 
     async def _fail(self, reason: str) -> None:
@@ -328,6 +340,7 @@ class EngineClient:
 
     async def _release(self) -> None:
         """Ends the process and the tasks and closes the channel."""
+        self._stopping = self._ended = True
         if self._process is not None:
             await self._process.end()
         for task in self._tasks:

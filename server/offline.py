@@ -17,6 +17,7 @@ import msgspec
 
 from mainspring.core.config import Dtype, EngineConfig, KVDtype
 from mainspring.core.errors import StartupError
+from mainspring.core.metrics import Stats
 from mainspring.core.request import FinishReason, Ready, SamplingParams
 from mainspring.server.client import EngineClient, ProgressListener
 from mainspring.server.errors import TemplateError
@@ -149,6 +150,11 @@ class LLM:
                     yield piece.text
         finally:
             self._run(pieces.aclose())
+
+    @property
+    def stats(self) -> Stats:
+        """The engine's numbers as of its last step."""
+        return self._engine.stats
 
     def close(self) -> None:
         """End the engine. May be called again."""

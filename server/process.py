@@ -25,7 +25,8 @@ STACK_DUMP_SIGNAL = signal.SIGUSR1
 """The engine's faulthandler writes the stacks of all its threads to standard error."""
 
 _DUMP_SECONDS = 0.3
-_TERMINATE_SECONDS = 2.0
+_TERMINATE_ATTEMPTS = 8
+_TERMINATE_SECONDS = 0.25
 
 
 class EngineProcess:
@@ -35,6 +36,7 @@ class EngineProcess:
         self._child = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)  # noqa: S603
         self._loop = asyncio.get_running_loop()
         self._exited = asyncio.Event()
+        self._reaping = threading.Lock()
         # A thread sees the exit at once, whatever the event loop and its child watcher are.
         threading.Thread(target=self._await_exit, name="engine-exit", daemon=True).start()
         self._write(pack_start(start))
@@ -60,20 +62,27 @@ class EngineProcess:
         self._signal(STACK_DUMP_SIGNAL)
         await self.wait(_DUMP_SECONDS)
 
-    async def end(self) -> int:
-        """Ends it for good: SIGTERM, and SIGKILL to its whole session when that does not help. Returns its code."""
-        self._signal(signal.SIGTERM)
-        if await self.wait(_TERMINATE_SECONDS) is None:
+    async def end(self) -> None:
+        """Ends it for good: SIGTERM, which stops an engine that drains already, then SIGKILL."""
+        for _ in range(_TERMINATE_ATTEMPTS):
+            self._signal(signal.SIGTERM)
+            if await self.wait(_TERMINATE_SECONDS) is not None:
+                break
+        else:
             self.kill()
             await self.wait()
-        self._close_pipe()
-        return self._child.returncode
+        self.close_pipe()
 
     def kill(self) -> None:
-        """SIGKILL to the child and whatever it started."""
-        if not self._exited.is_set():
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.pid, signal.SIGKILL)
+        """SIGKILL."""
+        self._signal(signal.SIGKILL)
+
+    def close_pipe(self) -> None:
+        """Tells the engine that its server is gone."""
+        pipe = self._child.stdin
+        if pipe is not None:
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()
 
     def describe_exit(self) -> str:
         """How it ended, in words."""
@@ -85,8 +94,9 @@ class EngineProcess:
         return f"the engine process exited with code {code}"
 
     def _signal(self, number: int) -> None:
-        if not self._exited.is_set():
-            self._child.send_signal(number)
+        with self._reaping:
+            if self._child.returncode is None:
+                os.kill(self.pid, number)
 
     def _write(self, frame: bytes) -> None:
         pipe = self._child.stdin
@@ -95,13 +105,12 @@ class EngineProcess:
                 pipe.write(frame)
                 pipe.flush()
 
-    def _close_pipe(self) -> None:
-        pipe = self._child.stdin
-        if pipe is not None:
-            with contextlib.suppress(BrokenPipeError):
-                pipe.close()
-
     def _await_exit(self) -> None:
-        self._child.wait()
+        os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+        with self._reaping:
+            # What it started goes too. Dead but not reaped, it still owns its number: this can hit no stranger.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
+            self._child.wait()
         with contextlib.suppress(RuntimeError):  # the loop was closed first
             self._loop.call_soon_threadsafe(self._exited.set)

@@ -22,7 +22,7 @@ from mainspring.core.sampling import SamplingTable
 from mainspring.core.table import StateTable
 from mainspring.core.warmup import FLOOR_SECONDS
 from tests.support.by_hand import Running, plan, run
-from tests.support.plain_device import DYNAMIC, PlainDevice, poison
+from tests.support.plain_device import DYNAMIC, PlainDevice
 from tests.support.tiny_model import GREEDY_TOKEN, NAN_TOKEN, VOCAB, TinyModel, spec
 
 ROWS, LENGTH, BLOCKS, BLOCK_SIZE = 6, 40, 64, 4
@@ -164,8 +164,7 @@ def test_a_row_and_its_blocks_serve_a_second_sequence(make: Make) -> None:
     executor = make(device)
     first, second = running(MIXED), running(MIXED, prompts((9, 2, 6, 1, 13)))
     run(executor, first, 14)
-    assert device.kv is not None
-    poison(device.kv, range(BLOCKS))
+    device.poison(range(BLOCKS))
     expected = run(make(), running(MIXED, prompts((9, 2, 6, 1, 13))), 14)
     assert run(executor, second, 14, chunk=3, ahead=1) == expected
     assert not any(sequence.bad for sequence in second)
@@ -182,8 +181,7 @@ def test_a_preempted_sequence_continues_exactly(make: Make, ahead: int) -> None:
     executor = make(device)
     sequences = running(MIXED)
     run(executor, sequences, 7, ahead=ahead)
-    assert device.kv is not None
-    poison(device.kv, range(BLOCKS))
+    device.poison(range(BLOCKS))
     resumed = [
         replace(
             old,
