@@ -14,7 +14,7 @@ from mainspring.core.config import EngineConfig
 from mainspring.server.app import HTTPServer, ServerOptions, create_app, create_lifecycle, listen
 from mainspring.server.lifecycle import Lifecycle
 from mainspring.server.source import ModelSource
-from tests.support.tiny_model import TINY, write_tiny_model
+from tests.support.model_directory import TINY, write_tiny_model
 from tests.support.tiny_tokenizers import write_word_tokenizer
 
 MODEL_ID = "tests/tiny"
