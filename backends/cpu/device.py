@@ -1,0 +1,173 @@
+"""The CPU as a backend: what it declares, and the device that joins this folder's rooms.
+
+Torch is imported in methods, when a device is open: listing backends must not load it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, cast
+
+from mainspring.backends.cpu.host import Host
+from mainspring.backends.cpu.schemes import INT8_DYNAMIC, schemes, verdict
+from mainspring.core.backend import (
+    AttentionMetadata,
+    Backend,
+    Capabilities,
+    Device,
+    DeviceInfo,
+    KVSpec,
+    PackedLinear,
+    Program,
+    Unavailable,
+    Verdict,
+    WeightScheme,
+)
+from mainspring.core.errors import BackendError, unknown
+
+if TYPE_CHECKING:
+    import torch
+
+    from mainspring.backends.cpu.cache import HeadMajorKV
+    from mainspring.backends.cpu.steps import StepPlan
+    from mainspring.core.batch import Bucket
+    from mainspring.core.config import EngineConfig
+
+
+class CpuBackend(Backend):
+    """Answers questions about the host without touching it."""
+
+    name = "cpu"
+    contract_version = 1
+    preference = 10
+
+    def __init__(self, host: Host | None = None) -> None:
+        self._host = host or Host()
+
+    def devices(self) -> list[DeviceInfo] | Unavailable:
+        """The host, as one device."""
+        if importlib.util.find_spec("torch") is None:
+            return Unavailable("torch is not installed", "pip install 'mainspring[cpu]'")
+        _, total = self._host.memory()
+        return [DeviceInfo(0, self._host.processor(), self._host.arch(), total)]
+
+    def capabilities(self, device: DeviceInfo) -> Capabilities:
+        """float32 first: it is exact, and bfloat16 is faster only on processors that multiply it."""
+        return Capabilities(
+            compute_dtypes=("float32", "bfloat16"),
+            kv_dtypes=("float32", "bfloat16", "float16"),
+            weight_schemes=schemes(self._host.multiplies_integers()),
+            block_sizes=(32, 16, 64, 128),
+            attention=frozenset({"sliding_window", "softcap", "sinks"}),
+            collectives="gloo",
+            default_memory_fraction=0.5,
+            verified="L5",
+        )
+
+    def open(self, index: int, rank: int, world: int, options: EngineConfig) -> Device:
+        """Opens the host. `options.threads` threads compute, or this rank's share of the cores."""
+        if options.backend_options:
+            raise BackendError([unknown("backend option", key, ()) for key in options.backend_options])
+        if options.threads is not None and options.threads < 1:
+            raise BackendError(f"--threads {options.threads} computes nothing; use 1 or more, or leave it out")
+        import torch
+
+        threads = options.threads or min(torch.get_num_threads(), max(1, self._host.cores() // world))
+        torch.set_num_threads(threads)
+        return CpuDevice(self._host, compiles=options.compile)
+
+
+class CpuDevice(Device):
+    """The opened host."""
+
+    torch_device = "cpu"
+
+    def __init__(self, host: Host, *, compiles: bool = False) -> None:
+        self._host = host
+        self._compiles = compiles
+
+    def memory(self) -> tuple[int, int]:
+        """(free, total) bytes that this process may use, container limits counted."""
+        return self._host.memory()
+
+    def allocate_kv(self, spec: KVSpec, num_blocks: int) -> HeadMajorKV:
+        """A cache with heads outside."""
+        from mainspring.backends.cpu.cache import HeadMajorKV
+
+        return HeadMajorKV.allocate(spec, num_blocks)
+
+    def synchronize(self) -> None:
+        """Ops finish before they return."""
+
+    def ops(self) -> Mapping[str, Callable[..., Any]]:
+        """Attention over this backend's cache, and the small ops with fewer kernels."""
+        from mainspring.backends.cpu import elementwise
+        from mainspring.backends.cpu.attention import attention, kv_write
+
+        return {
+            "rms_norm": elementwise.rms_norm,
+            "add_rms_norm": elementwise.add_rms_norm,
+            "rope": elementwise.rope,
+            "silu_mul": elementwise.silu_mul,
+            "gelu_mul": elementwise.gelu_mul,
+            "kv_write": kv_write,
+            "attention": self._outside_graphs(attention),
+        }
+
+    def prepare_attention(self, metadata: AttentionMetadata, kv: HeadMajorKV) -> StepPlan:
+        """Where to write, what to gather and what to hide: once a step, for all layers."""
+        from mainspring.backends.cpu.steps import plan_step
+
+        return plan_step(metadata, kv)
+
+    def supports(self, scheme: WeightScheme, in_features: int, out_features: int) -> Verdict:
+        """Unquantized always; declared schemes where the shape suits their kernel."""
+        if scheme in schemes(self._host.multiplies_integers()):
+            return verdict(scheme, in_features, out_features)
+        if scheme == INT8_DYNAMIC:
+            return Verdict(False, "int8 activations need a processor with VNNI")
+        return super().supports(scheme, in_features, out_features)
+
+    def pack(self, scheme: WeightScheme, tensors: Mapping[str, torch.Tensor]) -> PackedLinear:
+        """oneDNN's layout for floating point, a kernel's own for quantized schemes."""
+        from mainspring.backends.cpu.linear import pack_float
+        from mainspring.backends.cpu.quantization import pack_quantized
+
+        out_features, in_features = tensors["weight"].shape
+        plain = scheme.weight in ("float32", "float16", "bfloat16")
+        data = pack_float(tensors["weight"]) if plain else pack_quantized(scheme, tensors)
+        return PackedLinear(scheme, in_features, out_features, data, tensors.get("bias"))
+
+    def quantized_linear(self, x: torch.Tensor, packed: PackedLinear) -> torch.Tensor:
+        """x[T, K] times the packed weight, plus its bias: [T, N]."""
+        return cast("torch.Tensor", packed.data.product(x, packed.bias))
+
+    def quantize_activation(self, x: torch.Tensor, scheme: WeightScheme) -> tuple[torch.Tensor, torch.Tensor]:
+        """int8 and a scale a token, by the reference."""
+        from mainspring.core.ops.quantized import quantize_activation
+
+        return quantize_activation(x, scheme)
+
+    def compile(self, program: Program, bucket: Bucket | None) -> Program:
+        """Through inductor when the operator asked for it, once for all shapes; attention stays outside its graphs."""
+        if not self._compiles:
+            return program
+        import torch
+
+        return torch.compile(program, dynamic=True)
+
+    def artifact_key(self) -> str:
+        """What inductor's code depends on."""
+        import torch
+
+        return f"torch-{torch.__version__}-{self._host.arch()}"
+
+    def _outside_graphs(self, op: Callable[..., Any]) -> Callable[..., Any]:
+        """Attention runs by a plan that differs from step to step, which a traced graph would hold fast."""
+        if not self._compiles:
+            return op
+        import torch
+
+        outside: Callable[..., Any] = torch.compiler.disable(op)  # type: ignore[no-untyped-call]
+        return outside
