@@ -18,6 +18,7 @@ from mainspring.core.batch import Bucket, Buckets
 from mainspring.core.errors import ErrorKind, RequestError
 
 NAN_TOKEN = 5
+COMMON = [1, 2, 3, 1, 1, 2, 2, 3, 3, 1, 2, 1, 3, 3, 2, 2]
 
 
 def random_buckets(source: random.Random) -> Buckets | None:
@@ -49,7 +50,8 @@ def random_simulation(source: random.Random) -> Simulation:
 
 
 def submit_random(simulation: Simulation, source: random.Random, *, poison: bool) -> None:
-    prompt = [source.randrange(1, 4) for _ in range(source.randint(1, 20))]
+    # Most prompts begin alike and end apart, so that they share blocks.
+    prompt = COMMON[: source.randint(0, 16)] + [source.randrange(1, 4) for _ in range(source.randint(1, 6))]
     if poison and source.random() < 0.2:
         prompt[source.randrange(len(prompt))] = NAN_TOKEN
     try:
