@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 
 import pytest
 from paged_oracle import Simulation
@@ -15,7 +16,7 @@ from mainspring.core.sequence import AGEING_SECONDS
 
 
 def gaps(turns: list[int]) -> list[int]:
-    return [later - earlier for earlier, later in zip(turns, turns[1:], strict=False)]
+    return [later - earlier for earlier, later in pairwise(turns)]
 
 
 def prompts(seed: int, count: int, longest: int) -> list[list[int]]:
@@ -71,7 +72,7 @@ def test_without_mixing_prefills_and_decodes_alternate_and_neither_starves():
     simulation.run()
     assert max(gaps(simulation.outputs[1, 0].token_turns)) <= 2
     kinds = [batch.num_decodes > 0 for batch in simulation.batches[3:60]]
-    assert all(one != other for one, other in zip(kinds, kinds[1:], strict=False))
+    assert all(one != other for one, other in pairwise(kinds))
     simulation.check_tokens()
 
 
