@@ -64,6 +64,8 @@ def parse_json(body: bytes) -> Any:
         return msgspec.json.decode(body)
     except RecursionError as error:
         raise BodyError(400, "the JSON body is nested too deeply") from error
+    except UnicodeDecodeError as error:
+        raise BodyError(400, "the body is not UTF-8") from error
     except msgspec.MsgspecError as error:  # its text has positions, never content
         raise BodyError(400, f"the body is not valid JSON: {error}") from error
 
@@ -80,17 +82,20 @@ def parse_wire(model: type[Wire], body: bytes) -> Wire:
 
 
 def _field_error(error: ValidationError) -> FieldError:
-    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    # pydantic names the branch of a union it tried, such as `list[str]`; that is no part of the path.
-    path = [str(part) for part in first["loc"] if not _is_branch(part)]
-    field = ".".join(path)
-    if first["type"] == "missing":
+    errors = error.errors(include_url=False, include_context=False, include_input=False)
+    # Of a union every branch complains; the one that got furthest is the one that was meant.
+    of_first_field = [entry for entry in errors if entry["loc"][:1] == errors[0]["loc"][:1]]
+    chosen = max(of_first_field, key=lambda entry: (not entry["type"].endswith("_type"), len(entry["loc"])))
+    field = ".".join(str(part) for part in chosen["loc"] if not _is_branch(part))
+    if chosen["type"] == "missing":
         return invalid(f"`{field}` is missing", field)
-    return invalid(f"`{field}`: {first['msg'][:1].lower()}{first['msg'][1:]}", field)
+    message = chosen["msg"]
+    return invalid(f"`{field}`: {message[:1].lower()}{message[1:]}", field)
 
 
 def _is_branch(part: int | str) -> bool:
-    return isinstance(part, str) and (part in _TYPE_NAMES or "[" in part or part[:1].isupper())
+    """Whether pydantic put the name of a union's branch, such as `list[str]`, into the path of a field."""
+    return isinstance(part, str) and (part in _TYPE_NAMES or "[" in part or part.startswith("constrained-"))
 
 
 def _too_large(max_bytes: int) -> BodyError:

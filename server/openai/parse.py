@@ -13,8 +13,8 @@ from mainspring.server.generation import Generation
 from mainspring.server.model import ServedModel
 from mainspring.server.openai.types import ChatRequest, CompletionRequest, Message, SamplingFields
 
-_ANY_MODEL = "tgi"
-"""The name TGI's clients send for whatever is served."""
+_ANY_MODEL = (None, "", "tgi", "dummy")
+"""What clients send for whatever is served: TGI's documentation says `tgi`, and huggingface_hub sends `dummy`."""
 _DEFAULT_COMPLETION_TOKENS = 16
 _SHARED_UNSUPPORTED = (
     "guided_json",
@@ -103,7 +103,7 @@ def parse_completion(body: bytes, model: ServedModel) -> Call:
 
 
 def _check_shared(request: SamplingFields, model: ServedModel) -> None:
-    if request.model not in (None, "", _ANY_MODEL, model.id):
+    if request.model not in (*_ANY_MODEL, model.id):
         raise UnknownModelError(request.model or "", model.id)
     _refuse(request, _SHARED_UNSUPPORTED)
     response_format = request.response_format
