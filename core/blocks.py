@@ -44,15 +44,18 @@ class PrefixIndex:
 
     def root(self, salt: str) -> bytes:
         """The parent of a first block. Prompts with different salts share no hash."""
-        return self._digest(salt.encode())
+        state = self._keyed.copy()
+        state.update(salt.encode())
+        return state.digest()
 
     def chain(self, parent: bytes, tokens: Sequence[int]) -> list[bytes]:
         """Hashes of the full blocks of `tokens`, which follow the block whose hash is `parent`."""
-        packed = memoryview(array("i", tokens)).cast("B")
-        width = self._block_size * array("i").itemsize
-        hashes = []
-        for end in range(width, len(packed) + 1, width):
-            parent = self._digest(parent, packed[end - width : end])
+        packed, size, hashes = array("i", tokens), self._block_size, []
+        for end in range(size, len(packed) + 1, size):
+            state = self._keyed.copy()
+            state.update(parent)
+            state.update(packed[end - size : end])
+            parent = state.digest()
             hashes.append(parent)
         return hashes
 
@@ -104,12 +107,6 @@ class PrefixIndex:
         if len(self._block_of) != len(self._hash_of):
             problems.append(f"{len(self._block_of)} hashes lead to {len(self._hash_of)} blocks")
         return problems
-
-    def _digest(self, *parts: bytes | memoryview) -> bytes:
-        state = self._keyed.copy()
-        for part in parts:
-            state.update(part)
-        return state.digest()
 
 
 class BlockPool:

@@ -92,19 +92,22 @@ class Planner:
     def _plan_admissions(self, step: Step, now: float) -> None:
         ledger = self._ledger
         skipped: list[Sequence] = []
-        while ledger.running.free_rows and self._has_room(step) and (sequence := ledger.queue.pop()):
-            if self._hold_blocks(sequence, step):
-                ledger.admit(sequence, now)
-                step.admit(sequence)
-                self._add_chunk(sequence, step)
-                for other in skipped:
-                    other.bypassed += 1
-            else:
+        while self._may_admit(step, skipped) and (sequence := ledger.queue.pop()):
+            if not self._hold_blocks(sequence, step):
                 skipped.append(sequence)
-                if sequence.bypassed >= MAX_BYPASSES or len(skipped) == LOOKAHEAD:
-                    break
+                continue
+            ledger.admit(sequence, now)
+            step.admit(sequence)
+            self._add_chunk(sequence, step)
+            for other in skipped:
+                other.bypassed += 1
         for sequence in skipped:
             ledger.queue.push(sequence)
+
+    def _may_admit(self, step: Step, skipped: list[Sequence]) -> bool:
+        if not self._ledger.running.free_rows or not self._has_room(step) or len(skipped) == LOOKAHEAD:
+            return False
+        return all(sequence.bypassed < MAX_BYPASSES for sequence in skipped)
 
     def _hold_blocks(self, sequence: Sequence, step: Step) -> bool:
         """Gives a waiting sequence what it must hold to run, if that is free and it suits the kind of step."""

@@ -63,7 +63,8 @@ SHORT, LONG = [1.0 + 0.1 * i for i in range(8)], [1.5 + 0.3 * i for i in range(8
 CASES: Mapping[str, Case] = {
     "llama": Case(llama()),
     "llama-tied-sharded": Case(llama(tie_word_embeddings=True, head_dim=24), max_shard_size="20KB"),
-    "llama-biases": Case(llama(attention_bias=True, mlp_bias=True, hidden_act="gelu")),
+    "llama-biases": Case(llama(attention_bias=True, mlp_bias=True)),
+    "llama-gelu": Case(llama(hidden_act="gelu")),
     "llama-linear": Case(llama(**rope("linear", factor=4.0))),
     "llama-dynamic": Case(
         llama(max_position_embeddings=16, **rope("dynamic", factor=2.0)), max_length=LENGTH, length_dependent=True
@@ -74,11 +75,16 @@ CASES: Mapping[str, Case] = {
     ),
     "llama-yarn": Case(llama(**rope("yarn", factor=4.0, original_max_position_embeddings=16))),
     "llama-yarn-mscale": Case(
-        llama(**rope("yarn", factor=4.0, original_max_position_embeddings=16, mscale=0.7, mscale_all_dim=1.3,
-                     truncate=False, beta_fast=16.0, beta_slow=2.0))
+        llama(
+            max_position_embeddings=256,
+            **rope("yarn", factor=4.0, original_max_position_embeddings=64, mscale=0.7, mscale_all_dim=1.3,
+                   truncate=False, beta_fast=16.0, beta_slow=2.0),
+        )
     ),
     "llama-longrope": Case(
-        llama(**rope("longrope", factor=4.0, original_max_position_embeddings=16, short_factor=SHORT, long_factor=LONG)),
+        llama(
+            **rope("longrope", factor=4.0, original_max_position_embeddings=16, short_factor=SHORT, long_factor=LONG)
+        ),
         length_dependent=True,
     ),
     "mistral": Case(
@@ -92,11 +98,24 @@ CASES: Mapping[str, Case] = {
         ),
         max_shard_size="30KB",
     ),
+    "qwen2-plain": Case(lambda: transformers.Qwen2Config(**SMALL)),
     "qwen3": Case(lambda: transformers.Qwen3Config(**SMALL, head_dim=32, tie_word_embeddings=True)),
     "gemma2": Case(
         lambda: transformers.Gemma2Config(
             **SMALL, head_dim=20, sliding_window=6, query_pre_attn_scalar=30, attn_logit_softcapping=2.0,
             final_logit_softcapping=3.0,
+        )
+    ),
+    # What llama.cpp takes for granted: every other layer has a window, queries are scaled by the head dim.
+    "gemma2-plain": Case(
+        lambda: transformers.Gemma2Config(
+            **SMALL, head_dim=20, sliding_window=6, query_pre_attn_scalar=20, attn_logit_softcapping=2.0,
+            final_logit_softcapping=3.0,
+        )
+    ),
+    "gemma3-plain": Case(
+        lambda: transformers.Gemma3TextConfig(
+            **gemma3_text(num_hidden_layers=7, layer_types=None, query_pre_attn_scalar=20)
         )
     ),
     "gemma3": Case(lambda: transformers.Gemma3TextConfig(**gemma3_text())),
