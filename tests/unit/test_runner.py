@@ -344,7 +344,7 @@ def test_steps_without_logprobs_say_so(make: Make) -> None:
 class NoWaiting(TorchDispatchMode):
     """Refuses operations that make the host wait for a device's values."""
 
-    WAITING: ClassVar = {"_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "_unique2"}
+    WAITING: ClassVar = {"_local_scalar_dense", "item", "nonzero", "masked_select", "is_nonzero", "equal", "_unique2"}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         name = func.overloadpacket.__name__
