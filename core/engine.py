@@ -23,6 +23,7 @@ from mainspring.core.architectures import read_model_config
 from mainspring.core.backend import Executor, ExecutorRequest, Pending, ProgressCallback
 from mainspring.core.batch import Batch
 from mainspring.core.blocks import BlockPool
+from mainspring.core.border import check_numbers
 from mainspring.core.channel import (
     EXIT_DRAIN_OVERRUN,
     EXIT_ENGINE,
@@ -72,12 +73,14 @@ class Engine:
         executor: Executor,
         channel: EngineChannel,
         *,
+        vocab_size: int,
         heartbeat_seconds: float = 0.25,
         grace_seconds: float = 5.0,
     ) -> None:
         self._scheduler = scheduler
         self._executor = executor
         self._channel = channel
+        self._vocab_size = vocab_size
         self._heartbeat_seconds = heartbeat_seconds
         self._grace_seconds = grace_seconds
         self._in_flight: InFlight | None = None
@@ -146,6 +149,7 @@ class Engine:
 
     def _submit(self, submit: Submit) -> list[Delta]:
         try:
+            check_numbers(submit, self._vocab_size)
             self._scheduler.submit(submit)
         except RequestError as error:
             return _refusals(submit.request_id, submit.n, error.kind, error.message)
@@ -259,6 +263,7 @@ def compose(start: EngineStart, channel: EngineChannel) -> tuple[Engine, Executo
         scheduler,
         executor,
         channel,
+        vocab_size=ready.vocab_size,
         heartbeat_seconds=start.heartbeat_seconds,
         grace_seconds=start.grace_seconds,
     )

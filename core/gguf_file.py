@@ -55,7 +55,7 @@ class GGUFFile:
             metadata, tensors = _Header(data).read()
         except FileNotFoundError:
             raise ModelError(f"{path} does not exist") from None
-        except (struct.error, ValueError, KeyError, IndexError, UnicodeDecodeError) as error:
+        except (struct.error, ValueError, KeyError, ZeroDivisionError) as error:
             raise ModelError(f"{path} is not a sound GGUF file ({error}); fetch it again") from error
         if int(metadata.get("split.count", 1)) > 1:
             parts = metadata["split.count"]

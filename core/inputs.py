@@ -104,9 +104,8 @@ def all_decode(batch: Batch) -> bool:
 
 def view(buffer: Tensor, shape: StepShape) -> StepTensors:
     """The sections of a packed int32 buffer."""
-    slot, positions, token_rows, query_start, kv_length, block_table, index, rows, places = buffer[: shape.words].split(
-        shape.sizes
-    )
+    sections = buffer[: shape.words].split_with_sizes(shape.sizes)
+    slot, positions, token_rows, query_start, kv_length, block_table, index, rows, places = sections
     metadata = AttentionMetadata(
         query_start=query_start,
         kv_length=kv_length,

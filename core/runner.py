@@ -22,6 +22,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from mainspring.core.architectures import NO_PLUGINS
 from mainspring.core.backend import (
     AttentionPlan,
     Capabilities,
@@ -38,7 +39,7 @@ from mainspring.core.config import EngineConfig, ModelConfig
 from mainspring.core.errors import BackendError, DeviceOutOfMemory, StartupError
 from mainspring.core.inputs import StepShape, StepTensors, all_decode, exact_shape, fill, padded_shape, view
 from mainspring.core.layers.attention import AttentionStep
-from mainspring.core.models import NO_PLUGINS, CausalLM, build_model
+from mainspring.core.models import CausalLM, build_model
 from mainspring.core.ops import Ops, resolve
 from mainspring.core.pending import Enqueued, Staging, StepPending
 from mainspring.core.plan import Plan, blocks_that_fit

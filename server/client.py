@@ -61,7 +61,7 @@ class EngineClient:
     ) -> None:
         self._config = config
         self._on_progress = on_progress
-        self._observers = tuple(observers)
+        self._observers = list(observers)
         self._grace_seconds = grace_seconds
         self._request_ids = itertools.count(1)
         self._streams: dict[RequestId, RequestStream] = {}
@@ -242,6 +242,9 @@ class EngineClient:
                 await asyncio.sleep(0)
         except ChannelClosed as error:
             await self._fail(str(error))
+        except Exception:  # noqa: BLE001  the task's border: without it nobody would be answered again
+            _log.exception("a message of the engine could not be handled")
+            await self._fail("a message of the engine could not be handled")
 
     def _handle(self, message: FromEngine) -> None:
         match message:
@@ -272,8 +275,15 @@ class EngineClient:
                     streams.pop(delta.request_id, None)
         if self._unsent:
             self._send_rest()
-        for observer in self._observers:
+        for observer in tuple(self._observers):
+            self._show(output, observer)
+
+    def _show(self, output: StepOutput, observer: Observer) -> None:
+        try:
             observer(output)
+        except Exception:  # noqa: BLE001  a plugin's code, which must not end anybody's request
+            _log.exception("observer %r failed and is called no more", observer)
+            self._observers.remove(observer)
 
     def _settle(self, outcome: Ready | StartupError) -> None:
         """Ends the wait of `start`."""
@@ -293,12 +303,11 @@ class EngineClient:
     async def _watch_exit(self, process: EngineProcess) -> None:
         code = await process.wait()
         await self._receive_rest()
-        reason = process.describe_exit()
-        self._settle(StartupError(f"{reason} while starting; what it wrote before is above"))
         if self._ended or (self._stopping and code == 0):
+            self._settle(StartupError("the server was stopped while the engine was starting"))
             self._end_streams(ErrorKind.SHUTTING_DOWN, "the server is shutting down")
         else:
-            await self._fail(reason)
+            await self._fail(process.describe_exit())
 
     async def _watch_deadline(self, process: EngineProcess) -> None:
         """Ends an engine that says nothing for longer than it announced."""
@@ -323,7 +332,8 @@ class EngineClient:
             await asyncio.sleep(0)
 
     async def _fail(self, reason: str) -> None:
-        """The engine is lost: every open stream is told, once, and so is whoever waits for `failed`."""
+        """The engine is lost: every open stream is told, once, and so is whoever waits for `start` or `failed`."""
+        self._settle(StartupError(f"{reason} while starting; what it wrote before is above"))
         if self._failure is None:
             self._failure = reason
             self._exit_code = EXIT_ENGINE

@@ -4,8 +4,8 @@ Decoding rows gather their blocks into scratch and are two batched products with
 heads that share a kv head are the queries of one matrix: no head is repeated. Prefill chunks go through torch's own
 attention tile by tile, or through the same products where a softcap or sinks ask for the scores.
 
-Legend: T packed tokens, H query heads, K kv heads, D head dim, G query heads a kv head, U units (row, kv head), Q queries
-of a tile, L tokens gathered a unit.
+Legend: T packed tokens, H query heads, K kv heads, D head dim, G query heads a kv head, U units (row, kv head),
+Q queries of a tile, L tokens gathered a unit.
 """
 
 from __future__ import annotations

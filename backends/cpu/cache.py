@@ -30,10 +30,10 @@ class HeadMajorKV:
 
     @classmethod
     def allocate(cls, spec: KVSpec, num_blocks: int) -> HeadMajorKV:
-        """A cache of zeros. Raises torch's own error when the memory is not there."""
+        """An empty cache: the host gives each page when it is first written. Raises torch's own error when it cannot."""
         shape = (spec.heads, num_blocks, spec.block_size, spec.head_dim)
         dtype = getattr(torch, spec.dtype)
-        keys, values = (tuple(torch.zeros(shape, dtype=dtype) for _ in range(spec.layers)) for _ in range(2))
+        keys, values = (tuple(torch.empty(shape, dtype=dtype) for _ in range(spec.layers)) for _ in range(2))
         room = SCRATCH_BYTES // dtype.itemsize
         return cls(keys, values, (torch.empty(room, dtype=dtype), torch.empty(room, dtype=dtype)))
 

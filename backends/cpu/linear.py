@@ -53,6 +53,6 @@ def pack_float(weight_NK: Tensor) -> Weights:
 
 def has_onednn(dtype: torch.dtype) -> bool:
     """Whether oneDNN multiplies this dtype natively here."""
-    if not torch.backends.mkldnn.is_available():
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
     return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())

@@ -9,8 +9,8 @@ from mainspring.core.backend import Verdict, WeightScheme
 
 INT8_DYNAMIC = WeightScheme(weight="int8", bits=8, activation="int8", activation_granularity="token")
 INT8 = WeightScheme(weight="int8", bits=8)
-INT4_GROUPS = (32, 64, 128, 256)
-"""Group sizes of torch's kernel."""
+INT4_GROUPS = (32, 64, 128)
+"""Group sizes that checkpoints have, of those that torch's kernel takes."""
 
 
 def schemes(integer_products: bool) -> tuple[WeightScheme, ...]:

@@ -128,7 +128,7 @@ class StepPlan:
         return {row: -(-self.lengths[row] // block_size) - self._first(row, window) // block_size for row in rows}
 
     def _blocks(self, rows: Sequence[int], firsts: Sequence[int], width: int) -> Tensor:
-        """[rows * K, width] Index into heads times blocks: `width` blocks from each row's first, block 0 past its end."""
+        """[rows * K, width] Index into heads times blocks: `width` from each row's first; block 0 past its end."""
         num_heads, num_blocks, block_size, _ = self.shape
         table = self.metadata.block_table
         columns = torch.tensor(firsts)[:, None] // block_size + torch.arange(width)

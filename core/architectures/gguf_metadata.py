@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
+from mainspring.core.architectures.fields import Fields
 from mainspring.core.errors import ModelError, unknown
 from mainspring.core.gguf_file import GGUFFile
 
@@ -49,9 +50,9 @@ ROPE_NAMES: Mapping[str, str] = MappingProxyType(
 
 EOS_NAMES = ("eos_token_id", "eot_token_id", "eom_token_id")
 
-LARGEST_GEMMAS: Mapping[tuple[str, int], str] = MappingProxyType({("gemma2", 46): "27B", ("gemma3", 62): "27B"})
-"""Models whose queries are scaled by hidden size over heads, not by the head dim. GGUF does not say; llama.cpp knows
-them by their number of layers."""
+WIDE_QUERIES = frozenset({("gemma2", 46), ("gemma3", 62)})
+"""The 27B models, whose queries are scaled by hidden size over heads and not by the head dim. GGUF does not say so;
+llama.cpp too knows them by their number of layers."""
 
 
 def gguf_config(file: GGUFFile) -> dict[str, Any]:
@@ -65,13 +66,17 @@ def gguf_config(file: GGUFFile) -> dict[str, Any]:
         if key.startswith(architecture + ".")
     }
     config: dict[str, Any] = {new: own[old] for old, new in NAMES.items() if old in own}
+    if own.get("expert_count"):
+        raise ModelError(f"{file.path} is a mixture of {own['expert_count']} experts, which is not supported")
     if not config.get("sliding_window"):
         config.pop("sliding_window", None)
-    config |= _tensors_say(file) | _family(architecture, config)
-    if rope := _rope(file, own, config):
+    config |= _tensors_say(file)
+    fields = Fields(config, str(file.path))
+    head_dim = fields.integer("head_dim", fields.integer("hidden_size") // fields.integer("num_attention_heads"))
+    config |= _family(architecture, fields, head_dim)
+    if rope := _rope(file, own, fields):
         config["rope_scaling"] = rope
-    if "rope.dimension_count" in own and architecture != "gpt2":
-        head_dim = config.get("head_dim", config["hidden_size"] // config["num_attention_heads"])
+    if "rope.dimension_count" in own:
         config["partial_rotary_factor"] = own["rope.dimension_count"] / head_dim
     eos = [file.metadata.get(f"tokenizer.ggml.{name}") for name in EOS_NAMES]
     config["eos_token_id"] = list(dict.fromkeys(token for token in eos if token is not None))
@@ -90,20 +95,19 @@ def _tensors_say(file: GGUFFile) -> dict[str, Any]:
     }
 
 
-def _family(architecture: str, config: dict[str, Any]) -> dict[str, Any]:
+def _family(architecture: str, fields: Fields, head_dim: int) -> dict[str, Any]:
     """Facts that llama.cpp knows by the architecture's name.
 
     Weights are dequantized at load: float16 keeps what their float16 scales hold, but Gemma's activations overflow it.
     """
-    facts: dict[str, Any] = {"dtype": "float16"}
-    if architecture.startswith("gemma"):
-        wide = (architecture, config.get("num_hidden_layers")) in LARGEST_GEMMAS
-        head_dim = config["hidden_size"] // config["num_attention_heads"] if wide else config["head_dim"]
-        facts = {"dtype": "bfloat16", "query_pre_attn_scalar": head_dim}
-    return facts
+    if not architecture.startswith("gemma"):
+        return {"dtype": "float16"}
+    if (architecture, fields.integer("num_hidden_layers")) in WIDE_QUERIES:
+        head_dim = fields.integer("hidden_size") // fields.integer("num_attention_heads")
+    return {"dtype": "bfloat16", "query_pre_attn_scalar": head_dim}
 
 
-def _rope(file: GGUFFile, own: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+def _rope(file: GGUFFile, own: Mapping[str, Any], fields: Fields) -> dict[str, Any]:
     """Rope scaling, whose per-dimension divisors GGUF stores as tensors.
 
     `rope_freqs` is Llama 3's scaling worked out by the converter: the same thing as a longrope with one set of factors.
@@ -117,5 +121,5 @@ def _rope(file: GGUFFile, own: Mapping[str, Any], config: Mapping[str, Any]) -> 
         for length in ("short", "long"):
             given[f"{length}_factor"] = file.read(f"rope_factors_{length}.weight").tolist()
         given["rope_type"] = "longrope"
-        given.setdefault("original_max_position_embeddings", config["max_position_embeddings"])
+        given.setdefault("original_max_position_embeddings", fields.integer("max_position_embeddings"))
     return given

@@ -35,9 +35,9 @@ class PagedAttention(nn.Module):
         self._attention = attention
 
     def split(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """[T, (H + 2K) * D], queries first, as q[T, H, D], k[T, K, D], v[T, K, D]; views."""
-        heads = qkv.view(len(qkv), -1, self.head_dim)
+        """[T, (H + 2K) * D], queries first, as q[T, H, D], k[T, K, D], v[T, K, D]: views, so not contiguous."""
         keys = self.num_heads + self.num_kv_heads
+        heads = qkv.view(-1, keys + self.num_kv_heads, self.head_dim)
         return heads[:, : self.num_heads], heads[:, self.num_heads : keys], heads[:, keys:]
 
     def forward(self, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, step: AttentionStep) -> Tensor:

@@ -15,7 +15,7 @@ from mainspring.core.layers.factory import LayerFactory
 from mainspring.core.models.causal import CausalLM, Convention
 from mainspring.core.ops import Ops
 
-__all__ = ["CausalLM", "Convention", "build_model"]
+__all__ = ["NO_PLUGINS", "CausalLM", "Convention", "build_model"]
 
 
 def build_model(

@@ -38,7 +38,8 @@ class Convention:
 class CausalLM(nn.Module, ABC):
     """A language model over packed tokens and a paged cache. Inference only: callers hold `torch.inference_mode`.
 
-    The tree of modules has the names of the architecture's Hugging Face checkpoints; `convention` says where not.
+    A model is made by `Class(config, factory)`, a `ModelConfig` and a `core.layers.factory.LayerFactory`. Its tree of
+    modules has the names of the architecture's Hugging Face checkpoints; `convention` says where it has not.
     """
 
     convention: ClassVar[Convention] = Convention()

@@ -13,8 +13,8 @@ from mainspring.server.generation import Generation
 from mainspring.server.model import ServedModel
 from mainspring.server.openai.types import ChatRequest, CompletionRequest, Message, SamplingFields
 
-_ANY_MODEL = ("", "tgi", "dummy")
-"""Names that clients send for whatever is served: TGI's documentation, and huggingface_hub where it has a URL only."""
+_ANY_MODEL = (None, "", "tgi", "dummy")
+"""What clients send for whatever is served: TGI's documentation says `tgi`, and huggingface_hub sends `dummy`."""
 _DEFAULT_COMPLETION_TOKENS = 16
 _SHARED_UNSUPPORTED = (
     "guided_json",
@@ -103,8 +103,8 @@ def parse_completion(body: bytes, model: ServedModel) -> Call:
 
 
 def _check_shared(request: SamplingFields, model: ServedModel) -> None:
-    if request.model is not None and request.model not in (*_ANY_MODEL, model.id):
-        raise UnknownModelError(request.model, model.id)
+    if request.model not in (*_ANY_MODEL, model.id):
+        raise UnknownModelError(request.model or "", model.id)
     _refuse(request, _SHARED_UNSUPPORTED)
     response_format = request.response_format
     if response_format is not None and response_format != {"type": "text"}:

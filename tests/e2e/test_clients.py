@@ -64,9 +64,12 @@ def test_openai_completion_with_logprobs_and_n(server: LiveServer) -> None:
 
 def test_huggingface_hub_text_generation_streams_details(server: LiveServer) -> None:
     client = InferenceClient(base_url=server.url)
-    whole = client.text_generation("The capital of France is", max_new_tokens=8)
+    prompt = "The capital of France is"
+    whole = client.text_generation(prompt, max_new_tokens=8, return_full_text=False)
     assert "Paris" in whole
-    events = list(client.text_generation("The capital of France is", max_new_tokens=8, stream=True, details=True))
+    # The client posts to `/`, where TGI's default is the full text.
+    assert client.text_generation(prompt, max_new_tokens=8) == prompt + whole
+    events = list(client.text_generation(prompt, max_new_tokens=8, return_full_text=False, stream=True, details=True))
     assert "".join(event.token.text for event in events) == whole
     assert events[-1].generated_text == whole
     assert events[-1].details.generated_tokens == 8

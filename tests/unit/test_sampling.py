@@ -199,6 +199,28 @@ def test_all_stages_in_their_order_as_transformers_chained() -> None:
         assert torch.equal(kept(params, logits)[row], scores[0].isfinite()), rows[row]
 
 
+PEEKED = [
+    SamplingParams(temperature=0.5, top_p=0.9),
+    SamplingParams(temperature=1.0, top_k=40, top_p=0.9),
+    SamplingParams(temperature=1.0),
+    SamplingParams(temperature=1.0, top_k=600),
+    SamplingParams(temperature=9.0, top_p=0.95),
+    SamplingParams(temperature=1.0, top_k=3),
+]
+
+
+@pytest.mark.parametrize("rows", [[0], [0, 1, 2, 5], [3], [4], [0, 1, 2, 3, 4, 5]], ids=str)
+def test_peeking_at_few_candidates_changes_nothing(rows: list[int]) -> None:
+    """Rows 3 and 4 need more candidates than are looked at first."""
+    logits = random_logits(6, 4000)
+    selection = select([PEEKED[row] for row in rows], vocab_size=4000)
+    sampling = at(selection, rows)
+    expected = truncate(logits[rows], sampling, slice(None))
+    assert torch.equal(truncate(logits[rows], sampling, slice(None), peek=True), expected)
+    kept = expected.isfinite().sum(-1).tolist()
+    assert [(count > 512) == (row in (2, 3, 4)) for count, row in zip(kept, rows, strict=True)] == [True] * len(rows)
+
+
 def test_ties_at_the_cut_stay() -> None:
     logits = torch.tensor([[3.0, 1.0, 2.0, 2.0, 2.0, 0.0]])
     assert kept([SamplingParams(temperature=1.0, top_k=2)], logits)[0].tolist() == [1, 0, 1, 1, 1, 0]

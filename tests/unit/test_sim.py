@@ -17,8 +17,8 @@ from mainspring.core.batch import Batch
 from mainspring.core.config import EngineConfig
 from mainspring.core.errors import BackendError, DeviceOutOfMemory
 from mainspring.core.request import SamplingParams
-from tests.support.plans import GREEDY, Planner, run
 from tests.support.model_directory import TINY
+from tests.support.plans import GREEDY, Planner, run
 
 BLOCK = 4
 PROMPT = [11, 12, 13, 14, 15, 16, 17, 18, 19, 20]
