@@ -56,9 +56,11 @@ class Tokenizer:
         Raises RequestError for text that is no Unicode (lone surrogates).
         """
         try:
-            ids: list[int] = self._encoder.encode(text, add_special_tokens=add_special_tokens).ids
-        except UnicodeEncodeError as error:
+            # Unlike `encode`, a batch of one is encoded without the interpreter's lock, so the event loop goes on.
+            (encoding,) = self._encoder.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        except TypeError as error:
             raise invalid("text holds a lone surrogate and is not valid Unicode", "inputs") from error
+        ids: list[int] = encoding.ids
         if add_special_tokens and len(ids) > 1 and ids[0] == ids[1] == self.special.bos_id:
             return ids[1:]
         return ids

@@ -44,7 +44,7 @@ def ours() -> Tokenizer:
 @pytest.fixture(scope="module")
 def theirs() -> Iterator[PreTrainedTokenizerFast]:
     path = resolve("demo").path
-    yield AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    return AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
 
 
 @pytest.mark.parametrize("text", CORPUS)
@@ -59,7 +59,7 @@ def test_ids_equal_on_any_text_without_digits(ours: Tokenizer, theirs: PreTraine
 
 
 def test_numerals_stand_alone_as_the_model_was_trained(ours: Tokenizer) -> None:
-    """The model's own tokenizer.json splits numerals off before words; transformers' reading of GGUF does not know that.
+    """The model's own tokenizer.json splits numerals off before words; transformers' reading of GGUF does not.
 
     The two differ where several spaces stand before a digit, and for a space before a numeral that is no ASCII digit.
     """

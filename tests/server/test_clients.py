@@ -79,7 +79,7 @@ def test_openai_errors(openai_client: openai.OpenAI) -> None:
 
 
 def test_hub_text_generation(hub_client: InferenceClient) -> None:
-    text = hub_client.text_generation("hi", max_new_tokens=5)
+    text = hub_client.text_generation("hi", max_new_tokens=5, return_full_text=False)
     assert len(text.split()) == 5
     answer = hub_client.text_generation(
         "hi", max_new_tokens=5, details=True, top_n_tokens=2, best_of=2, do_sample=True, return_full_text=True
@@ -91,9 +91,9 @@ def test_hub_text_generation(hub_client: InferenceClient) -> None:
 
 
 def test_hub_text_generation_stream(hub_client: InferenceClient) -> None:
-    text = hub_client.text_generation("hi", max_new_tokens=5)
+    text = hub_client.text_generation("hi", max_new_tokens=5, return_full_text=False)
     assert "".join(hub_client.text_generation("hi", max_new_tokens=5, stream=True)) == text
-    events = list(hub_client.text_generation("hi", max_new_tokens=5, stream=True, details=True))
+    events = list(hub_client.text_generation("hi", max_new_tokens=5, stream=True, details=True, return_full_text=False))
     assert events[-1].generated_text == text
     assert events[-1].details.generated_tokens == 5
 

@@ -80,7 +80,7 @@ def test_chat_logprobs(client: httpx.Client) -> None:
     for entry in content:
         assert entry.keys() == {"token", "logprob", "bytes", "top_logprobs"}
         assert bytes(entry["bytes"]).decode() == entry["token"]
-        assert [top["token"] for top in entry["top_logprobs"]][0] == entry["token"]
+        assert next(top["token"] for top in entry["top_logprobs"]) == entry["token"]
         assert len(entry["top_logprobs"]) == 2
     streamed = events(chat(client, stream=True, logprobs=True, top_logprobs=2))[:-1]
     assert [e for chunk in streamed for e in chunk["choices"][0]["logprobs"]["content"]] == content

@@ -22,8 +22,8 @@ def byte_level() -> Tokenizer:
     """GPT-2's family: every byte is a token; the rest are words and cut-up characters."""
     letters = {byte: character for character, byte in byte_level_alphabet().items()}
     tokens = [*SPECIAL, *(letters[byte] for byte in range(256))]
-    for text in ("the", " the", " stop", "日本", "é", " \n", "😀😀"):
-        tokens.append("".join(letters[byte] for byte in text.encode()))
+    words = ["the", " the", " stop", "日本", "é", " \n", "😀😀"]
+    tokens += ["".join(letters[byte] for byte in word.encode()) for word in words]
     tokens.append("".join(letters[byte] for byte in "日".encode()[:2]))
     tokens.append("".join(letters[byte] for byte in "日".encode()[2:] + b"x"))
     encoder = Tokenizer(BPE({token: i for i, token in enumerate(tokens)}, []))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import gguf
@@ -41,7 +42,7 @@ def by_definition(text: str) -> list[str]:
     parts = list("▁" + text.replace(" ", "▁"))
     scores = dict(zip(PIECES, SCORES, strict=True))
     while True:
-        joins = [(-scores[a + b], i) for i, (a, b) in enumerate(zip(parts, parts[1:], strict=False)) if a + b in scores]
+        joins = [(-scores[a + b], i) for i, (a, b) in enumerate(itertools.pairwise(parts)) if a + b in scores]
         if not joins:
             return parts
         _, place = min(joins)
