@@ -441,10 +441,11 @@ def test_a_request_that_found_blocks_of_a_bad_one_is_computed_anew_and_unharmed(
     simulation.submit(prompt, max_tokens=4, ignore_eos=True)
     scheduler = simulation.scheduler
     first, second = scheduler.schedule(), scheduler.schedule()
+    assert second.samples == [True, True]
     simulation.oracle.execute(first, fail=True)
     simulation.oracle.execute(second)
     simulation.receive(scheduler.commit(first, StepResult([3], bad=(0,))))
-    simulation.receive(scheduler.commit(second, StepResult([3] * sum(second.samples))))
+    simulation.receive(scheduler.commit(second, StepResult([3, 3], bad=(0, 1))))
     simulation.run()
     assert simulation.outputs[1, 0].error is ErrorKind.NUMERICAL
     assert simulation.outputs[2, 0].finish is FinishReason.LENGTH
@@ -493,4 +494,17 @@ def test_what_was_computed_on_top_of_a_failed_prefix_is_never_found():
     assert [batch.starts for batch in simulation.batches] == [[0], [16, 8]], "the second builds upon the first"
     simulation.run()
     assert cached_tokens(simulation, longer) == 12
+    simulation.check_tokens()
+
+
+@pytest.mark.parametrize("depth", [2, 3])
+def test_siblings_whose_prompt_began_with_a_failed_prefix_start_again(depth):
+    """They wait with the blocks (depth 2) or run already (depth 3) when the step that filled those fails."""
+    simulation = Simulation(depth=depth, max_batch_tokens=8)
+    prompt = list(range(1, 9))
+    simulation.submit(prompt, max_tokens=1)
+    simulation.submit([*prompt, 20, 21, 22], n=3, max_tokens=4, ignore_eos=True)
+    simulation.fail_next = True
+    simulation.run()
+    assert [output.error for output in simulation.outputs.values()] == [ErrorKind.OUT_OF_MEMORY, None, None, None]
     simulation.check_tokens()
