@@ -167,19 +167,22 @@ class Ledger:
 
         Only sequences admitted in `later`, the uncommitted steps, can have found it and not be known to be bad. A chain
         of finds needs no search: whoever found what the second computed has the first's prefixes in its own chain.
+        Siblings share blocks that have no hash yet, so distrust spreads to them by their request.
         """
         requests = {sequence.request for sequence in sequences}
-        tainted = {prefix for sequence in sequences for prefix in sequence.own_hashes()}
+        # A dictionary keeps its order and a set of bytes does not: one seed must stay one history.
+        tainted = dict.fromkeys(prefix for sequence in sequences for prefix in sequence.own_hashes())
         for sequence in sequences:
             sequence.computed = 0
         self.pool.forget(tainted)
         for step in later:
             for sequence in step.admitted:
                 if sequence not in sequences and (
-                    sequence.request in requests or not tainted.isdisjoint(sequence.hashes)
+                    sequence.request in requests or not tainted.keys().isdisjoint(sequence.hashes)
                 ):
                     self.pool.forget(sequence.own_hashes())
                     self._restart(sequence)
+                    requests.add(sequence.request)
         for fork in [fork for fork in self.forks if fork.request in requests]:
             self._drop_fork(fork)
 

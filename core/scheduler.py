@@ -240,8 +240,10 @@ class Scheduler:
         ends = token in self._eos and not sequence.params.ignore_eos
         return FinishReason.EOS if ends else FinishReason.STOP
 
-    def _reject(self, sequences: list[Sequence]) -> list[Delta]:
-        self._ledger.counters.nan_rows += len(sequences)
+    def _reject(self, rows: list[Sequence]) -> list[Delta]:
+        self._ledger.counters.nan_rows += len(rows)
+        # Whoever starts again because it found another's bad blocks is not itself to blame.
+        sequences = [sequence for sequence in rows if not sequence.discarded]
         self._ledger.distrust(sequences, self._pending)
         return self._end_all(sequences, ErrorKind.NUMERICAL, "the model produced NaN or infinity for this request")
 

@@ -19,9 +19,6 @@ def refusal(simulation: Simulation, tokens: list[int], **options: object) -> Req
     return caught.value
 
 
-# Refusals
-
-
 @pytest.mark.parametrize(
     ("tokens", "options", "message"),
     [
@@ -89,9 +86,6 @@ def test_a_live_id_is_refused_and_a_finished_one_may_return():
         simulation.scheduler.submit(submit)
     simulation.scheduler.cancel(RequestId(7))
     simulation.scheduler.submit(submit)
-
-
-# The end of a sequence
 
 
 def finish(simulation: Simulation, tokens: list[int], **options: object) -> tuple[list[int], FinishReason]:
@@ -200,9 +194,6 @@ def test_logprobs_travel_with_their_token():
     assert (one.logprobs, other.logprobs) == (None, [asked])
 
 
-# Facts of the start
-
-
 def test_a_given_seed_is_used_and_a_missing_one_is_drawn_from_the_injected_seed():
     drawn = []
     for _ in range(2):
@@ -223,9 +214,6 @@ def test_queue_seconds_run_from_submission_to_the_first_step():
     waits = [output.start.queue_seconds for output in simulation.outputs.values()]
     assert waits[0] == 1.0
     assert waits[1] >= 4.0
-
-
-# The prefix cache
 
 
 def cached_tokens(simulation: Simulation, tokens: list[int], **options: object) -> int:
@@ -290,9 +278,6 @@ def test_generated_tokens_are_found_while_their_sequence_still_runs():
     simulation.run()
     assert simulation.outputs[other, 0].start.cached_tokens == 8
     simulation.check_tokens()
-
-
-# Several sequences of one request
 
 
 @pytest.mark.parametrize("length", [1, 2, 7, 8, 9, 12])
@@ -369,9 +354,6 @@ def test_a_cancelled_request_frees_its_blocks_at_once():
     assert simulation.scheduler.stats().blocks_used == 0
 
 
-# Deadlines
-
-
 def test_a_deadline_ends_waiting_and_running_requests_and_says_so():
     simulation = Simulation(max_sequences=1)
     running = simulation.submit([1], timeout=6.0, ignore_eos=True)
@@ -398,8 +380,6 @@ def test_deadlines_are_kept_while_nothing_can_be_scheduled():
     assert delta.error is ErrorKind.DEADLINE
     assert not scheduler.has_work
 
-
-# Steps and rows that fail
 
 NAN_TOKEN = 30
 
@@ -441,10 +421,11 @@ def test_a_request_that_found_blocks_of_a_bad_one_is_computed_anew_and_unharmed(
     simulation.submit(prompt, max_tokens=4, ignore_eos=True)
     scheduler = simulation.scheduler
     first, second = scheduler.schedule(), scheduler.schedule()
+    assert second.samples == [True, True]
     simulation.oracle.execute(first, fail=True)
     simulation.oracle.execute(second)
     simulation.receive(scheduler.commit(first, StepResult([3], bad=(0,))))
-    simulation.receive(scheduler.commit(second, StepResult([3] * sum(second.samples))))
+    simulation.receive(scheduler.commit(second, StepResult([3, 3], bad=(0, 1))))
     simulation.run()
     assert simulation.outputs[1, 0].error is ErrorKind.NUMERICAL
     assert simulation.outputs[2, 0].finish is FinishReason.LENGTH
@@ -493,4 +474,17 @@ def test_what_was_computed_on_top_of_a_failed_prefix_is_never_found():
     assert [batch.starts for batch in simulation.batches] == [[0], [16, 8]], "the second builds upon the first"
     simulation.run()
     assert cached_tokens(simulation, longer) == 12
+    simulation.check_tokens()
+
+
+@pytest.mark.parametrize("depth", [2, 3])
+def test_siblings_whose_prompt_began_with_a_failed_prefix_start_again(depth):
+    """They wait with the blocks (depth 2) or run already (depth 3) when the step that filled those fails."""
+    simulation = Simulation(depth=depth, max_batch_tokens=8)
+    prompt = list(range(1, 9))
+    simulation.submit(prompt, max_tokens=1)
+    simulation.submit([*prompt, 20, 21, 22], n=3, max_tokens=4, ignore_eos=True)
+    simulation.fail_next = True
+    simulation.run()
+    assert [output.error for output in simulation.outputs.values()] == [ErrorKind.OUT_OF_MEMORY, None, None, None]
     simulation.check_tokens()

@@ -24,9 +24,6 @@ def prompts(seed: int, count: int, longest: int) -> list[list[int]]:
     return [[source.randrange(1, 5) for _ in range(source.randint(1, longest))] for _ in range(count)]
 
 
-# Decodes and prefills
-
-
 def test_decodes_get_a_token_every_step_while_prompts_stream_in():
     simulation = Simulation(num_blocks=400, max_length=400, max_batch_tokens=12)
     for _ in range(4):
@@ -125,9 +122,6 @@ def test_limits_under_which_nothing_can_run_are_refused():
         Simulation(max_sequences=0)
 
 
-# Preemption
-
-
 def watch_preemptions(simulation: Simulation) -> dict[tuple[int, int], int]:
     """Fills a table of how often each sequence was preempted, while the simulation runs."""
     seen: dict[tuple[int, int], int] = {}
@@ -215,9 +209,6 @@ def test_a_blocked_prompt_fits_once_another_has_computed_its_beginning():
     assert simulation.outputs[second, 0].start.cached_tokens == 44
     assert simulation.outputs[second, 0].token_turns[0] < simulation.outputs[first, 0].token_turns[-1]
     simulation.check_tokens()
-
-
-# The order of the queue
 
 
 def test_a_long_prompt_that_does_not_fit_lets_short_ones_pass_but_not_for_ever():

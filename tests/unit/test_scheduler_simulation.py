@@ -156,9 +156,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert not self.simulation.scheduler.check()
 
     def teardown(self) -> None:
-        if hasattr(self, "simulation"):
-            self.simulation.run()
-            self.simulation.check_tokens()
+        self.simulation.run()
+        self.simulation.check_tokens()
 
 
 SchedulerMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
