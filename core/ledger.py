@@ -165,7 +165,8 @@ class Ledger:
     def distrust(self, sequences: list[Sequence], later: Iterable[Step]) -> None:
         """What these sequences computed is worthless: nobody finds it any more, and who found it starts again.
 
-        Only sequences admitted in `later`, the uncommitted steps, can have found it without being known to be bad.
+        Only sequences admitted in `later`, the uncommitted steps, can have found it and not be known to be bad. A chain
+        of finds needs no search: whoever found what the second computed has the first's prefixes in its own chain.
         """
         requests = {sequence.request for sequence in sequences}
         tainted = {prefix for sequence in sequences for prefix in sequence.own_hashes()}
@@ -177,7 +178,6 @@ class Ledger:
                 if sequence not in sequences and (
                     sequence.request in requests or not tainted.isdisjoint(sequence.hashes)
                 ):
-                    tainted.update(sequence.own_hashes())
                     self.pool.forget(sequence.own_hashes())
                     self._restart(sequence)
         for fork in [fork for fork in self.forks if fork.request in requests]:
@@ -190,6 +190,8 @@ class Ledger:
         rows = sorted([*self.running.free_rows, *(sequence.row for sequence in running)])
         if rows != list(range(len(rows))):
             problems.append(f"rows are lost or given out twice: {rows}")
+        if strays := [leader for leader in self._leaders if leader.row < 0]:
+            problems.append(f"{len(strays)} leaders do not run")
         live = sum(request.live for request in self.requests.values())
         if live != self.live:
             problems.append(f"{live} sequences live in requests, {self.live} are counted")

@@ -151,9 +151,9 @@ class Planner:
         head = ledger.queue.head()
         if head is None:
             return
-        rows = len(ledger.running.free_rows)
-        lacking = (head.wanted or ledger.blocks_to_admit(head)) + self._watermark() - ledger.pool.num_free
-        if rows and lacking <= 0:
+        wanted = 1 if head in ledger.forks else (head.wanted or ledger.blocks_to_admit(head)) + self._watermark()
+        lacking = wanted - ledger.pool.num_free
+        if ledger.running.free_rows and lacking <= 0:
             return
         victims = []
         for sequence in ledger.running.yielding():

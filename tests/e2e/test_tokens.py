@@ -19,7 +19,8 @@ from tests.e2e.prompts import PROMPTS
 from tests.support.smollm2 import by_transformers
 
 NEW_TOKENS = 16
-GREEDY = SamplingParams(max_tokens=NEW_TOKENS, ignore_eos=True)
+LONG = 32
+"""Enough for sequences to outgrow what they were admitted with."""
 
 
 @contextmanager
@@ -28,8 +29,9 @@ def llm(model: Path, **settings: Any) -> Iterator[LLM]:
         yield loaded
 
 
-def greedy(loaded: LLM, prompts: list[list[int]]) -> list[list[int]]:
-    return [output.token_ids for output in loaded.generate(prompts, GREEDY)]
+def greedy(loaded: LLM, prompts: list[list[int]], num_tokens: int = NEW_TOKENS) -> list[list[int]]:
+    params = SamplingParams(max_tokens=num_tokens, ignore_eos=True)
+    return [output.token_ids for output in loaded.generate(prompts, params)]
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +42,13 @@ def prompts(smollm2: Path) -> list[list[int]]:
 
 
 @pytest.fixture(scope="module")
-def expected(prompts: list[list[int]]) -> list[list[int]]:
+def expected(expected_long: list[list[int]]) -> list[list[int]]:
+    """The first tokens of each."""
+    return [tokens[:NEW_TOKENS] for tokens in expected_long]
+
+
+@pytest.fixture(scope="module")
+def expected_long(prompts: list[list[int]]) -> list[list[int]]:
     """What transformers generates, each prompt alone, in float32."""
     model = by_transformers()
     with torch.inference_mode():
@@ -50,7 +58,7 @@ def expected(prompts: list[list[int]]) -> list[list[int]]:
 def _continue(model: Any, prompt: list[int]) -> list[int]:
     tokens, past = torch.tensor([prompt]), None
     chosen: list[int] = []
-    for _ in range(NEW_TOKENS):
+    for _ in range(LONG):
         output = model(input_ids=tokens, past_key_values=past, use_cache=True)
         past = output.past_key_values
         tokens = output.logits[:, -1:].argmax(-1)
@@ -88,14 +96,13 @@ def test_with_prefix_hits(smollm2: Path, prompts: list[list[int]], expected: lis
         assert after > before
         known = NEW_TOKENS // 2
         longer = [prompt + tokens[:known] for prompt, tokens in zip(prompts, expected, strict=True)]
-        continued = [output.token_ids[: NEW_TOKENS - known] for output in loaded.generate(longer, GREEDY)]
-        assert continued == [tokens[known:] for tokens in expected]
+        assert greedy(loaded, longer, NEW_TOKENS - known) == [tokens[known:] for tokens in expected]
         assert loaded.stats.prefix_hits > after
 
 
-def test_under_preemption(smollm2: Path, prompts: list[list[int]], expected: list[list[int]]) -> None:
+def test_under_preemption(smollm2: Path, prompts: list[list[int]], expected_long: list[list[int]]) -> None:
     """A cache that holds a third of what the batch needs: sequences give way and are computed again."""
-    needed = sum(-(-(len(prompt) + NEW_TOKENS) // 16) for prompt in prompts)
-    with llm(smollm2, num_blocks=needed // 3) as loaded:
-        assert greedy(loaded, prompts) == expected
+    needed = sum(-(-(len(prompt) + LONG) // 16) for prompt in prompts)
+    with llm(smollm2, block_size=16, num_blocks=needed // 3) as loaded:
+        assert greedy(loaded, prompts, LONG) == expected_long
         assert loaded.stats.preemptions > 0

@@ -1,8 +1,8 @@
 """An executor made of arithmetic that trusts nobody: it checks every batch, and every position that a row attends.
 
 A slot of its cache holds a digest of the whole prefix up to that position, built from the slot before it, as keys and
-values are in a model. So stale blocks, aliases, missing copies and wrong prefix hits all show as a wrong digest, and the
-next token, a function of the digest, is the same however the sequence was batched, chunked, preempted or forked.
+values are in a model. So stale blocks, aliases, missing copies and wrong prefix hits all show as a wrong digest, and
+the next token, a function of the digest, is the same however the sequence was batched, chunked, preempted or forked.
 """
 
 from __future__ import annotations
@@ -170,10 +170,8 @@ class PagedOracle:
             held = [self.slots[row.blocks[position // size] * size + position % size] for position in range(end)]
             if NAN in held:
                 bad.append(len(tokens))
-            if fail or min(held) < 0:
-                token = GARBAGE
-            else:
-                token = choose(held[-1], row.seed, row.params, end - row.num_prompt)
+            sure = not fail and min(held) >= 0
+            token = choose(held[-1], row.seed, row.params, end - row.num_prompt) if sure else GARBAGE
             row.tokens.append(token)
             tokens.append(token)
         return StepResult(tokens, None, tuple(bad))

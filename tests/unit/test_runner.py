@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import ClassVar, Literal
 
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mainspring.core.backend import AttentionMetadata, Capabilities, Program
 from mainspring.core.batch import Batch, Bucket, Buckets
@@ -337,6 +339,46 @@ def test_logprobs_come_in_order_for_those_who_asked(make: Make) -> None:
 
 def test_steps_without_logprobs_say_so(make: Make) -> None:
     assert make().execute(plan(0, running(), 100)).result().logprobs is None
+
+
+class NoWaiting(TorchDispatchMode):
+    """Refuses operations that make the host wait for a device's values."""
+
+    WAITING: ClassVar = {"_local_scalar_dense", "item", "nonzero", "masked_select", "is_nonzero", "equal", "_unique2"}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        name = func.overloadpacket.__name__
+        indices = args[1] if name.startswith(("index", "_index")) and isinstance(args[1], (list, tuple)) else ()
+        masks = [index for index in indices if index is not None and index.dtype == torch.bool]
+        assert name not in self.WAITING, name
+        assert not masks, f"{name} by a mask counts its true elements on the host"
+        return func(*args, **(kwargs or {}))
+
+
+class Blind(TinyModel):
+    """Attends to nothing: the reference attention reads row lengths on the host, which backends' own do not."""
+
+    def forward(self, tokens_T: torch.Tensor, positions_T: torch.Tensor, step: AttentionStep) -> torch.Tensor:
+        return torch.tanh(self.embedding_VE[tokens_T] + self.position_PE[positions_T])
+
+    def logits(self, hidden_NE: torch.Tensor) -> torch.Tensor:
+        return hidden_NE @ self.head_VE.T
+
+
+@pytest.mark.parametrize("shapes", ["dynamic", "bucketed"])
+def test_enqueueing_a_step_never_waits_for_the_device(make: Make, shapes: Literal["dynamic", "bucketed"]) -> None:
+    executor = make(capabilities=replace(ASYNCHRONOUS, shapes=shapes), model=Blind())
+    params = [
+        *MIXED[:4],
+        SamplingParams(temperature=1.0, typical_p=0.5, min_p=0.1, min_tokens=9, logit_bias={1: 2.0}, logprobs=1),
+    ]
+    sequences = running(params)
+    for step in range(4):
+        batch = plan(step, sequences, 4, BUCKETS if shapes == "bucketed" else None)
+        batch.copies.append((1, 2))
+        with NoWaiting():
+            pending = executor.execute(batch)
+        assert len(pending.result().tokens) == sum(batch.samples)
 
 
 class Counting(PlainDevice):

@@ -269,14 +269,26 @@ def test_without_prefix_caching_nothing_is_found():
 
 
 def test_a_prompt_is_found_one_step_after_it_was_scheduled_but_not_within_that_step():
-    simulation = Simulation(max_batch_tokens=24, depth=1)
-    prompt = list(range(1, 13))
+    simulation = Simulation(max_batch_tokens=28, depth=1)
+    prompt = list(range(1, 14))
     for _ in range(2):
         simulation.submit(prompt, max_tokens=4, ignore_eos=True)
     simulation.turn()
     simulation.submit(prompt, max_tokens=4, ignore_eos=True)
     simulation.run()
-    assert [output.start.cached_tokens for output in simulation.outputs.values()] == [0, 0, 8]
+    assert [output.start.cached_tokens for output in simulation.outputs.values()] == [0, 0, 12]
+    simulation.check_tokens()
+
+
+def test_generated_tokens_are_found_while_their_sequence_still_runs():
+    simulation = Simulation(depth=1)
+    request = simulation.submit([1, 2, 3], max_tokens=30, ignore_eos=True)
+    while len(simulation.outputs[request, 0].tokens) < 8:
+        simulation.turn()
+    answer = simulation.outputs[request, 0].tokens[:6]
+    other = simulation.submit([1, 2, 3, *answer], max_tokens=1)
+    simulation.run()
+    assert simulation.outputs[other, 0].start.cached_tokens == 8
     simulation.check_tokens()
 
 
@@ -304,6 +316,23 @@ def test_siblings_that_find_no_row_keep_the_prompt_until_they_do():
     simulation.run()
     simulation.check_tokens()
     assert simulation.oracle.computed_tokens == 6 + 4 + 5 * 2
+
+
+def test_siblings_whose_prompt_fills_the_whole_cache_still_run_one_by_one():
+    simulation = Simulation(num_blocks=3, block_size=4, max_sequences=1)
+    simulation.submit([1, 2, 3, 4, 5, 6, 7, 8], n=3, max_tokens=1)
+    simulation.run()
+    simulation.check_tokens()
+
+
+def test_a_block_that_is_copied_in_a_step_is_not_the_goal_of_another_copy_in_it():
+    """The oracle refuses copies that depend on each other."""
+    simulation = Simulation(num_blocks=4, block_size=4, max_sequences=2, depth=1)
+    for first in (1, 2):
+        simulation.submit([first, 3, 4, 5], n=2, max_tokens=1)
+    simulation.run()
+    assert [batch.copies for batch in simulation.batches if batch.copies]
+    simulation.check_tokens()
 
 
 @pytest.mark.parametrize("turns", range(6))
@@ -391,6 +420,20 @@ def test_a_row_that_is_not_finite_ends_alone_and_leaves_nothing_in_the_cache():
     simulation.check_tokens()
 
 
+@pytest.mark.parametrize("depth", [1, 2])
+def test_a_block_that_a_bad_row_has_just_filled_is_not_found_later(depth):
+    simulation = Simulation(depth=depth)
+    simulation.submit([1, 2, 3], max_tokens=1)
+    simulation.run()
+    [poison] = simulation.outputs[1, 0].tokens
+    simulation.nan_tokens = frozenset({poison})
+    victim = simulation.submit([1, 2, 3], max_tokens=9, ignore_eos=True)
+    simulation.run()
+    assert simulation.outputs[victim, 0].error is ErrorKind.NUMERICAL
+    simulation.nan_tokens = frozenset()
+    assert cached_tokens(simulation, [1, 2, 3, poison, 9]) == 0
+
+
 def test_a_request_that_found_blocks_of_a_bad_one_is_computed_anew_and_unharmed():
     simulation = Simulation(depth=2, max_batch_tokens=12)
     prompt = list(range(1, 13))
@@ -427,4 +470,27 @@ def test_siblings_of_a_failed_sequence_compute_the_prompt_themselves():
     simulation.fail_next = True
     simulation.run()
     assert [output.error for output in simulation.outputs.values()] == [ErrorKind.OUT_OF_MEMORY, None, None]
+    simulation.check_tokens()
+
+
+def test_siblings_already_scheduled_on_a_failed_prompt_start_again():
+    simulation = Simulation(depth=3)
+    simulation.submit([1, 2, 3], n=3, max_tokens=4, ignore_eos=True)
+    simulation.fail_next = True
+    simulation.run()
+    assert [output.error for output in simulation.outputs.values()] == [ErrorKind.OUT_OF_MEMORY, None, None]
+    simulation.check_tokens()
+
+
+def test_what_was_computed_on_top_of_a_failed_prefix_is_never_found():
+    simulation = Simulation(depth=2, max_batch_tokens=16)
+    prompt = list(range(1, 9))
+    simulation.submit([*prompt, 9, 10, 11, 12, 13, 14, 15, 16], max_tokens=4, ignore_eos=True)
+    longer = [*prompt, 20, 21, 22, 23, 24]
+    simulation.submit(longer, max_tokens=4, ignore_eos=True)
+    simulation.fail_next = True
+    simulation.turn()
+    assert [batch.starts for batch in simulation.batches] == [[0], [16, 8]], "the second builds upon the first"
+    simulation.run()
+    assert cached_tokens(simulation, longer) == 12
     simulation.check_tokens()

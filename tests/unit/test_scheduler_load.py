@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 
 import pytest
 from paged_oracle import Simulation
@@ -15,7 +16,7 @@ from mainspring.core.sequence import AGEING_SECONDS
 
 
 def gaps(turns: list[int]) -> list[int]:
-    return [later - earlier for earlier, later in zip(turns, turns[1:], strict=False)]
+    return [later - earlier for earlier, later in pairwise(turns)]
 
 
 def prompts(seed: int, count: int, longest: int) -> list[list[int]]:
@@ -71,7 +72,7 @@ def test_without_mixing_prefills_and_decodes_alternate_and_neither_starves():
     simulation.run()
     assert max(gaps(simulation.outputs[1, 0].token_turns)) <= 2
     kinds = [batch.num_decodes > 0 for batch in simulation.batches[3:60]]
-    assert all(one != other for one, other in zip(kinds, kinds[1:], strict=False))
+    assert all(one != other for one, other in pairwise(kinds))
     simulation.check_tokens()
 
 
@@ -98,15 +99,19 @@ def test_every_step_fits_a_bucket(mixes, seed):
     simulation.check_tokens()
 
 
-def test_decodes_that_fit_no_prefill_bucket_alternate_with_prefills():
-    simulation = Simulation(num_blocks=200, buckets=small_buckets(), max_batch_tokens=64, max_sequences=4)
+@pytest.mark.parametrize("prefill", [Bucket(16, 2, 12), Bucket(3, 4, 12)], ids=["rows", "tokens"])
+def test_decodes_that_fit_no_prefill_bucket_alternate_with_prefills(prefill):
+    buckets = Buckets(decode=(Bucket(4, 4, 12),), prefill=(prefill,))
+    simulation = Simulation(num_blocks=200, buckets=buckets, max_batch_tokens=64, max_sequences=4)
     for _ in range(3):
-        simulation.submit([1, 2], max_tokens=30, ignore_eos=True)
+        simulation.submit([1, 2], max_tokens=40, ignore_eos=True)
     for _ in range(6):
         simulation.turn()
-    simulation.submit([1] * 40, max_tokens=2)
+    long = simulation.submit([1] * 30, max_tokens=2)
     simulation.run()
-    assert max(gap for request in range(1, 4) for gap in gaps(simulation.outputs[request, 0].token_turns)) <= 2
+    others = [simulation.outputs[request, 0].token_turns for request in range(1, 4)]
+    assert max(gap for turns in others for gap in gaps(turns)) <= 2
+    assert simulation.outputs[long, 0].token_turns[0] < min(turns[-1] for turns in others)
     simulation.check_tokens()
 
 
@@ -187,6 +192,31 @@ def test_work_wasted_by_preemption_is_bounded():
     simulation.check_tokens()
 
 
+def test_admission_leaves_a_block_to_each_that_runs():
+    simulation = Simulation(num_blocks=11, block_size=4, depth=1)
+    simulation.submit([1, 2, 3], max_tokens=12, ignore_eos=True)
+    simulation.turn()
+    waiting = simulation.submit([2] * 36, max_tokens=1)
+    simulation.turn()
+    assert simulation.pool.num_free == 9
+    simulation.turn()
+    assert simulation.scheduler.stats().running == 1, "36 tokens fit into 9 blocks, but leave none"
+    simulation.run()
+    assert simulation.scheduler.stats().preemptions == 0
+    assert simulation.outputs[waiting, 0].finish is not None
+
+
+def test_a_blocked_prompt_fits_once_another_has_computed_its_beginning():
+    simulation = Simulation(num_blocks=20, block_size=4, max_batch_tokens=16, max_prefill_chunk=8)
+    prompt = [number % 7 + 1 for number in range(45)]
+    first = simulation.submit(prompt, max_tokens=20, ignore_eos=True)
+    second = simulation.submit(prompt, max_tokens=1)
+    simulation.run()
+    assert simulation.outputs[second, 0].start.cached_tokens == 44
+    assert simulation.outputs[second, 0].token_turns[0] < simulation.outputs[first, 0].token_turns[-1]
+    simulation.check_tokens()
+
+
 # The order of the queue
 
 
@@ -202,6 +232,18 @@ def test_a_long_prompt_that_does_not_fit_lets_short_ones_pass_but_not_for_ever()
     passed = [request for request in short if first[request] < first[long]]
     assert len(passed) == MAX_BYPASSES, "short ones pass, and only so many"
     simulation.check_tokens()
+
+
+def test_those_who_passed_a_blocked_prompt_of_their_class_do_not_give_way_to_it():
+    simulation = Simulation(num_blocks=33, block_size=4, max_length=128, tick=0.01)
+    simulation.submit([1] * 40, max_tokens=10, ignore_eos=True)
+    for _ in range(4):
+        simulation.turn()
+    long = simulation.submit([2] * 96, max_tokens=1)
+    passing = simulation.submit([3] * 40, max_tokens=40, ignore_eos=True)
+    simulation.run()
+    assert simulation.scheduler.stats().preemptions == 0
+    assert simulation.outputs[long, 0].token_turns[0] > simulation.outputs[passing, 0].token_turns[-1]
 
 
 def test_an_endless_stream_of_short_prompts_does_not_starve_a_long_one():
