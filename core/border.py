@@ -24,5 +24,6 @@ def check_numbers(submit: Submit, vocab_size: int) -> None:
             )
     if params.logprobs is not None and not 0 <= params.logprobs <= vocab_size:
         raise RequestError(ErrorKind.INVALID, f"{params.logprobs} log-probabilities a token; ask for 0 to {vocab_size}")
-    if params.seed is not None and not 0 <= params.seed <= MAX_SEED - submit.n:
-        raise RequestError(ErrorKind.INVALID, f"seed {params.seed} is not one of 0 to {MAX_SEED - submit.n}")
+    highest = MAX_SEED - submit.n + 1
+    if params.seed is not None and not 0 <= params.seed <= highest:
+        raise RequestError(ErrorKind.INVALID, f"seed {params.seed} is not one of 0 to {highest}")

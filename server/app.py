@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
+import logging
 import re
 import signal
 import socket
 import sys
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 
 import uvicorn
 from starlette.applications import Starlette
@@ -18,13 +21,15 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mainspring.core.config import EngineConfig
 from mainspring.core.errors import ErrorKind, RequestError, StartupError
+from mainspring.core.plugins import load_plugins
 from mainspring.server import probes
 from mainspring.server.answers import json_response
-from mainspring.server.client import EngineClient
+from mainspring.server.client import EngineClient, Observer
 from mainspring.server.lifecycle import Lifecycle, RequestLimits, build_model, engine_state
 from mainspring.server.openai import errors as openai_errors
 from mainspring.server.openai import routes as openai_routes
@@ -36,6 +41,7 @@ from mainspring.server.tgi import errors as tgi_errors
 from mainspring.server.tgi import routes as tgi_routes
 from mainspring.server.tgi.types import ErrorResponse as TGIErrorResponse
 
+_log = logging.getLogger(__name__)
 _CLOSE_SECONDS = 5
 """For connections that still send their last bytes after the drain."""
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
@@ -55,7 +61,7 @@ class ServerOptions:
     vllm_metric_names: bool = False
 
 
-def create_app(lifecycle: Lifecycle, payload_limit: int) -> Starlette:
+def create_app(lifecycle: Lifecycle, payload_limit: int, extra_routes: Sequence[BaseRoute] = ()) -> Starlette:
     """The ASGI application. Its lifespan starts the engine and ends it; it answers from the first moment."""
 
     @asynccontextmanager
@@ -67,7 +73,7 @@ def create_app(lifecycle: Lifecycle, payload_limit: int) -> Starlette:
             await lifecycle.close()
 
     app = Starlette(
-        routes=[*probes.ROUTES, *tgi_routes.ROUTES, *openai_routes.ROUTES],
+        routes=[*probes.ROUTES, *tgi_routes.ROUTES, *openai_routes.ROUTES, *extra_routes],
         middleware=[Middleware(RequestIds)],
         exception_handlers={HTTPException: _unrouted, Exception: _defect},
         lifespan=lifespan,
@@ -77,10 +83,10 @@ def create_app(lifecycle: Lifecycle, payload_limit: int) -> Starlette:
     return app
 
 
-def create_lifecycle(options: ServerOptions) -> Lifecycle:
+def create_lifecycle(options: ServerOptions, observers: Sequence[Observer] = ()) -> Lifecycle:
     """The engine client with what watches it. Must be called inside the event loop."""
     bars = ProgressBars(sys.stderr)
-    engine = EngineClient(options.engine, on_progress=bars.show)
+    engine = EngineClient(options.engine, on_progress=bars.show, observers=observers)
     metrics = Metrics(options.source.model_id, lambda: engine_state(engine), options.vllm_metric_names)
     build = build_model(options.source, options.engine.revision, options.limits, options.engine.max_waiting_requests)
     return Lifecycle(engine, options.source, metrics, build)
@@ -89,8 +95,16 @@ def create_lifecycle(options: ServerOptions) -> Lifecycle:
 async def serve(options: ServerOptions) -> int:
     """Listen, load, serve, drain. Returns the exit code; raises StartupError when it cannot even listen."""
     listener = listen(options.host, options.port)
-    lifecycle = create_lifecycle(options)
-    server = HTTPServer(create_app(lifecycle, options.limits.payload_limit), options.access_log)
+    plugins = load_plugins()
+    for problem in plugins.problems:
+        _log.warning("%s", problem)
+    lifecycle = create_lifecycle(options, [*chain.from_iterable(plugins.manager.hook.mainspring_observers())])
+    extra_routes = [*chain.from_iterable(plugins.manager.hook.mainspring_routes())]
+    app = create_app(lifecycle, options.limits.payload_limit, extra_routes)
+    server = HTTPServer(app, options.access_log)
+    _log.info("listening on http://%s:%d, loading %s", *listener.getsockname()[:2], options.source.model_id)
+    if not ipaddress.ip_address(listener.getsockname()[0]).is_loopback:
+        _log.warning("whoever reaches this address can use the model: there is no authentication")
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

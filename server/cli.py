@@ -6,6 +6,7 @@ Nothing heavy is imported at the top: `--help` must not wait for a web server or
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -114,6 +115,8 @@ def serve(model: str | None, model_id: str | None, **flags: Any) -> None:
     from mainspring.server.app import serve as serve_http
     from mainspring.server.lifecycle import RequestLimits
 
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("mainspring").setLevel(logging.INFO)
     with _startup_errors():
         source = _source(model or model_id, flags["revision"])
         options = ServerOptions(

@@ -6,6 +6,7 @@ Loading and draining take minutes in which probes and clients want true answers;
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from mainspring.server.service import Service
 from mainspring.server.source import ModelSource
 from mainspring.server.template import ChatTemplate
 from mainspring.server.tokenizer import Tokenizer, load_tokenizer
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +75,7 @@ class Lifecycle:
         self._build = build
         self._service: Service | None = None
         self._draining = False
+        self._begun = time.monotonic()
         self._task: asyncio.Task[None] | None = None
 
     def begin(self) -> None:
@@ -140,8 +144,19 @@ class Lifecycle:
         else:
             ready, (tokenizer, template) = engine.result(), text.result()
             self._service = Service(self._engine, self._build(ready, tokenizer, template), self.metrics, ready)
+            self._announce(ready)
             await self._engine.failed()
         self.ended.set()
+
+    def _announce(self, ready: Ready) -> None:
+        seconds = time.monotonic() - self._begun
+        _log.info(
+            "serving %s on %s (%s, %s) after %.1f s; context %d tokens, KV cache %d tokens",
+            *(self._source.model_id, ready.device, ready.backend, ready.dtype, seconds, ready.max_length),
+            ready.num_blocks * ready.block_size,
+        )
+        for note in ready.notes:
+            _log.info("%s", note)
 
 
 def build_model(

@@ -216,8 +216,8 @@ def _sampling(request: SamplingFields, max_tokens: int, logprobs: int | None, mo
         frequency_penalty=request.frequency_penalty or 0.0,
         presence_penalty=request.presence_penalty or 0.0,
         logit_bias=_logit_bias(request, model),
-        # A negative seed is as good as its 64 bits.
-        seed=None if request.seed is None else request.seed & (2**64 - 1),
+        # Any number will do, and that of the last of n sequences must still fit 64 bits.
+        seed=None if request.seed is None else request.seed % 2**63,
         logprobs=logprobs,
         stop_token_ids=_stop_token_ids(request, model),
         ignore_eos=bool(request.ignore_eos),
