@@ -99,7 +99,8 @@ class Bench:
     def remember(self) -> None:
         """Computes the rows' past in both caches."""
         for metadata in self.placed.history:
-            for layer in range(LAYERS):
+            # The layer that is looked at comes first, so that what a device puts in a wrong one stays there.
+            for layer in reversed(range(LAYERS)):
                 tokens = self.tokens(metadata)
                 self.attend(metadata, tokens, layer=layer)
                 self.expect(metadata, tokens, layer=layer)
