@@ -167,21 +167,22 @@ def generate(model: str, prompt: str, **flags: Any) -> None:
 _PASS_ON = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
 
 
-@main.command(context_settings=_PASS_ON)
-@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-def backends(arguments: tuple[str, ...]) -> None:
+@main.command()
+def backends() -> None:
     """List the backends and which of them can run here, or why not."""
-    _run_module("mainspring.core.plan", "backends", *arguments)
+    _run_module("mainspring.core.commands", "backends")
 
 
-@main.command(context_settings=_PASS_ON)
+@main.command()
 @click.argument("model")
-@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-def check(model: str, arguments: tuple[str, ...]) -> None:
-    """Say everything that would keep MODEL from running, before anything is loaded."""
+@engine_flags
+def check(model: str, **flags: Any) -> None:
+    """Print the start-up plan for MODEL and everything that would keep it from running, before anything is loaded."""
+    import msgspec
+
     with _startup_errors():
-        path = str(_source(model, None).path)
-    _run_module("mainspring.core.plan", "check", path, *arguments)
+        config = _engine_config(str(_source(model, flags["revision"]).path), flags)
+    _run_module("mainspring.core.commands", "check", msgspec.json.encode(config).decode())
 
 
 @main.command(context_settings=_PASS_ON)

@@ -30,7 +30,7 @@ class HeadMajorKV:
 
     @classmethod
     def allocate(cls, spec: KVSpec, num_blocks: int) -> HeadMajorKV:
-        """An empty cache: the host gives each page when it is first written. Raises torch's own error when it cannot."""
+        """An empty cache; the host gives each page when it is first written. Raises torch's error when it cannot."""
         shape = (spec.heads, num_blocks, spec.block_size, spec.head_dim)
         dtype = getattr(torch, spec.dtype)
         keys, values = (tuple(torch.empty(shape, dtype=dtype) for _ in range(spec.layers)) for _ in range(2))
