@@ -6,8 +6,8 @@
   falls to a scalar path), so other dtypes are cast around them. They halve the time of single rows; the memory is what
   they are for.
 
-`pack_quantized` takes neutral tensors (see `core.ops.quantized`) or a floating-point weight, which it rounds itself. Which schemes there
-are and what shapes they take is `schemes.py`.
+`pack_quantized` takes neutral tensors (see `core.ops.quantized`) or a floating-point weight, which it rounds itself.
+Which schemes there are and what shapes they take is `schemes.py`.
 
 Legend: T tokens, K input features, N output features, G groups of a row.
 """

@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 import click
+import msgspec
 import pytest
 from click.testing import CliRunner
 
@@ -93,8 +94,10 @@ def test_core_commands_run_in_the_core(monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.setattr(cli.os, "execv", lambda program, arguments: ran.append(arguments[1:]))
     for arguments in (["backends"], ["check", str(tmp_path), "--backend", "sim"], ["conformance", "cpu", "--json"]):
         assert CliRunner().invoke(cli.main, arguments).exit_code == 0
+    config = ran[1].pop()
+    assert msgspec.json.decode(config, type=EngineConfig) == EngineConfig(model=str(tmp_path), backend="sim")
     assert ran == [
-        ["-m", "mainspring.core.plan", "backends"],
-        ["-m", "mainspring.core.plan", "check", str(tmp_path), "--backend", "sim"],
+        ["-m", "mainspring.core.commands", "backends"],
+        ["-m", "mainspring.core.commands", "check"],
         ["-m", "mainspring.core.conformance", "cpu", "--json"],
     ]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from paged_oracle import EOS, Simulation
 
 from mainspring.core.batch import StepResult
 from mainspring.core.blocks import BlockPool
 from mainspring.core.errors import ErrorKind, RequestError
 from mainspring.core.request import FinishReason, RequestId, SamplingParams, Submit, TokenLogprobs
 from mainspring.core.scheduler import Scheduler
+from tests.support.paged_oracle import EOS, Simulation
 
 
 def refusal(simulation: Simulation, tokens: list[int], **options: object) -> RequestError:

@@ -6,13 +6,13 @@ import random
 from itertools import pairwise
 
 import pytest
-from paged_oracle import Simulation
 
 from mainspring.core.batch import Bucket, Buckets
 from mainspring.core.planner import LOOKAHEAD, MAX_BYPASSES
 from mainspring.core.request import FinishReason
 from mainspring.core.running import MAX_PREEMPTIONS
 from mainspring.core.sequence import AGEING_SECONDS
+from tests.support.paged_oracle import Simulation
 
 
 def gaps(turns: list[int]) -> list[int]:

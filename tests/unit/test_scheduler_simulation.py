@@ -13,10 +13,10 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from paged_oracle import Simulation
 
 from mainspring.core.batch import Bucket, Buckets
 from mainspring.core.errors import ErrorKind, RequestError
+from tests.support.paged_oracle import Simulation
 
 NAN_TOKEN = 5
 COMMON = [1, 2, 3, 1, 1, 2, 2, 3, 3, 1, 2, 1, 3, 3, 2, 2]
