@@ -44,6 +44,8 @@ from mainspring.server.tgi.types import ErrorResponse as TGIErrorResponse
 _log = logging.getLogger(__name__)
 _CLOSE_SECONDS = 5
 """For connections that still send their last bytes after the drain."""
+_BACKLOG = 2048
+"""Connections that wait to be accepted; the kernel may take fewer (listen(2))."""
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 
 
@@ -124,12 +126,15 @@ async def serve(options: ServerOptions) -> int:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A bound socket, so that a port that is taken is said before anything is loaded. Port 0 takes a free one."""
+    """A socket that listens: a port that is taken is said before anything is loaded, and whoever connects meanwhile
+    waits instead of being refused. Port 0 takes a free one.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
+        listener.listen(_BACKLOG)
     except OSError as error:
         listener.close()
         raise StartupError(f"cannot listen on {host}:{port}: {error.strerror}; choose another --port") from error
