@@ -107,9 +107,7 @@ def listening_server(
             process.wait()
 
 
-def spawn(
-    model: str, log: Path, *flags: str, environment: Mapping[str, str] | None = None
-) -> subprocess.Popen[bytes]:
+def spawn(model: str, log: Path, *flags: str, environment: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
     """The process alone, on a port that the kernel chooses."""
     command = [sys.executable, "-m", "mainspring.server.cli", "serve", model, "--port", "0", *flags]
     with log.open("wb") as output:
