@@ -339,7 +339,10 @@ class Device(ABC):
         host.copy_blocks_from(kv, pairs)
 
     def pinned(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-        """Host memory that the device copies from and to without staging; plain memory by default."""
+        """Host memory that the device copies from and to without staging; plain memory by default.
+
+        The caller may let go of it while a copy is under way, as it may of torch's own pinned memory.
+        """
         import torch
 
         return torch.empty(tuple(shape), dtype=dtype)
@@ -406,7 +409,13 @@ class Device(ABC):
         return None
 
     def compile(self, program: Program, bucket: Bucket | None) -> Program:
-        """Makes `program` (step tensors in, logits out) fast for one bucket. The default runs it as it is."""
+        """Makes `program` fast for one bucket (None: for steps of any shape). The default runs it as it is.
+
+        It is called as `program(inputs, plan)`: `core.inputs.StepTensors` and what `prepare_attention` returned; it
+        returns logits [N, V], None when no row of the step chooses a token. A bucket's `inputs` are the same tensors at
+        every step, so a captured program finds each step's integers where it was captured; what it returns may be
+        overwritten by its next run.
+        """
         return program
 
     def artifact_key(self) -> str:

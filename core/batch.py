@@ -2,11 +2,12 @@
 
 A sequence that runs owns a *row* of the executor's state table from its admission to its release. The table holds the
 sequence's tokens, its block table and its sampling parameters, so a `Batch` carries only what changed (admissions, new
-blocks) and what to compute. An executor keeps three invariants:
+blocks) and what to compute. An executor keeps four invariants:
 
 * batches execute in the order they were given, so a block or row freed at step N may be reused at step N+1;
 * a token sampled at step N is visible in the table to step N+1 without passing through the host;
-* `copies` happen before anything else of the step.
+* `copies` happen before anything else of the step;
+* changes to the table (admissions, new blocks) hold also when the step itself fails, for later batches build upon them.
 """
 
 from __future__ import annotations

@@ -30,9 +30,9 @@ class Store:
 
     @classmethod
     def allocate(cls, spec: KVSpec, num_blocks: int) -> Store:
-        """Zeros. Raises torch's own error when the memory is not there."""
+        """Whatever the memory holds: attention reads nothing that it has not written."""
         rows, width = spec.heads * num_blocks, spec.block_size * spec.head_dim
-        by_block = torch.zeros(rows, width, dtype=getattr(torch, spec.dtype))
+        by_block = torch.empty(rows, width, dtype=getattr(torch, spec.dtype))
         return cls(by_block, by_block.view(-1, spec.head_dim))
 
 
@@ -49,7 +49,7 @@ class HeadMajorKV:
 
     @classmethod
     def allocate(cls, spec: KVSpec, num_blocks: int) -> HeadMajorKV:
-        """A cache of zeros. Raises torch's own error when the memory is not there."""
+        """An empty cache; the host gives each page when it is first written. Raises torch's error when it cannot."""
         keys, values = (tuple(Store.allocate(spec, num_blocks) for _ in range(spec.layers)) for _ in range(2))
         dtype = getattr(torch, spec.dtype)
         room = SCRATCH_BYTES // dtype.itemsize

@@ -5,6 +5,7 @@ Torch is imported in methods, when a device is open: listing backends must not l
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, cast
@@ -104,6 +105,7 @@ class CpuDevice(Device):
         """Attention over this backend's cache, and the small ops with fewer kernels."""
         from mainspring.backends.cpu import elementwise
         from mainspring.backends.cpu.attention import attention, kv_write
+        from mainspring.core.ops.sample import sample
 
         return {
             "rms_norm": elementwise.rms_norm,
@@ -113,6 +115,7 @@ class CpuDevice(Device):
             "gelu_mul": elementwise.gelu_mul,
             "kv_write": kv_write,
             "attention": self._outside_graphs(attention),
+            "sample": functools.partial(sample, peek=True),
         }
 
     def prepare_attention(self, metadata: AttentionMetadata, kv: HeadMajorKV) -> StepPlan:

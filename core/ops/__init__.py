@@ -20,8 +20,10 @@ from mainspring.core.errors import BackendError, unknown
 from mainspring.core.ops.activation import gelu, gelu_mul, silu_mul
 from mainspring.core.ops.attention import attention, kv_write
 from mainspring.core.ops.embedding import embedding
+from mainspring.core.ops.logprobs import logprobs
 from mainspring.core.ops.norm import add_rms_norm, layer_norm, rms_norm
 from mainspring.core.ops.rope import rope
+from mainspring.core.ops.sample import SamplingTensors, sample
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,8 @@ class Ops:
     gelu: Callable[[Tensor, bool], Tensor] = gelu
     kv_write: Callable[..., None] = kv_write
     attention: Callable[..., Tensor] = attention
+    sample: Callable[[Tensor, SamplingTensors], Tensor] = sample
+    logprobs: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor, Tensor]] = logprobs
 
 
 def resolve(overrides: Mapping[str, Callable[..., Any]]) -> Ops:

@@ -90,7 +90,7 @@ def test_every_reason_is_said_at_once() -> None:
 
 
 def test_a_device_too_small_for_the_weights_says_both_numbers() -> None:
-    with pytest.raises(StartupError, match=r"memory: needs [\d,]+ bytes, has 225,485,783 bytes"):
+    with pytest.raises(StartupError, match=r"memory: needs [\d,]+ bytes, has 225,485,782 bytes"):
         make_plan(EngineConfig(model="m", memory_fraction=0.7), MODEL, Declares(FULL), device(3 * GIB // 10))
 
 

@@ -1,0 +1,148 @@
+"""Checkpoints on disk, under the names, shapes and values of the model that they are read into.
+
+A checkpoint is a table of tensors and a way to read one of them; what formats do differently ends here. Which tensors a
+model wants, and where they go, is `weights.py`.
+"""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, get_tensor_name_map
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from mainspring.core.config import ModelConfig
+from mainspring.core.errors import ModelError
+from mainspring.core.gguf_file import GGUFFile
+from mainspring.core.layers.weights import Shape
+from mainspring.core.models.causal import Convention
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One tensor of a checkpoint."""
+
+    stored: str
+    """Its name there."""
+    shape: Shape
+    """As the model will see it."""
+    num_bytes: int
+    """On disk, for progress; a rough figure where the format does not say."""
+
+
+class Checkpoint(ABC):
+    """An open checkpoint. Reading one tensor holds one tensor in memory."""
+
+    def __init__(self, source: Path) -> None:
+        self.source = source
+        self.entries: dict[str, Entry] = {}
+        """By the model's names; a tensor that no model's name fits keeps its own."""
+
+    @abstractmethod
+    def read(self, name: str) -> Tensor:
+        """A tensor by the model's name, on the host, in the shape of its entry, of any floating dtype."""
+
+
+class Safetensors(Checkpoint):
+    """A directory with `model.safetensors`, or with the shards that `model.safetensors.index.json` names."""
+
+    def __init__(self, directory: Path, convention: Convention) -> None:
+        super().__init__(directory)
+        self._convention = convention
+        self._files: dict[str, Any] = {}
+        for file in _shards(directory):
+            self._open(file)
+
+    def read(self, name: str) -> Tensor:
+        tensor: Tensor = self._files[name].get_tensor(self.entries[name].stored)
+        if re.search(self._convention.transposed, name):
+            tensor = tensor.t()
+        if re.search(self._convention.plus_one, name):
+            # In float32, so that there is one rounding only: to the compute dtype.
+            tensor = tensor.float() + 1
+        return tensor
+
+    def _open(self, file: Path) -> None:
+        try:
+            opened: Any = safe_open(file, framework="pt")
+        except (SafetensorError, OSError) as error:
+            raise ModelError(f"{file} cannot be read ({error}); fetch it again") from error
+        for stored in opened.keys():  # noqa: SIM118 (safe_open has keys and no iterator)
+            name = self._convention.model_name(stored)
+            if name is None:
+                continue
+            shape = tuple(opened.get_slice(stored).get_shape())
+            if re.search(self._convention.transposed, name):
+                shape = shape[::-1]
+            self.entries[name] = Entry(stored, shape, 2 * prod(shape))
+            self._files[name] = opened
+
+
+class GGUF(Checkpoint):
+    """A `.gguf` file; its tensors are dequantized as they are read.
+
+    Names go through the table of the `gguf` package, from those that the model wants. Values are as llama.cpp's
+    converter left them: 1 is added to Gemma's norms and GPT-2's weights are [out, in] already, but the rows of q and k
+    of the llama architecture stand in the order of its interleaved rope.
+    """
+
+    def __init__(self, path: Path, config: ModelConfig, wanted: Iterable[str]) -> None:
+        super().__init__(path)
+        self._file = GGUFFile.open(path)
+        self._num_heads = {"attn_q": config.num_heads, "attn_k": config.num_kv_heads}
+        self._interleaved = self._file.metadata["general.architecture"] == "llama"
+        names = self._model_names(wanted, config.num_layers)
+        for stored, tensor in self._file.tensors.items():
+            if not stored.startswith(("rope_freqs.", "rope_factors_")):
+                self.entries[names.get(stored, stored)] = Entry(stored, tensor.shape, tensor.num_bytes)
+
+    def read(self, name: str) -> Tensor:
+        stored = self.entries[name].stored
+        tensor = torch.from_numpy(self._file.read(stored))
+        part = stored.split(".")[-2]
+        return _halves(tensor, self._num_heads[part]) if self._interleaved and part in self._num_heads else tensor
+
+    def _model_names(self, wanted: Iterable[str], num_layers: int) -> dict[str, str]:
+        """GGUF's name for each name that the model wants, the other way round."""
+        architectures = {name: architecture for architecture, name in MODEL_ARCH_NAMES.items()}
+        architecture: MODEL_ARCH = architectures[self._file.metadata["general.architecture"]]
+        table = get_tensor_name_map(architecture, num_layers)
+        return {str(table.get_name(name, try_suffixes=(".weight", ".bias"))): name for name in wanted}
+
+
+def _halves(tensor: Tensor, num_heads: int) -> Tensor:
+    """Rows [heads, pair, 2] as [heads, 2, pair]: from rope on neighbours to rope on halves."""
+    return tensor.reshape(num_heads, -1, 2, *tensor.shape[1:]).transpose(1, 2).reshape(tensor.shape)
+
+
+def _shards(directory: Path) -> list[Path]:
+    index, single = directory / "model.safetensors.index.json", directory / "model.safetensors"
+    if not index.exists():
+        if not single.exists():
+            raise ModelError(
+                f"{directory} has neither model.safetensors nor model.safetensors.index.json; "
+                "convert other formats to safetensors first"
+            )
+        return [single]
+    try:
+        weight_map = msgspec.json.decode(index.read_bytes(), type=_Index).weight_map
+    except msgspec.MsgspecError as error:
+        raise ModelError(f"{index} is not an index of safetensors: {error}") from error
+    files = [directory / name for name in sorted(set(weight_map.values()))]
+    missing = [file for file in files if not file.exists()]
+    if missing:
+        raise ModelError([f"{file}, which {index.name} names, is missing; fetch it" for file in missing])
+    return files
+
+
+class _Index(msgspec.Struct):
+    weight_map: dict[str, str]

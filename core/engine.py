@@ -1,0 +1,356 @@
+"""The engine process: the loop that carries messages to the scheduler, plans to the executor and deltas to the server.
+
+    receive -> schedule step N+1 -> enqueue it -> await step N -> commit it -> emit
+
+The host always plans one step ahead of the device, so the device never waits for it. The loop decides nothing: policy
+is `core/scheduler.py`, computing is the `Executor`'s. Below it is the process's entry, `python -m
+mainspring.core.engine`, the one place in the core that constructs things.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from mainspring.core import lifeline
+from mainspring.core.architectures import read_model_config
+from mainspring.core.backend import Executor, ExecutorRequest, Pending, ProgressCallback
+from mainspring.core.batch import Batch
+from mainspring.core.blocks import BlockPool
+from mainspring.core.border import check_numbers
+from mainspring.core.channel import (
+    EXIT_DRAIN_OVERRUN,
+    EXIT_ENGINE,
+    EXIT_STARTUP,
+    EngineChannel,
+    EngineStart,
+    Malformed,
+    read_start,
+)
+from mainspring.core.config import EngineConfig, ModelConfig
+from mainspring.core.errors import DeviceOutOfMemory, ErrorKind, RequestError, StartupError
+from mainspring.core.metrics import Stats
+from mainspring.core.plan import Plan, make_plan
+from mainspring.core.plugins import Choice, Plugins, load_plugins
+from mainspring.core.request import (
+    Cancel,
+    Delta,
+    Drain,
+    FinishReason,
+    Progress,
+    Ready,
+    RequestId,
+    StartupFailed,
+    StepOutput,
+    Submit,
+    ToEngine,
+)
+from mainspring.core.scheduler import Scheduler
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class InFlight:
+    """A step that the device has been given."""
+
+    batch: Batch
+    pending: Pending
+
+
+class Engine:
+    """The loop. `run` returns the process's exit code."""
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        executor: Executor,
+        channel: EngineChannel,
+        *,
+        vocab_size: int,
+        heartbeat_seconds: float = 0.25,
+        grace_seconds: float = 5.0,
+    ) -> None:
+        self._scheduler = scheduler
+        self._executor = executor
+        self._channel = channel
+        self._vocab_size = vocab_size
+        self._heartbeat_seconds = heartbeat_seconds
+        self._grace_seconds = grace_seconds
+        self._in_flight: InFlight | None = None
+        self._live: dict[RequestId, set[int]] = {}
+        """Sequences that have not been answered to the end; what a crash must answer."""
+        self._stats = Stats()
+        self._step = 0
+        self._idle = True
+        self._draining = False
+        self._stopped = False
+
+    def run(self) -> int:
+        """Serves until drained or stopped. Whatever a turn raises means that the device or the books are lost."""
+        try:
+            while not self._done():
+                self.turn()
+        except Exception:  # noqa: BLE001  the loop's own border: nothing above it can answer the requests
+            _log.exception("the engine failed in step %d", self._step)
+            self._answer_all(ErrorKind.ENGINE_DEAD, "the engine failed and the server is going down")
+            return EXIT_ENGINE
+        if not self._live:
+            return 0
+        self._answer_all(ErrorKind.SHUTTING_DOWN, "the server is shutting down")
+        return EXIT_DRAIN_OVERRUN
+
+    def turn(self) -> None:
+        """One round of the loop."""
+        deltas = self._receive()
+        deltas += self._scheduler.expire()
+        landing, self._in_flight = self._in_flight, self._launch()
+        if landing is not None:
+            deltas += self._land(landing)
+        self._idle = landing is None and self._in_flight is None
+        self._emit(deltas)
+
+    def terminate(self) -> None:
+        """For a signal handler: the first call drains, the second stops without waiting for running requests."""
+        self._stopped = self._draining
+        self._draining = True
+
+    def _done(self) -> bool:
+        return self._stopped or (self._draining and self._in_flight is None and not self._scheduler.has_work)
+
+    def _receive(self) -> list[Delta]:
+        deltas: list[Delta] = []
+        for message in self._channel.receive(self._heartbeat_seconds if self._idle else 0.0):
+            deltas += self._take(message)
+        if self._draining:
+            self._scheduler.drain()
+        return deltas
+
+    def _take(self, message: ToEngine | Malformed) -> list[Delta]:
+        match message:
+            case Submit():
+                return self._submit(message)
+            case Cancel():
+                return self._scheduler.cancel(message.request_id, message.index)
+            case Drain():
+                self._draining = True
+                self._scheduler.drain()
+            case Malformed():
+                _log.error("a message cannot be read: %s", message.reason)
+                if message.request_id is not None:
+                    return _refusals(message.request_id, message.n, ErrorKind.INTERNAL, "the request cannot be read")
+        return []
+
+    def _submit(self, submit: Submit) -> list[Delta]:
+        try:
+            check_numbers(submit, self._vocab_size)
+            self._scheduler.submit(submit)
+        except RequestError as error:
+            return _refusals(submit.request_id, submit.n, error.kind, error.message)
+        self._live[submit.request_id] = set(range(submit.n))
+        return []
+
+    def _launch(self) -> InFlight | None:
+        batch = self._scheduler.schedule()
+        return None if batch is None else InFlight(batch, self._executor.execute(batch))
+
+    def _land(self, step: InFlight) -> list[Delta]:
+        self._step = step.batch.step
+        try:
+            result = step.pending.result()
+        except DeviceOutOfMemory as error:
+            _log.error("step %d of %d tokens did not fit: %s", step.batch.step, step.batch.num_tokens, error)
+            message = "the device ran out of memory on this request"
+            return self._scheduler.fail(step.batch, ErrorKind.OUT_OF_MEMORY, message)
+        return self._scheduler.commit(step.batch, result)
+
+    def _emit(self, deltas: list[Delta]) -> None:
+        for delta in deltas:
+            if delta.finish is not None:
+                self._answered(delta)
+        step = self._in_flight
+        bound = self._heartbeat_seconds if step is None else self._executor.step_seconds(step.batch)
+        self._stats = self._scheduler.stats()
+        self._channel.send(StepOutput(self._step, deltas, self._stats, bound + self._grace_seconds))
+
+    def _answered(self, delta: Delta) -> None:
+        indexes = self._live.get(delta.request_id)
+        if indexes is not None:
+            indexes.discard(delta.index)
+            if not indexes:
+                del self._live[delta.request_id]
+
+    def _answer_all(self, kind: ErrorKind, message: str) -> None:
+        """The last message: every live sequence ends with an error."""
+        deltas = [
+            _refusal(request_id, index, kind, message) for request_id in self._live for index in self._live[request_id]
+        ]
+        self._live.clear()
+        self._channel.send(StepOutput(self._step, deltas, self._stats, self._grace_seconds))
+
+
+def _refusals(request_id: RequestId, n: int, kind: ErrorKind, message: str) -> list[Delta]:
+    return [_refusal(request_id, index, kind, message) for index in range(n)]
+
+
+def _refusal(request_id: RequestId, index: int, kind: ErrorKind, message: str) -> Delta:
+    return Delta(request_id, index, [], FinishReason.ERROR, error=kind, message=message)
+
+
+# The entry
+
+
+def main() -> int:
+    """The engine process from its start frame to its exit code."""
+    start = read_start(lambda size: os.read(sys.stdin.fileno(), size))
+    lifeline.tie_to_parent(start.server_pid)
+    lifeline.tie_to_pipe(sys.stdin.fileno())
+    lifeline.listen_to_signals()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s engine %(levelname)s %(name)s: %(message)s")
+    channel = EngineChannel(start.to_engine, start.from_engine)
+    try:
+        return serve(start, channel)
+    finally:
+        channel.close()
+
+
+def serve(start: EngineStart, channel: EngineChannel) -> int:
+    """Loads, says `Ready` and runs the loop; or says why it cannot start."""
+    channel.send(Progress("starting", 0, 1))
+    try:
+        engine, executor, ready = compose(start, channel)
+    except StartupError as error:
+        channel.send(StartupFailed(error.reasons))
+        return EXIT_STARTUP
+    except Exception as error:  # noqa: BLE001  the process's own border: the operator must hear the reason
+        _log.exception("start-up failed")
+        channel.send(StartupFailed((f"start-up failed: {type(error).__name__}: {error}; the log has the trace",)))
+        return EXIT_STARTUP
+    signal.signal(signal.SIGTERM, lambda number, frame: engine.terminate())
+    # What start-up made lives for ever: the collector need not look at it again.
+    gc.freeze()
+    channel.send(ready)
+    try:
+        return engine.run()
+    finally:
+        executor.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What is asked, of which model, on which device, and how it will fit."""
+
+    config: EngineConfig
+    plugins: Plugins
+    model: ModelConfig
+    choice: Choice
+    plan: Plan
+
+
+def compose(start: EngineStart, channel: EngineChannel) -> tuple[Engine, Executor, Ready]:
+    """Everything the engine process consists of, put together. Raises `StartupError` with every reason at once."""
+    setting = examine(start.config)
+    executor = build_executor(setting, lambda phase, done, total: channel.send(Progress(phase, done, total)))
+    ready = describe(setting, executor)
+    scheduler = build_scheduler(setting, executor, ready.max_length)
+    engine = Engine(
+        scheduler,
+        executor,
+        channel,
+        vocab_size=ready.vocab_size,
+        heartbeat_seconds=start.heartbeat_seconds,
+        grace_seconds=start.grace_seconds,
+    )
+    return engine, executor, ready
+
+
+def examine(config: EngineConfig) -> Setting:
+    """The model, the device and the plan, or the reasons against them."""
+    plugins = load_plugins()
+    reasons: list[str] = []
+    model, choice = None, None
+    try:
+        model = read_model_config(Path(config.model), plugins.models())
+    except StartupError as error:
+        reasons += error.reasons
+    try:
+        choice = plugins.choose(config.backend, config.device_index)
+    except StartupError as error:
+        reasons += error.reasons
+    if model is None or choice is None:
+        raise StartupError(reasons)
+    return Setting(config, plugins, model, choice, make_plan(config, model, choice.backend, choice.device))
+
+
+def build_executor(setting: Setting, progress: ProgressCallback) -> Executor:
+    """The backend's own executor where it has one, else the core's over the backend's device."""
+    config, model, plan = setting.config, setting.model, setting.plan
+    backend, device = setting.choice.backend, setting.choice.device
+    own = backend.executor(
+        ExecutorRequest(model, config, plan.max_length, plan.kv, plan.num_blocks, device, progress=progress)
+    )
+    if own is not None:
+        return own
+    from mainspring.core import runner  # imports torch, which a backend's own executor may do without
+
+    opened = backend.open(device.index, 0, 1, config)
+    try:
+        return runner.build_executor(
+            config,
+            model,
+            plan,
+            opened,
+            info=device,
+            capabilities=backend.capabilities(device),
+            progress=progress,
+            model_plugins=setting.plugins.models(),
+        )
+    except BaseException:
+        opened.close()
+        raise
+
+
+def build_scheduler(setting: Setting, executor: Executor, max_length: int) -> Scheduler:
+    """The scheduler for what the executor turned out to hold."""
+    config, choice = setting.config, setting.choice
+    pool = BlockPool(executor.num_blocks(), executor.kv_spec().block_size, prefix_caching=config.prefix_caching)
+    return Scheduler(
+        pool=pool,
+        max_sequences=config.max_sequences,
+        max_length=max_length,
+        max_batch_tokens=config.max_batch_tokens,
+        max_prefill_chunk=config.max_prefill_chunk,
+        max_waiting_requests=config.max_waiting_requests,
+        max_waiting_tokens=config.max_waiting_tokens,
+        eos_token_ids=setting.model.eos_token_ids,
+        buckets=executor.buckets(),
+        mixes_prefill_and_decode=choice.backend.capabilities(choice.device).mixes_prefill_and_decode,
+        clock=time.monotonic,
+        seed=config.seed,
+    )
+
+
+def describe(setting: Setting, executor: Executor) -> Ready:
+    """What the server must know to validate requests, and what the operator should."""
+    block_size, num_blocks = executor.kv_spec().block_size, executor.num_blocks()
+    return Ready(
+        max_length=min(setting.plan.max_length, (num_blocks - 1) * block_size),
+        vocab_size=setting.model.vocab_size,
+        block_size=block_size,
+        num_blocks=num_blocks,
+        max_sequences=setting.config.max_sequences,
+        backend=setting.choice.backend.name,
+        device=executor.device_name(),
+        dtype=setting.plan.dtype,
+        notes=(setting.choice.reason, *setting.plan.notes),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,36 @@
+"""The stream through a stack of blocks, from tokens to the final norm.
+
+Legend: T packed tokens, E hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from mainspring.core.layers.attention import AttentionStep
+from mainspring.core.layers.embedding import Embedding
+from mainspring.core.layers.norm import RMSNorm
+
+
+class Decoder(nn.Module):
+    """Blocks around a residual stream. Each takes what the one before added and the stream before that, so that a
+    backend's fused add and norm serves every norm; the first adds the embedding to a stream of zeros.
+    """
+
+    def __init__(self, embed_tokens: Embedding, layers: Iterable[nn.Module], norm: RMSNorm) -> None:
+        super().__init__()
+        self.embed_tokens = embed_tokens
+        self.layers = nn.ModuleList(layers)
+        self.norm = norm
+
+    def forward(self, tokens_T: Tensor, positions_T: Tensor, step: AttentionStep) -> Tensor:
+        """Hidden states after the final norm, [T, E]."""
+        x_TE = self.embed_tokens(tokens_T)
+        residual_TE = torch.zeros_like(x_TE)
+        for layer in self.layers:
+            x_TE, residual_TE = layer(x_TE, residual_TE, positions_T, step)
+        hidden_TE, _ = self.norm.add(x_TE, residual_TE)
+        return hidden_TE

@@ -1,0 +1,102 @@
+"""The two ends of a model: token embeddings, and the head that turns hidden states into scores over the vocabulary.
+
+Legend: T packed tokens, N rows to score, E hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from mainspring.core.backend import PackedLinear
+from mainspring.core.layers.linear import Matmul
+from mainspring.core.layers.weights import Packing, Read, Shape, WeightLayer, declared
+from mainspring.core.ops import Ops
+
+
+class Embedding(WeightLayer):
+    """Rows of a table."""
+
+    def __init__(self, num_rows: int, size: int, ops: Ops) -> None:
+        super().__init__()
+        self.weight = declared(num_rows, size)
+        self._embedding = ops.embedding
+
+    def forward(self, index_T: Tensor) -> Tensor:
+        """[T] -> [T, E]."""
+        return self._embedding(index_T, self.weight)
+
+    def sources(self, path: str) -> Mapping[str, Shape]:
+        return {f"{path}.weight": tuple(self.weight.shape)}
+
+    def fill(self, path: str, read: Read, packing: Packing) -> None:
+        self.weight = nn.Parameter(packing.place(read(f"{path}.weight")), requires_grad=False)
+
+
+class ScaledEmbedding(Embedding):
+    """Rows of a table times a factor, which is rounded to the compute dtype as it was in training (Gemma)."""
+
+    def __init__(self, num_rows: int, size: int, ops: Ops, scale: float) -> None:
+        super().__init__(num_rows, size, ops)
+        self.scale = scale
+
+    def forward(self, index_T: Tensor) -> Tensor:
+        """[T] -> [T, E]."""
+        return super().forward(index_T) * self.scale
+
+    def fill(self, path: str, read: Read, packing: Packing) -> None:
+        super().fill(path, read, packing)
+        self.scale = torch.tensor(self.scale, dtype=packing.dtype).item()
+
+
+class Head(WeightLayer):
+    """Hidden states to scores, [N, E] -> [N, V] float32, with weights of its own."""
+
+    packed: PackedLinear
+    """Set by `fill`."""
+
+    def __init__(self, vocab_size: int, size: int, matmul: Matmul) -> None:
+        super().__init__()
+        self.weight = declared(vocab_size, size)
+        self._matmul = matmul
+
+    def forward(self, hidden_NE: Tensor) -> Tensor:
+        """[N, E] -> [N, V] float32."""
+        return self._matmul(hidden_NE, self.packed).float()
+
+    def sources(self, path: str) -> Mapping[str, Shape]:
+        return {f"{path}.weight": tuple(self.weight.shape)}
+
+    def fill(self, path: str, read: Read, packing: Packing) -> None:
+        self.packed = packing.pack(packing.head, {"weight": read(f"{path}.weight")})
+
+
+class TiedHead(WeightLayer):
+    """A head that shares the embedding's table. It must come after the embedding in the model."""
+
+    packed: PackedLinear
+    """Set by `fill`."""
+
+    def __init__(self, embedding: Embedding, matmul: Matmul) -> None:
+        super().__init__()
+        # In a tuple, so that torch does not take the embedding for a child of this module too.
+        self._embedding = (embedding,)
+        self._matmul = matmul
+
+    def forward(self, hidden_NE: Tensor) -> Tensor:
+        """[N, E] -> [N, V] float32."""
+        return self._matmul(hidden_NE, self.packed).float()
+
+    def sources(self, path: str) -> Mapping[str, Shape]:
+        return {}
+
+    def fill(self, path: str, read: Read, packing: Packing) -> None:
+        (embedding,) = self._embedding
+        self.packed = packing.pack(packing.head, {"weight": embedding.weight})
+
+
+def softcapped(scores_NV: Tensor, cap: float | None) -> Tensor:
+    """Scores squeezed into (-cap, cap) by tanh; as they are without a cap (Gemma)."""
+    return scores_NV if cap is None else cap * torch.tanh(scores_NV / cap)

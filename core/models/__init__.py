@@ -1,0 +1,48 @@
+"""One architecture a file, built from `core.layers`; the table of architectures is in `core.architectures`."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+
+import torch
+
+from mainspring.core.architectures import NO_PLUGINS, model_class
+from mainspring.core.backend import Device
+from mainspring.core.config import ModelConfig
+from mainspring.core.errors import ModelError
+from mainspring.core.layers.factory import LayerFactory
+from mainspring.core.models.causal import CausalLM, Convention
+from mainspring.core.ops import Ops
+
+__all__ = ["NO_PLUGINS", "CausalLM", "Convention", "build_model"]
+
+
+def build_model(
+    config: ModelConfig,
+    ops: Ops,
+    device: Device,
+    dtype: torch.dtype,
+    max_length: int,
+    *,
+    plugins: Mapping[str, str] = NO_PLUGINS,
+) -> CausalLM:
+    """The model's graph, with weights of `dtype` on the meta device; `core.weights` fills them.
+
+    `max_length` is the longest sequence served, in tokens: rope tables have that many rows and live on the device at
+    once. `plugins` is what the `mainspring_models` hooks returned. Raises `ModelError` for an unknown architecture, or
+    a class that is no model.
+    """
+    name = model_class(config.architecture, plugins)
+    module, _, attribute = name.partition(":")
+    try:
+        build = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ModelError(f"{name}, the model of {config.architecture}, cannot be imported: {error}") from error
+    model = build(config, LayerFactory(ops, device, max_length))
+    if not isinstance(model, CausalLM):
+        raise ModelError(f"{name}, the model of {config.architecture}, is no CausalLM; mend the plugin that names it")
+    for parameter in model.parameters():
+        # Not `model.to(dtype)`: rope tables stay float32.
+        parameter.data = parameter.data.to(dtype)
+    return model

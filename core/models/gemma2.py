@@ -1,0 +1,59 @@
+"""Gemma 2 (Riviere et al. 2024): norms before and after each half, capped scores and logits, windows on
+every other layer.
+
+Legend: T packed tokens, N rows to score, E hidden size, H query heads, K kv heads, D head dim, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from mainspring.core.config import ModelConfig
+from mainspring.core.layers.attention import AttentionStep
+from mainspring.core.layers.block import SandwichNormBlock
+from mainspring.core.layers.decoder import Decoder
+from mainspring.core.layers.embedding import softcapped
+from mainspring.core.layers.factory import LayerFactory
+from mainspring.core.layers.rope import Rotary
+from mainspring.core.models.causal import CausalLM, Convention
+
+
+class Gemma2Attention(nn.Module):
+    def __init__(self, config: ModelConfig, make: LayerFactory, layer: int, rotary: Rotary) -> None:
+        super().__init__()
+        self.qkv_proj = make.qkv(config)
+        self.o_proj = make.attention_output(config)
+        self.rotary = rotary
+        self.attention = make.attention(config, layer)
+
+    def forward(self, x_TE: Tensor, positions_T: Tensor, step: AttentionStep) -> Tensor:
+        q_THD, k_TKD, v_TKD = self.attention.split(self.qkv_proj(x_TE))
+        q_THD, k_TKD = self.rotary(q_THD, k_TKD, positions_T)
+        out_TE: Tensor = self.o_proj(self.attention(q_THD, k_TKD, v_TKD, step))
+        return out_TE
+
+
+class Gemma2(CausalLM):
+    convention = Convention(plus_one=r"norm\.weight$")
+
+    def __init__(self, config: ModelConfig, make: LayerFactory) -> None:
+        super().__init__()
+        rotary = make.rotary(config.rope)
+
+        def block(layer: int) -> SandwichNormBlock:
+            return SandwichNormBlock(config, make, Gemma2Attention(config, make, layer, rotary), make.gated_mlp(config))
+
+        self.model = Decoder(
+            make.embedding(config.vocab_size, config),
+            [block(layer) for layer in range(config.num_layers)],
+            make.rms_norm(config.hidden_size, config),
+        )
+        self.lm_head = make.head(config, self.model.embed_tokens)
+        self.logits_softcap = config.logits_softcap
+
+    def forward(self, tokens_T: Tensor, positions_T: Tensor, step: AttentionStep) -> Tensor:
+        hidden_TE: Tensor = self.model(tokens_T, positions_T, step)
+        return hidden_TE
+
+    def logits(self, hidden_NE: Tensor) -> Tensor:
+        return softcapped(self.lm_head(hidden_NE), self.logits_softcap)

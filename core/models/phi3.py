@@ -1,0 +1,64 @@
+"""Phi-3 (Abdin et al. 2024): Llama whose checkpoint has q, k, v and gate, up merged already, and may rotate only a part
+of each head.
+
+Legend: T packed tokens, N rows to score, E hidden size, H query heads, K kv heads, D head dim, I intermediate size.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from mainspring.core.config import ModelConfig
+from mainspring.core.layers.attention import AttentionStep
+from mainspring.core.layers.block import PreNormBlock
+from mainspring.core.layers.decoder import Decoder
+from mainspring.core.layers.factory import LayerFactory
+from mainspring.core.layers.mlp import GatedMLP
+from mainspring.core.layers.rope import Rotary
+from mainspring.core.models.causal import CausalLM
+
+
+class Phi3Attention(nn.Module):
+    def __init__(self, config: ModelConfig, make: LayerFactory, layer: int, rotary: Rotary) -> None:
+        super().__init__()
+        heads = config.num_heads + 2 * config.num_kv_heads
+        self.qkv_proj = make.linear(config.hidden_size, heads * config.head_dim)
+        self.o_proj = make.attention_output(config)
+        self.rotary = rotary
+        self.attention = make.attention(config, layer)
+
+    def forward(self, x_TE: Tensor, positions_T: Tensor, step: AttentionStep) -> Tensor:
+        q_THD, k_TKD, v_TKD = self.attention.split(self.qkv_proj(x_TE))
+        q_THD, k_TKD = self.rotary(q_THD, k_TKD, positions_T)
+        out_TE: Tensor = self.o_proj(self.attention(q_THD, k_TKD, v_TKD, step))
+        return out_TE
+
+
+def phi3_mlp(config: ModelConfig, make: LayerFactory) -> GatedMLP:
+    """Gate and up come as one tensor."""
+    gate_up = make.linear(config.hidden_size, 2 * config.intermediate_size)
+    return GatedMLP(gate_up, make.linear(config.intermediate_size, config.hidden_size), make.gated_activation(config))
+
+
+class Phi3(CausalLM):
+    def __init__(self, config: ModelConfig, make: LayerFactory) -> None:
+        super().__init__()
+        rotary = make.rotary(config.rope)
+
+        def block(layer: int) -> PreNormBlock:
+            return PreNormBlock(config, make, Phi3Attention(config, make, layer, rotary), phi3_mlp(config, make))
+
+        self.model = Decoder(
+            make.embedding(config.vocab_size, config),
+            [block(layer) for layer in range(config.num_layers)],
+            make.rms_norm(config.hidden_size, config),
+        )
+        self.lm_head = make.head(config, self.model.embed_tokens)
+
+    def forward(self, tokens_T: Tensor, positions_T: Tensor, step: AttentionStep) -> Tensor:
+        hidden_TE: Tensor = self.model(tokens_T, positions_T, step)
+        return hidden_TE
+
+    def logits(self, hidden_NE: Tensor) -> Tensor:
+        scores_NV: Tensor = self.lm_head(hidden_NE)
+        return scores_NV

@@ -1,0 +1,14 @@
+"""Log-probabilities of chosen and of the likeliest tokens."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def logprobs(logits_NV: Tensor, ids_N: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(chosen [N], top ids [N, k] int32, top [N, k]), natural logarithms, float32, best first; k may be 0."""
+    logits_NV = logits_NV.float()
+    total_N1 = logits_NV.logsumexp(dim=-1, keepdim=True)
+    chosen_N1 = logits_NV.gather(1, ids_N.long()[:, None]) - total_N1
+    top_Nk, top_ids_Nk = logits_NV.topk(k, dim=-1)
+    return chosen_N1.squeeze(1), top_ids_Nk.int(), top_Nk - total_N1

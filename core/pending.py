@@ -1,0 +1,118 @@
+"""Steps in flight: the host buffers that they own and the way from the device's results to a `StepResult`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from mainspring.core.backend import Event
+from mainspring.core.batch import StepResult
+from mainspring.core.errors import DeviceOutOfMemory
+from mainspring.core.request import TokenLogprobs
+from mainspring.core.sampling import Selection
+
+Pinned = Callable[[Sequence[int], torch.dtype], Tensor]
+
+
+class Staging:
+    """Host memory of one step: its inputs on their way to the device, and its tokens on their way back."""
+
+    def __init__(self, buffer: Tensor, results: Tensor) -> None:
+        self.buffer = buffer
+        """int32, pinned."""
+        self.words: npt.NDArray[np.int32] = buffer.numpy()
+        """The same memory."""
+        self.results = results
+        """[2, N] int32, pinned: token ids, and whether the row's logits were bad."""
+
+    def fits(self, words: int, samples: int) -> bool:
+        """Whether a step of this size has room here."""
+        return words <= self.buffer.numel() and samples <= self.results.shape[1]
+
+
+class Enqueued:
+    """What a step that was given to the device will yield once its event has come."""
+
+    def __init__(self, num_samples: int, event: Event) -> None:
+        self.event = event
+        self._num_samples = num_samples
+        self._results: Tensor | None = None
+        self._logprobs: _Logprobs | None = None
+
+    def take(self, chosen_2N: Tensor, staging: Staging) -> None:
+        """Starts the copy of token ids and bad rows to the host."""
+        self._results = staging.results[:, : self._num_samples]
+        self._results.copy_(chosen_2N[:, : self._num_samples], non_blocking=True)
+
+    def take_logprobs(self, selection: Selection, found: tuple[Tensor, Tensor, Tensor], pinned: Pinned) -> None:
+        """Starts the copy of what the op `logprobs` gave for `selection.logprob_rows`."""
+        hosts = [pinned(tensor.shape, tensor.dtype) for tensor in found]
+        for host, tensor in zip(hosts, found, strict=True):
+            host.copy_(tensor, non_blocking=True)
+        self._logprobs = _Logprobs(selection.logprob_rows, selection.logprob_counts, *hosts)
+
+    def collect(self) -> StepResult:
+        """Waits for the device and reads the results."""
+        self.event.synchronize()
+        if self._results is None:
+            return StepResult([])
+        tokens, flags = self._results.tolist()
+        bad = tuple(index for index, flag in enumerate(flags) if flag)
+        if self._logprobs is None:
+            return StepResult(tokens, None, bad)
+        logprobs: list[TokenLogprobs | None] = [None] * len(tokens)
+        for row, entry in self._logprobs.entries():
+            if row < len(tokens) and row not in bad:
+                logprobs[row] = entry
+        return StepResult(tokens, logprobs, bad)
+
+
+@dataclass(frozen=True, slots=True)
+class _Logprobs:
+    rows: tuple[int, ...]
+    counts: tuple[int, ...]
+    chosen: Tensor
+    top_ids: Tensor
+    top: Tensor
+
+    def entries(self) -> Iterator[tuple[int, TokenLogprobs]]:
+        """(row of the N, its log-probabilities) of the rows that asked."""
+        columns = (self.chosen.tolist(), self.top_ids.tolist(), self.top.tolist())
+        for row, count, chosen, ids, top in zip(self.rows, self.counts, *columns, strict=True):
+            if count >= 0:
+                yield row, TokenLogprobs(chosen, ids[:count], top[:count])
+
+
+class StepPending:
+    """The `Pending` of the core's executor."""
+
+    def __init__(self, future: Future[Enqueued | DeviceOutOfMemory], staging: Staging, idle: list[Staging]) -> None:
+        self._future = future
+        self._staging = staging
+        self._idle = idle
+        self._result: StepResult | None = None
+
+    def done(self) -> bool:
+        """Whether `result` would return at once."""
+        if not self._future.done():
+            return False
+        if self._future.cancelled() or self._future.exception() is not None:
+            return True
+        outcome = self._future.result()
+        return isinstance(outcome, DeviceOutOfMemory) or outcome.event.query()
+
+    def result(self) -> StepResult:
+        """Waits for the step; may be called again. Raises `DeviceOutOfMemory` when it did not fit."""
+        if self._result is None:
+            outcome = self._future.result()
+            if isinstance(outcome, DeviceOutOfMemory):
+                raise outcome
+            self._result = outcome.collect()
+            self._idle.append(self._staging)
+        return self._result

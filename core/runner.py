@@ -1,0 +1,387 @@
+"""The default `Executor`: a batch becomes tensors, a program runs them, tokens are chosen and stay on the device.
+
+Nothing here waits for the device before `StepPending.result`. On devices whose ops finish before they return, steps run
+in order on one thread of their own instead, so that the host plans the next step meanwhile all the same.
+
+Policy is elsewhere: which tokens to compute is the scheduler's, the integers of a step `core/inputs.py`, sequences'
+state `core/table.py`, choosing tokens `core/sampling.py`.
+
+Legend: T packed tokens, N rows that choose a token, E hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from mainspring.core.architectures import NO_PLUGINS
+from mainspring.core.backend import (
+    AttentionPlan,
+    Capabilities,
+    Device,
+    DeviceInfo,
+    KVCache,
+    KVSpec,
+    Program,
+    ProgressCallback,
+    ShapeLimits,
+)
+from mainspring.core.batch import Batch, Bucket, Buckets
+from mainspring.core.config import EngineConfig, ModelConfig
+from mainspring.core.errors import BackendError, DeviceOutOfMemory, StartupError
+from mainspring.core.inputs import StepShape, StepTensors, all_decode, exact_shape, fill, padded_shape, view
+from mainspring.core.layers.attention import AttentionStep
+from mainspring.core.models import CausalLM, build_model
+from mainspring.core.ops import Ops, resolve
+from mainspring.core.pending import Enqueued, Staging, StepPending
+from mainspring.core.plan import Plan, blocks_that_fit
+from mainspring.core.quantization import unsupported
+from mainspring.core.sampling import Rows, SamplingTable, Selection, adjust, not_finite
+from mainspring.core.table import StateTable
+from mainspring.core.warmup import Pace, dummy_batches, sampling_variants
+from mainspring.core.weights import fill_dummy, load_weights
+
+ProgramKey = tuple[Bucket | None, bool]
+"""Bucket, and whether it is of the decode family; (None, False) is the one program of machines that take any shape."""
+
+
+@dataclass(frozen=True, slots=True)
+class BucketProgram:
+    """A compiled program. A bucket's inputs live in one buffer for ever, so that a captured program finds them."""
+
+    run: Program
+    buffer: Tensor | None
+    inputs: StepTensors | None
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedStep:
+    """A step whose host work is done."""
+
+    batch: Batch
+    shape: StepShape
+    staging: Staging
+    selection: Selection | None
+    num_samples: int
+
+
+class GraphExecutor:
+    """Runs batches of one model on one device, over groups A to F of the contract."""
+
+    def __init__(
+        self,
+        model: CausalLM,
+        device: Device,
+        table: StateTable,
+        *,
+        capabilities: Capabilities,
+        ops: Ops,
+        spec: KVSpec,
+        num_blocks: int,
+        kv: KVCache,
+        buckets: Buckets | None,
+        name: str,
+    ) -> None:
+        self._model = model
+        self._device = device
+        self._table = table
+        self._ops = ops
+        self._spec = spec
+        self._num_blocks = num_blocks
+        self._kv = kv
+        self._buckets = buckets
+        self._name = name
+        self._static = capabilities.shapes == "bucketed"
+        self._worker = None if capabilities.asynchronous else ThreadPoolExecutor(1, thread_name_prefix="device")
+        self._programs: dict[ProgramKey, BucketProgram] = {}
+        self._idle: list[Staging] = []
+        self._selected: tuple[tuple[int, bytes], Selection] | None = None
+        self._pace = Pace()
+
+    # --- what the engine sees ---
+
+    def execute(self, batch: Batch) -> StepPending:
+        """Enqueues one step and returns at once."""
+        step = self._plan(batch)
+        if self._worker is not None:
+            return StepPending(self._worker.submit(self._run, step), step.staging, self._idle)
+        future: Future[Enqueued | DeviceOutOfMemory] = Future()
+        future.set_result(self._run(step))
+        return StepPending(future, step.staging, self._idle)
+
+    def kv_spec(self) -> KVSpec:
+        """Shape of the KV cache."""
+        return self._spec
+
+    def num_blocks(self) -> int:
+        """Blocks of the KV cache, block 0 included."""
+        return self._num_blocks
+
+    def buckets(self) -> Buckets | None:
+        """Shapes that `execute` takes; None for any."""
+        return self._buckets
+
+    def device_name(self) -> str:
+        """As the vendor prints it."""
+        return self._name
+
+    def step_seconds(self, batch: Batch) -> float:
+        """A generous bound on the step's duration, scaled from what warm-up measured."""
+        tokens = batch.bucket.tokens if batch.bucket is not None else batch.num_tokens
+        context = max(map(int.__add__, batch.starts, batch.counts), default=0)
+        return self._pace.bound(tokens, context)
+
+    def close(self) -> None:
+        """Waits for the step that runs, drops those behind it, and gives the device back."""
+        if self._worker is not None:
+            self._worker.shutdown(wait=True, cancel_futures=True)
+        self._programs.clear()
+        self._device.close()
+
+    def warmup(self, progress: ProgressCallback, max_tokens: int) -> None:
+        """Runs every bucket, or one decode and one prefill step of at most `max_tokens`, with inert rows.
+
+        Each program runs twice, since the first run may compile; the second tells the device's pace.
+        """
+        batches = dummy_batches(self._buckets, self._table, max_tokens)
+        for done, batch in enumerate(batches):
+            progress("warm-up", done, len(batches))
+            self.execute(batch).result()
+            began = time.monotonic()
+            self.execute(batch).result()
+            self._pace = self._pace.seen(batch.num_tokens, time.monotonic() - began)
+        for params in sampling_variants():
+            self._table.sampling.admit(self._table.nobody, params, seed=0, num_prompt_tokens=0)
+            self._selected = None
+            self.execute(batches[-1]).result()
+        self._selected = None
+        progress("warm-up", len(batches), len(batches))
+
+    # --- host side: where execute() was called ---
+
+    def _plan(self, batch: Batch) -> PlannedStep:
+        self._table.update(batch)
+        if batch.bucket is None:
+            shape = exact_shape(batch, self._spec.block_size)
+        else:
+            shape = padded_shape(batch.bucket, self._spec.block_size, decode=all_decode(batch))
+        staging = self._take_staging(shape)
+        chosen = fill(staging.words, batch, self._table, shape)
+        selection = self._select(chosen, shape) if shape.samples else None
+        return PlannedStep(batch, shape, staging, selection, len(chosen))
+
+    def _select(self, chosen: Rows, shape: StepShape) -> Selection:
+        """The step's sampling tensors, those of the step before when rows and requests are the same."""
+        if self._static:
+            chosen = np.pad(chosen, (0, shape.samples - len(chosen)), constant_values=self._table.nobody)
+        key = (self._table.admissions, chosen.tobytes())
+        if self._selected is None or self._selected[0] != key:
+            selection = self._table.sampling.select(chosen, self._upload, partition=not self._static)
+            self._selected = (key, selection)
+        return self._selected[1]
+
+    def _take_staging(self, shape: StepShape) -> Staging:
+        """Host buffers that no step in flight uses."""
+        if self._idle:
+            staging = self._idle.pop()
+            if staging.fits(shape.words, shape.samples):
+                return staging
+        # Rounded up, so that a context that grows does not allocate pinned memory at every step.
+        words, samples = 1 << shape.words.bit_length(), 1 << shape.samples.bit_length()
+        return Staging(self._device.pinned((words,), torch.int32), self._device.pinned((2, samples), torch.int32))
+
+    def _upload(self, array: npt.NDArray[np.generic]) -> Tensor:
+        host = torch.from_numpy(np.ascontiguousarray(array))
+        pinned = self._device.pinned(host.shape, host.dtype)
+        pinned.copy_(host)
+        return pinned.to(self._device.torch_device, non_blocking=True)
+
+    # --- device side: in the order of execute(), on the worker if there is one ---
+
+    def _run(self, step: PlannedStep) -> Enqueued | DeviceOutOfMemory:
+        try:
+            with torch.inference_mode():
+                return self._enqueue(step)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            # Returned without its traceback, whose frames would keep the step's tensors alive.
+            return DeviceOutOfMemory(f"a step of {step.batch.num_tokens} tokens did not fit: {error}")
+
+    def _enqueue(self, step: PlannedStep) -> Enqueued:
+        batch = step.batch
+        if batch.copies:
+            self._device.copy_blocks(self._kv, batch.copies)
+        self._admit(batch)
+        program = self._program((batch.bucket, batch.bucket is not None and all_decode(batch)), step.shape)
+        inputs = self._load(program, step)
+        plan = self._device.prepare_attention(inputs.metadata, self._kv)
+        logits_NV = program.run(inputs, plan)
+        results = Enqueued(step.num_samples, self._device.event())
+        if step.selection is not None:
+            self._choose(logits_NV, inputs, step, results)
+        results.event.record()
+        return results
+
+    def _admit(self, batch: Batch) -> None:
+        if self._static:
+            for admission in batch.admissions:
+                self._table.write_tokens([admission], self._upload, width=self._table.max_length)
+        else:
+            self._table.write_tokens(batch.admissions, self._upload)
+
+    def _load(self, program: BucketProgram, step: PlannedStep) -> StepTensors:
+        """The one copy of a step to the device."""
+        words = step.staging.buffer[: step.shape.words]
+        if program.buffer is None or program.inputs is None:
+            return view(words.to(self._device.torch_device, non_blocking=True), step.shape)
+        program.buffer.copy_(words, non_blocking=True)
+        return program.inputs
+
+    def _program(self, key: ProgramKey, shape: StepShape) -> BucketProgram:
+        if key not in self._programs:
+            run = self._device.compile(self._forward, key[0])
+            if key[0] is None:
+                self._programs[key] = BucketProgram(run, None, None)
+            else:
+                buffer = torch.zeros(shape.words, dtype=torch.int32, device=self._device.torch_device)
+                self._programs[key] = BucketProgram(run, buffer, view(buffer, shape))
+        return self._programs[key]
+
+    def _forward(self, inputs: StepTensors, plan: AttentionPlan) -> Tensor | None:
+        """What a backend compiles: input ids from the token table, the model, logits [N, V] of the rows that choose."""
+        tokens_T = self._table.tokens[inputs.token_rows, inputs.positions]
+        hidden_TE = self._model.forward(tokens_T, inputs.positions, AttentionStep(self._kv, plan))
+        if not inputs.sample_index.shape[0]:
+            return None
+        return self._model.logits(hidden_TE[inputs.sample_index])
+
+    def _choose(self, logits_NV: Tensor, inputs: StepTensors, step: PlannedStep, results: Enqueued) -> None:
+        """Chooses tokens, puts them where the next step reads them, and starts their way to the host."""
+        selection, table = step.selection, self._table
+        if selection is None:
+            return
+        count = step.shape.samples if self._static else step.num_samples
+        logits_NV = logits_NV[:count]
+        rows_N, position_N = inputs.sample_rows[:count], inputs.sample_positions[:count]
+        history = min(step.shape.max_kv, table.max_length)
+        adjusted_NV = adjust(logits_NV, selection, table.tokens, position_N, max_length=history)
+        ids_N = self._ops.sample(adjusted_NV, replace(selection.sampling, position=position_N))
+        table.append(rows_N, position_N, ids_N)
+        results.take(torch.stack((ids_N, not_finite(logits_NV).int())), step.staging)
+        if selection.logprob_index is not None:
+            asked = selection.logprob_index
+            found = self._ops.logprobs(logits_NV[asked], ids_N[asked], selection.max_logprobs)
+            results.take_logprobs(selection, found, self._device.pinned)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error is about memory. torch has a type for it on accelerators only, and XLA says it in text."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    text = str(error).lower()
+    return any(phrase in text for phrase in _OUT_OF_MEMORY)
+
+
+_OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "resource_exhausted")
+
+
+def build_executor(
+    config: EngineConfig,
+    model: ModelConfig,
+    plan: Plan,
+    device: Device,
+    *,
+    info: DeviceInfo,
+    capabilities: Capabilities,
+    progress: ProgressCallback,
+    model_plugins: Mapping[str, str] = NO_PLUGINS,
+) -> GraphExecutor:
+    """Loads the model, sizes the KV cache by what memory is left, and warms up.
+
+    Raises `StartupError` when the device cannot run the model's shapes or its memory is too small. The device stays the
+    caller's to close until this returns.
+    """
+    built, ops = _load_model(config, model, plan, device, progress=progress, model_plugins=model_plugins)
+    num_blocks = _num_blocks(config, plan, device)
+    max_length = min(plan.max_length, (num_blocks - 1) * plan.kv.block_size)
+    blocks = -(-max_length // plan.kv.block_size)
+    buckets = device.buckets(ShapeLimits(config.max_batch_tokens, config.max_sequences, blocks))
+    if buckets is not None and (problems := buckets.check()):
+        raise BackendError([f"{info.name}: {problem}" for problem in problems])
+    table = StateTable(
+        config.max_sequences,
+        max_length,
+        plan.kv.block_size,
+        sampling=SamplingTable(config.max_sequences + 1, model.vocab_size, model.eos_token_ids),
+        torch_device=device.torch_device,
+    )
+    executor = GraphExecutor(
+        built,
+        device,
+        table,
+        capabilities=capabilities,
+        ops=ops,
+        spec=plan.kv,
+        num_blocks=num_blocks,
+        kv=_allocate(device, plan.kv, num_blocks),
+        buckets=buckets,
+        name=info.name,
+    )
+    executor.warmup(progress, config.max_batch_tokens)
+    return executor
+
+
+def _load_model(
+    config: EngineConfig,
+    model: ModelConfig,
+    plan: Plan,
+    device: Device,
+    *,
+    progress: ProgressCallback,
+    model_plugins: Mapping[str, str],
+) -> tuple[CausalLM, Ops]:
+    scheme = None if config.quantize is None else plan.scheme
+    if scheme is not None and (reasons := unsupported(model, scheme, device)):
+        raise StartupError([f"--quantize {config.quantize}: {reason}" for reason in reasons])
+    dtype: torch.dtype = getattr(torch, plan.dtype)
+    ops = resolve(device.ops())
+    built = build_model(model, ops, device, dtype, plan.max_length, plugins=model_plugins)
+    if config.load_format == "dummy":
+        fill_dummy(built, config.seed, device, dtype, scheme)
+    else:
+        load_weights(built, Path(config.model), model, device, dtype, scheme, progress)
+    return built, ops
+
+
+def _num_blocks(config: EngineConfig, plan: Plan, device: Device) -> int:
+    """KV blocks for the memory that is left beside the weights. Block 0 is nobody's, so one alone serves nothing."""
+    free, total = device.memory()
+    num_blocks = blocks_that_fit(plan, config, free, total)
+    if num_blocks < 2:
+        raise StartupError(
+            f"no memory is left for the KV cache: {free:,} of {total:,} bytes are free after loading, a step needs "
+            f"{plan.workspace_bytes:,} and a block {plan.kv.block_bytes():,}; raise --memory-fraction, lower "
+            "--max-batch-prefill-tokens or use --quantize"
+        )
+    return num_blocks
+
+
+def _allocate(device: Device, spec: KVSpec, num_blocks: int) -> KVCache:
+    try:
+        return device.allocate_kv(spec, num_blocks)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        size = num_blocks * spec.block_bytes()
+        raise StartupError(
+            f"the KV cache of {num_blocks} blocks ({size:,} bytes) did not fit: {error}; lower --memory-fraction"
+        ) from error

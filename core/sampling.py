@@ -1,0 +1,280 @@
+"""Sampling parameters of running sequences, and what happens to logits before a token is chosen.
+
+`SamplingTable` keeps every row's parameters as columns on the host, so that a step's tensors are built by fancy
+indexing, and only when the set of rows changed. `adjust` applies penalties, logit_bias and min_tokens; the choice
+itself is the op `sample`. Penalties count tokens in the executor's token table at each step, so no
+[sequences, vocabulary] state exists.
+
+Legend: N rows that choose a token in a step, P those with a penalty, V vocabulary, L tokens of history.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from mainspring.core.ops.sample import SamplingTensors, seed_key
+from mainspring.core.request import SamplingParams
+
+Value = TypeVar("Value")
+
+Rows = npt.NDArray[np.int64]
+Upload = Callable[[npt.NDArray[np.generic]], Tensor]
+"""Takes an array to the device without waiting for it."""
+
+_COLUMNS = np.dtype(
+    [
+        ("temperature", np.float32),
+        ("top_p", np.float32),
+        ("typical_p", np.float32),
+        ("min_p", np.float32),
+        ("repetition", np.float32),
+        ("frequency", np.float32),
+        ("presence", np.float32),
+        ("top_k", np.int32),
+        ("key", np.int32),
+        ("num_prompt_tokens", np.int32),
+        ("logprobs", np.int32),  # -1: none
+    ]
+)
+_OFF = (0.0, 1.0, 1.0, 0.0, 1.0, 0.0, 0.0, 0, 0, 0, -1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Penalties:
+    """Of the P rows that have any."""
+
+    rows: Tensor
+    """[P] int64: which of the N."""
+    table_rows: Tensor
+    """[P] int64: their rows in the token table."""
+    num_prompt_tokens: Tensor
+    repetition: Tensor
+    frequency: Tensor
+    presence: Tensor
+    """[P] each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bias:
+    """logit_bias of all rows, flattened: `value` is added at (row, token)."""
+
+    rows: Tensor
+    tokens: Tensor
+    values: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Bans:
+    """min_tokens, flattened: (row, token) is impossible at positions before `until`."""
+
+    rows: Tensor
+    tokens: Tensor
+    until: Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selection:
+    """How the N rows of a step choose, on the device. Valid as long as the rows belong to the same requests."""
+
+    sampling: SamplingTensors
+    """Its `position` is a placeholder: each step puts its own there."""
+    penalties: Penalties | None
+    bias: Bias | None
+    bans: Bans | None
+    logprob_rows: tuple[int, ...]
+    """Which of the N get log-probabilities; empty when none asked."""
+    logprob_counts: tuple[int, ...]
+    """How many each of them asked for, -1 for rows that did not ask."""
+    logprob_index: Tensor | None
+    """`logprob_rows` on the device."""
+
+    @property
+    def max_logprobs(self) -> int:
+        """How many likeliest tokens to look for: the most asked for, as a power of two so that few shapes occur."""
+        most = max(self.logprob_counts, default=0)
+        return 1 << (most - 1).bit_length() if most > 0 else 0
+
+
+class SamplingTable:
+    """Sampling parameters of the rows of the state table, on the host."""
+
+    def __init__(self, num_rows: int, vocab_size: int, eos_token_ids: tuple[int, ...]) -> None:
+        self._columns = np.full(num_rows, np.array(_OFF, dtype=_COLUMNS))
+        self._vocab_size = vocab_size
+        self._eos_token_ids = eos_token_ids
+        self._bias: dict[int, dict[int, float]] = {}
+        self._bans: dict[int, tuple[int, tuple[int, ...]]] = {}
+
+    def admit(self, row: int, params: SamplingParams, seed: int, num_prompt_tokens: int) -> None:
+        """Sets a row's parameters. Token ids outside the vocabulary cannot be generated and are left out."""
+        self._columns[row] = (
+            params.temperature,
+            params.top_p,
+            params.typical_p,
+            params.min_p,
+            params.repetition_penalty,
+            params.frequency_penalty,
+            params.presence_penalty,
+            params.top_k,
+            seed_key(seed),
+            num_prompt_tokens,
+            -1 if params.logprobs is None else params.logprobs,
+        )
+        self._bias.pop(row, None)
+        self._bans.pop(row, None)
+        if bias := {token: value for token, value in params.logit_bias.items() if 0 <= token < self._vocab_size}:
+            self._bias[row] = bias
+        if params.min_tokens > 0 and (ends := self._ends(params)):
+            self._bans[row] = (num_prompt_tokens + params.min_tokens, ends)
+
+    def _ends(self, params: SamplingParams) -> tuple[int, ...]:
+        """Tokens that would end the sequence."""
+        ends = set(params.stop_token_ids) | (set() if params.ignore_eos else set(self._eos_token_ids))
+        return tuple(sorted(token for token in ends if 0 <= token < self._vocab_size))
+
+    def select(self, rows: Rows, upload: Upload, *, partition: bool) -> Selection:
+        """The tensors of a step whose sampling rows are `rows`.
+
+        With `partition`, only rows that need a stage pay for it; without, a stage that any row needs covers all of
+        `rows`, so that shapes depend on their number alone.
+        """
+        columns = self._columns[rows]
+        asking = _subset(columns["logprobs"] >= 0, partition)
+        return Selection(
+            sampling=_sampling_tensors(columns, upload, partition),
+            penalties=_penalties(rows, columns, upload, partition),
+            bias=self._select_bias(rows, upload),
+            bans=self._select_bans(rows, upload),
+            logprob_rows=tuple(asking.tolist()),
+            logprob_counts=tuple(columns["logprobs"][asking].tolist()),
+            logprob_index=upload(asking) if asking.size else None,
+        )
+
+    def _select_bias(self, rows: Rows, upload: Upload) -> Bias | None:
+        entries = [(index, token, value) for index, bias in _present(rows, self._bias) for token, value in bias.items()]
+        if not entries:
+            return None
+        indices, tokens, values = zip(*entries, strict=True)
+        # A bias of nothing fills up to a power of two, so that few shapes occur.
+        spare = _spare(len(entries))
+        places = upload(np.pad(np.array((indices, tokens), dtype=np.int64), ((0, 0), (0, spare))))
+        return Bias(places[0], places[1], upload(np.pad(np.array(values, dtype=np.float32), (0, spare))))
+
+    def _select_bans(self, rows: Rows, upload: Upload) -> Bans | None:
+        entries = [(index, token, until) for index, (until, tokens) in _present(rows, self._bans) for token in tokens]
+        if not entries:
+            return None
+        # A ban that ended before the first position fills up to a power of two.
+        columns = np.pad(np.array(entries, dtype=np.int64).T, ((0, 0), (0, _spare(len(entries)))))
+        rows_K, tokens_K, until_K = upload(columns)
+        return Bans(rows_K, tokens_K, until_K)
+
+
+def adjust(logits_NV: Tensor, selection: Selection, tokens: Tensor, position_N: Tensor, *, max_length: int) -> Tensor:
+    """Logits after penalties, logit_bias and min_tokens, in that order; the argument itself stays as it is.
+
+    `tokens` is the token table. Row n's history is its first position_N[n] tokens, at most `max_length`.
+    """
+    if selection.penalties is None and selection.bias is None and selection.bans is None:
+        return logits_NV
+    logits_NV = logits_NV.float().clone()
+    if (penalties := selection.penalties) is not None:
+        history_PL = tokens[penalties.table_rows, :max_length]
+        lengths_P = position_N[penalties.rows]
+        logits_NV[penalties.rows] = penalise(logits_NV[penalties.rows], history_PL, lengths_P, penalties)
+    if (bias := selection.bias) is not None:
+        logits_NV.index_put_((bias.rows, bias.tokens), bias.values, accumulate=True)
+    if (bans := selection.bans) is not None:
+        value = torch.where(position_N[bans.rows] < bans.until, float("-inf"), 0.0)
+        logits_NV.index_put_((bans.rows, bans.tokens), value, accumulate=True)
+    return logits_NV
+
+
+def penalise(logits_PV: Tensor, history_PL: Tensor, lengths_P: Tensor, penalties: Penalties) -> Tensor:
+    """Repetition penalty over prompt and output, frequency and presence penalties over the output. Overwrites logits.
+
+    Repetition: Keskar et al. 2019. Frequency and presence: OpenAI's API reference, `logit - count * frequency -
+    (count > 0) * presence`, with absolute counts.
+    """
+    place_L = torch.arange(history_PL.shape[1], device=history_PL.device)
+    history_PL = history_PL.long()
+    said_PL = place_L < lengths_P[:, None]
+    output_PL = said_PL & (place_L >= penalties.num_prompt_tokens[:, None])
+    counts_PV = torch.zeros_like(logits_PV).scatter_add_(1, history_PL, said_PL.float())
+    repetition_P1 = penalties.repetition[:, None]
+    scaled_PV = torch.where(logits_PV < 0, logits_PV * repetition_P1, logits_PV / repetition_P1)
+    logits_PV = torch.where(counts_PV > 0, scaled_PV, logits_PV)
+    counts_PV.zero_().scatter_add_(1, history_PL, output_PL.float())
+    logits_PV.sub_(counts_PV * penalties.frequency[:, None])
+    return logits_PV.sub_((counts_PV > 0) * penalties.presence[:, None])
+
+
+def not_finite(logits_NV: Tensor) -> Tensor:
+    """[N] bool: rows that hold NaN or +inf, or no finite logit at all. -inf alone is how a token is ruled out."""
+    return ~logits_NV.amax(dim=-1).isfinite()
+
+
+def _sampling_tensors(columns: npt.NDArray[np.void], upload: Upload, partition: bool) -> SamplingTensors:
+    drawing = columns["temperature"] > 0
+    drawn = columns[drawing]
+    top_k = drawn["top_k"]
+    floats = upload(np.stack([columns[name] for name in ("temperature", "top_p", "typical_p", "min_p")]))
+    integers = upload(np.stack([columns["top_k"], columns["key"]]))
+    return SamplingTensors(
+        temperature=floats[0],
+        top_p=floats[1],
+        typical_p=floats[2],
+        min_p=floats[3],
+        top_k=integers[0],
+        key=integers[1],
+        position=torch.zeros_like(integers[0]),
+        sampled=upload(np.flatnonzero(drawing)) if partition and not drawing.all() else None,
+        any_sampled=bool(drawing.any()),
+        any_top_k=bool((top_k > 0).any()),
+        any_top_p=bool((drawn["top_p"] < 1).any()),
+        any_typical_p=bool((drawn["typical_p"] < 1).any()),
+        any_min_p=bool((drawn["min_p"] > 0).any()),
+        max_top_k=int(top_k.max()) if partition and drawn.size and (top_k > 0).all() else 0,
+    )
+
+
+def _penalties(rows: Rows, columns: npt.NDArray[np.void], upload: Upload, partition: bool) -> Penalties | None:
+    some = (columns["repetition"] != 1) | (columns["frequency"] != 0) | (columns["presence"] != 0)
+    penalised = _subset(some, partition)
+    if not penalised.size:
+        return None
+    chosen = columns[penalised]
+    indices = upload(np.stack([penalised, rows[penalised]]))
+    floats = upload(np.stack([chosen[name] for name in ("repetition", "frequency", "presence")]))
+    return Penalties(
+        rows=indices[0],
+        table_rows=indices[1],
+        num_prompt_tokens=upload(chosen["num_prompt_tokens"]),
+        repetition=floats[0],
+        frequency=floats[1],
+        presence=floats[2],
+    )
+
+
+def _subset(wanted: npt.NDArray[np.bool_], partition: bool) -> Rows:
+    """Indices of the rows that want something, or of all rows when any does and shapes must not vary."""
+    if partition or not wanted.any():
+        return np.flatnonzero(wanted)
+    return np.arange(len(wanted))
+
+
+def _present(rows: Rows, table: dict[int, Value]) -> Iterator[tuple[int, Value]]:
+    """(index in rows, entry) of the rows that have an entry; free when the table is empty, as it mostly is."""
+    if table:
+        yield from ((index, table[row]) for index, row in enumerate(rows.tolist()) if row in table)
+
+
+def _spare(count: int) -> int:
+    return (1 << (count - 1).bit_length()) - count

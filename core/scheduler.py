@@ -1,0 +1,261 @@
+"""The policy of the engine: which sequences compute which tokens in the next step.
+
+Pure: integers, an injected clock and an injected seed; no I/O, no tensors, no threads. The engine calls, in a loop:
+
+    deltas += scheduler.expire()                  # every turn, also while idle: deadlines
+    batch = scheduler.schedule()                  # may run ahead of commit, usually by one step
+    deltas += scheduler.commit(oldest, result)    # in the order of schedule(); or fail(oldest, kind, message)
+
+What the rest relies on: batches execute in the order they were scheduled. So rows and blocks of a sequence that ended
+are given out again at once, though a batch already scheduled may still write to them: whoever gets them writes later
+than that. And a block may be found in the prefix cache once a scheduled batch fills it: only later batches find it.
+
+Order among sequences is one number, their rank (`core/sequence.py`): priority, ageing and arrival. The best-ranked goes
+first in the queue; the worst-ranked gives way when blocks run out. Shapes and sizes are `core/limits.py`.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Callable
+from copy import copy
+from itertools import repeat
+
+from mainspring.core.batch import Batch, Buckets, StepResult
+from mainspring.core.blocks import BlockPool
+from mainspring.core.errors import ErrorKind, RequestError
+from mainspring.core.ledger import Ledger
+from mainspring.core.limits import derive_limits
+from mainspring.core.metrics import Stats
+from mainspring.core.planner import Planner
+from mainspring.core.request import Delta, FinishReason, RequestId, Submit
+from mainspring.core.sequence import Request, Sequence, State
+from mainspring.core.step import Step
+from mainspring.core.waiting import Deadlines
+
+LONGEST_RETRY = 60.0
+"""Seconds: the most a refused client is told to wait."""
+
+
+class Scheduler:
+    """Owns every live request from `submit` to its last delta."""
+
+    def __init__(
+        self,
+        *,
+        pool: BlockPool,
+        max_sequences: int,
+        max_length: int,
+        max_batch_tokens: int,
+        max_prefill_chunk: int | None = None,
+        max_waiting_requests: int = 1024,
+        max_waiting_tokens: int = 4_000_000,
+        eos_token_ids: tuple[int, ...] = (),
+        buckets: Buckets | None = None,
+        mixes_prefill_and_decode: bool = True,
+        clock: Callable[[], float],
+        seed: int = 0,
+    ) -> None:
+        """Raises `ValueError` when nothing could ever be scheduled under these limits."""
+        self.limits = derive_limits(
+            pool=pool,
+            max_sequences=max_sequences,
+            max_length=max_length,
+            max_batch_tokens=max_batch_tokens,
+            max_prefill_chunk=max_prefill_chunk,
+            buckets=buckets,
+            mixes=mixes_prefill_and_decode,
+        )
+        self._max_waiting_requests = max_waiting_requests
+        self._max_waiting_tokens = max_waiting_tokens
+        self._eos = frozenset(eos_token_ids)
+        self._clock = clock
+        self._random = random.Random(seed)  # noqa: S311  (noise for sampling, no secret)
+        self._ledger = Ledger(pool, self.limits.max_sequences)
+        self._planner = Planner(self.limits, self._ledger)
+        self._deadlines = Deadlines()
+        self._pending: deque[Step] = deque()
+        self._draining = False
+        self._numbers = 0
+
+    @property
+    def has_work(self) -> bool:
+        """Whether any request is live or any step uncommitted."""
+        return bool(self._ledger.requests or self._pending)
+
+    def submit(self, submit: Submit) -> None:
+        """Takes a request. Raises `RequestError`: INVALID, OVERLOADED (with `retry_after`) or SHUTTING_DOWN."""
+        if self._draining:
+            raise RequestError(ErrorKind.SHUTTING_DOWN, "the server is shutting down and takes no new requests")
+        if submit.request_id in self._ledger.requests:
+            raise RequestError(ErrorKind.INVALID, f"request {submit.request_id} is live already; choose another id")
+        self.limits.validate(submit)
+        self._check_load(len(submit.tokens))
+        now = self._clock()
+        deadline = None if submit.timeout is None else now + submit.timeout
+        request = Request(submit, self._numbers, now, deadline)
+        self._numbers += submit.n
+        request.sequences = self._make_sequences(request)
+        self._deadlines.add(request, len(self._ledger.requests))
+        self._ledger.enroll(request)
+
+    def cancel(self, request_id: RequestId, index: int | None = None) -> list[Delta]:
+        """Ends a request, or one of its sequences, now. Unknown ids give no deltas."""
+        request = self._ledger.requests.get(request_id)
+        if request is None:
+            return []
+        ending = [sequence for sequence in request.sequences if index is None or sequence.index == index]
+        deltas = [self._end(sequence, FinishReason.CANCELLED) for sequence in ending if _is_live(sequence)]
+        self._ledger.counters.requests_aborted += bool(deltas) and not request.live
+        return deltas
+
+    def expire(self) -> list[Delta]:
+        """Ends every request whose deadline has passed. Called once a turn of the loop, also while nothing runs."""
+        deltas = []
+        for request in self._deadlines.passed(self._clock()):
+            message = f"the request did not finish within its timeout of {request.submit.timeout:g} s; allow it more"
+            deltas += self._end_all(request.sequences, ErrorKind.DEADLINE, message)
+        return deltas
+
+    def drain(self) -> None:
+        """Refuses new requests from now on; those already taken run to their end."""
+        self._draining = True
+
+    def schedule(self) -> Batch | None:
+        """The next step, or None when nothing can be computed before the next commit or submit."""
+        counters = self._ledger.counters
+        step = self._planner.plan(counters.steps + 1, self._clock())
+        if step is None:
+            return None
+        self._pending.append(step)
+        counters.steps += 1
+        counters.batch_tokens = step.batch.num_tokens
+        return step.batch
+
+    def commit(self, batch: Batch, result: StepResult) -> list[Delta]:
+        """Takes the oldest uncommitted step's tokens. Steps are committed, or failed, in the order of `schedule`."""
+        step = self._oldest(batch)
+        sampled, tokens = step.sampled, result.tokens
+        if len(tokens) != len(sampled):
+            raise ValueError(f"step {batch.step} samples {len(sampled)} tokens, its result has {len(tokens)}")
+        deltas = self._reject([sampled[position] for position in result.bad]) if result.bad else []
+        rejected = len(deltas)
+        late: list[Sequence] = []
+        decoding = State.DECODING
+        for sequence, token, logprobs in zip(sampled, tokens, result.logprobs or repeat(None)):  # noqa: B905
+            if sequence.state is not decoding:
+                if not self._ledger.accepts_late(sequence):
+                    continue
+                late.append(sequence)
+            sequence.in_flight -= 1
+            known = sequence.tokens
+            known.append(token)
+            delta = Delta(sequence.request_id, sequence.index, [token])
+            length = len(known)
+            if length >= sequence.limit or (token in sequence.stop_ids and length > sequence.min_length):
+                delta.finish = self._finish_reason(sequence, token)
+                self._ledger.retire(sequence)
+            if logprobs is not None:
+                delta.logprobs = [logprobs]
+            if sequence.start is not None:
+                delta.start, sequence.start = sequence.start, None
+            deltas.append(delta)
+        for sequence in late:
+            self._ledger.return_recalled(sequence)
+        self._ledger.counters.generated_tokens += len(deltas) - rejected
+        return deltas
+
+    def fail(self, batch: Batch, kind: ErrorKind, message: str) -> list[Delta]:
+        """The oldest uncommitted step failed as a whole: its sequences end with this error, and no others.
+
+        Sequences of later steps that rely on what the failed one should have computed start again. An executor applies
+        the table changes of a failed batch (admissions, new blocks) as those of any other.
+        """
+        step = self._oldest(batch)
+        self._ledger.distrust(step.sequences, self._pending)
+        return self._end_all(step.sequences, kind, message)
+
+    def stats(self) -> Stats:
+        """Gauges as of now and counters since start. The caller owns the result."""
+        ledger = self._ledger
+        stats = copy(ledger.counters)
+        stats.running = len(ledger.running)
+        stats.waiting = ledger.live - stats.running
+        stats.waiting_tokens = ledger.queue.tokens
+        stats.blocks_used = ledger.pool.num_used
+        return stats
+
+    def check(self) -> list[str]:
+        """Sentences about broken invariants, for tests and idle moments; empty when all is well."""
+        return self._ledger.check()
+
+    def _check_load(self, tokens: int) -> None:
+        queue = self._ledger.queue
+        if len(queue) >= self._max_waiting_requests:
+            problem = f"{len(queue)} requests wait, and at most {self._max_waiting_requests} may"
+        elif queue.tokens and queue.tokens + tokens > self._max_waiting_tokens:
+            problem = (
+                f"{queue.tokens} tokens wait, and at most {self._max_waiting_tokens} may with this prompt's {tokens}"
+            )
+        else:
+            return
+        retry_after = min(max(1.0, self._ledger.last_wait), LONGEST_RETRY)
+        raise RequestError(
+            ErrorKind.OVERLOADED, f"{problem}; try again in {retry_after:.0f} s", retry_after=retry_after
+        )
+
+    def _make_sequences(self, request: Request) -> list[Sequence]:
+        submit = request.submit
+        params, num_prompt = submit.params, len(submit.tokens)
+        seed = self._random.getrandbits(32) if params.seed is None else params.seed
+        stop_ids = frozenset(params.stop_token_ids)
+        return [
+            Sequence(
+                request=request,
+                request_id=submit.request_id,
+                index=index,
+                rank=request.rank(index),
+                priority=submit.priority,
+                params=params,
+                seed=seed + index,
+                tokens=list(submit.tokens),
+                num_prompt=num_prompt,
+                limit=self.limits.length(num_prompt, params),
+                min_length=num_prompt + params.min_tokens,
+                stop_ids=stop_ids if params.ignore_eos else stop_ids | self._eos,
+            )
+            for index in range(submit.n)
+        ]
+
+    def _oldest(self, batch: Batch) -> Step:
+        if not self._pending or self._pending[0].batch is not batch:
+            expected = self._pending[0].batch.step if self._pending else None
+            raise ValueError(f"step {batch.step} is answered, but the oldest uncommitted step is {expected}")
+        return self._pending.popleft()
+
+    def _finish_reason(self, sequence: Sequence, token: int) -> FinishReason:
+        if token not in sequence.stop_ids or len(sequence.tokens) <= sequence.min_length:
+            return FinishReason.LENGTH
+        ends = token in self._eos and not sequence.params.ignore_eos
+        return FinishReason.EOS if ends else FinishReason.STOP
+
+    def _reject(self, rows: list[Sequence]) -> list[Delta]:
+        self._ledger.counters.nan_rows += len(rows)
+        # Whoever starts again because it found another's bad blocks is not itself to blame.
+        sequences = [sequence for sequence in rows if not sequence.discarded]
+        self._ledger.distrust(sequences, self._pending)
+        return self._end_all(sequences, ErrorKind.NUMERICAL, "the model produced NaN or infinity for this request")
+
+    def _end_all(self, sequences: list[Sequence], kind: ErrorKind, message: str) -> list[Delta]:
+        return [self._end(sequence, FinishReason.ERROR, kind, message) for sequence in sequences if _is_live(sequence)]
+
+    def _end(
+        self, sequence: Sequence, finish: FinishReason, error: ErrorKind | None = None, message: str = ""
+    ) -> Delta:
+        self._ledger.retire(sequence)
+        return Delta(sequence.request_id, sequence.index, [], finish, None, error, message)
+
+
+def _is_live(sequence: Sequence) -> bool:
+    return sequence.state is not State.FINISHED

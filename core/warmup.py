@@ -1,0 +1,87 @@
+"""Warm-up: steps that compute for nobody, and the pace that they show."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from mainspring.core.batch import Batch, Bucket, Buckets
+from mainspring.core.request import SamplingParams
+from mainspring.core.table import StateTable
+
+WARMUP_TOKENS = 64
+"""Tokens of the prefill step that machines without buckets warm up with: enough to load kernels and to time them."""
+
+SLACK = 20.0
+FLOOR_SECONDS = 30.0
+"""A step may take this many times what warm-up measured, and never less than this, before it counts as hung."""
+
+CONTEXT_TOKENS = 4096
+"""Context at which attention is taken to double a token's cost. Only the order of magnitude matters."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """Seconds that steps took, from above."""
+
+    step: float = 0.0
+    """Of the slowest step that was measured."""
+    token: float = 0.0
+    """Each token, at worst."""
+
+    def seen(self, tokens: int, seconds: float) -> Pace:
+        """With one more measurement."""
+        # Steps of few tokens are all overhead; per token they would bound nothing.
+        token = seconds / tokens if tokens >= WARMUP_TOKENS // 2 else 0.0
+        return replace(self, step=max(self.step, seconds), token=max(self.token, token))
+
+    def bound(self, tokens: int, context: int) -> float:
+        """Seconds past which a step of this many tokens, the longest at this context, counts as hung."""
+        return FLOOR_SECONDS + SLACK * (self.step + self.token * tokens) * (1 + context / CONTEXT_TOKENS)
+
+
+def dummy_batches(buckets: Buckets | None, table: StateTable, max_tokens: int) -> list[Batch]:
+    """One step a program. Large buckets come first, so that captured programs can share the memory of the largest."""
+    if buckets is None:
+        tokens = min(WARMUP_TOKENS, max_tokens, table.max_length)
+        return [_decode(table, 1, None), _prefill(table, tokens, None)]
+    descending = sorted(buckets.prefill, key=_size, reverse=True), sorted(buckets.decode, key=_size, reverse=True)
+    prefills = [
+        _prefill(table, min(bucket.tokens, bucket.blocks * table.block_size, table.max_length), bucket)
+        for bucket in descending[0]
+    ]
+    return prefills + [_decode(table, bucket.sequences, bucket) for bucket in descending[1]]
+
+
+def sampling_variants() -> tuple[SamplingParams, ...]:
+    """Parameters that between them use every stage of the op `sample`, so that its kernels load."""
+    drawn = SamplingParams(temperature=1.0)
+    return drawn, SamplingParams(temperature=1.0, top_k=8, top_p=0.9, typical_p=0.9, min_p=0.1), SamplingParams()
+
+
+def _size(bucket: Bucket) -> tuple[int, int, int]:
+    return bucket.tokens, bucket.sequences, bucket.blocks
+
+
+def _decode(table: StateTable, rows: int, bucket: Bucket | None) -> Batch:
+    return Batch(
+        step=-1,
+        rows=[table.nobody] * rows,
+        starts=[0] * rows,
+        counts=[1] * rows,
+        samples=[True] * rows,
+        num_decodes=rows,
+        num_tokens=rows,
+        bucket=bucket,
+    )
+
+
+def _prefill(table: StateTable, tokens: int, bucket: Bucket | None) -> Batch:
+    return Batch(
+        step=-1,
+        rows=[table.nobody],
+        starts=[0],
+        counts=[tokens],
+        samples=[True],
+        num_tokens=tokens,
+        bucket=bucket,
+    )

@@ -1,0 +1,44 @@
+"""What parsing a request needs to know about the served model, and nothing that changes while it is served."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mainspring.server.template import ChatTemplate
+from mainspring.server.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Bounds on requests. Lengths are in tokens."""
+
+    max_input_tokens: int
+    max_total_tokens: int
+    """Prompt and output together."""
+    max_concurrent_requests: int
+    """Prompts queued and running; above it requests are refused as overload."""
+    max_best_of: int = 2
+    max_stop_sequences: int = 4
+    """On TGI's routes; OpenAI's allow `MAX_STOPS`."""
+    max_top_n_tokens: int = 5
+    max_client_batch_size: int = 4
+    """Prompts in one completion request."""
+    validation_workers: int = 2
+    """Threads that template and tokenise."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """The model as clients see it."""
+
+    id: str
+    created: int
+    """Unix time."""
+    revision: str | None
+    tokenizer: Tokenizer
+    template: ChatTemplate | None
+    limits: Limits
+    vocab_size: int
+    """Of the engine: what token ids in requests are checked against."""
+    compute_type: str
+    """For the header x-compute-type: what does the work."""

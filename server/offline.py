@@ -1,0 +1,219 @@
+"""`LLM`: the server's engine without the server, for scripts. Same process layout, same text pipeline, no HTTP.
+
+A synchronous face: the event loop runs in a thread of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncGenerator, Coroutine, Iterator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Literal, Self, TypeVar
+
+import msgspec
+
+from mainspring.core.config import Dtype, EngineConfig, KVDtype
+from mainspring.core.errors import StartupError
+from mainspring.core.metrics import Stats
+from mainspring.core.request import FinishReason, Ready, SamplingParams
+from mainspring.server.client import EngineClient, ProgressListener
+from mainspring.server.errors import TemplateError
+from mainspring.server.generation import Generation, Piece, generate
+from mainspring.server.source import resolve
+from mainspring.server.template import ChatTemplate, Message
+from mainspring.server.tokenizer import load_tokenizer
+
+T = TypeVar("T")
+Prompt = str | list[int]
+"""Text, or token ids."""
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What was generated for one prompt."""
+
+    text: str
+    token_ids: list[int]
+    finish_reason: FinishReason
+    prompt_token_ids: list[int]
+    seed: int
+
+
+class LLM:
+    """A loaded model. Close it, or use it as a context manager.
+
+    >>> with LLM("demo", backend="cpu") as llm:  # doctest: +SKIP
+    ...     print(llm.generate("The capital of France is", SamplingParams(max_tokens=8))[0].text)
+    """
+
+    def __init__(
+        self,
+        model: str,
+        backend: str = "auto",
+        *,
+        revision: str | None = None,
+        dtype: Dtype | Literal["auto"] = "auto",
+        kv_dtype: KVDtype | Literal["auto"] = "auto",
+        quantize: str | None = None,
+        load_format: Literal["auto", "dummy"] = "auto",
+        max_length: int | None = None,
+        max_sequences: int = 256,
+        max_batch_tokens: int = 2048,
+        num_blocks: int | None = None,
+        memory_fraction: float | None = None,
+        prefix_caching: bool = True,
+        seed: int = 0,
+        threads: int | None = None,
+        compile: bool = False,  # noqa: A002  # the flag's name everywhere
+        backend_options: dict[str, str] | None = None,
+        on_progress: ProgressListener | None = None,
+    ) -> None:
+        """Loads the model and waits until it serves. Raises StartupError with every reason it cannot."""
+        self._open(
+            EngineConfig(
+                model=model,
+                revision=revision,
+                backend=backend,
+                dtype=dtype,
+                kv_dtype=kv_dtype,
+                quantize=quantize,
+                load_format=load_format,
+                max_length=max_length,
+                max_sequences=max_sequences,
+                max_batch_tokens=max_batch_tokens,
+                num_blocks=num_blocks,
+                memory_fraction=memory_fraction,
+                prefix_caching=prefix_caching,
+                seed=seed,
+                threads=threads,
+                compile=compile,
+                backend_options=backend_options or {},
+            ),
+            on_progress,
+        )
+
+    @classmethod
+    def of(cls, config: EngineConfig, on_progress: ProgressListener | None = None) -> Self:
+        """With every setting there is; `config.model` may be all that `model` may be."""
+        llm = cls.__new__(cls)
+        llm._open(config, on_progress)
+        return llm
+
+    def _open(self, config: EngineConfig, on_progress: ProgressListener | None) -> None:
+        source = resolve(config.model, config.revision)
+        self.tokenizer = load_tokenizer(source.path)
+        template = self.tokenizer.chat_template
+        self._template = None if template is None else ChatTemplate(template, self.tokenizer.special)
+        # More would only fill the engine's queue, which is bounded.
+        self._at_once = config.max_sequences + config.max_waiting_requests
+        self._engine = EngineClient(msgspec.structs.replace(config, model=str(source.path)), on_progress=on_progress)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="mainspring", daemon=True)
+        self._thread.start()
+        try:
+            self.ready: Ready = self._run(self._engine.start())
+        except StartupError:
+            self.close()
+            raise
+
+    def generate(
+        self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | None = None, stop: Sequence[str] = ()
+    ) -> list[Output]:
+        """One output a prompt, in order. Greedy and to the end of the context where `params` do not say otherwise.
+
+        Raises RequestError for the first prompt that fails; the others are then ended.
+        """
+        generations = [self._generation(prompt, params, stop) for prompt in _one_by_one(prompts)]
+        return self._run(self._generate_all(generations))
+
+    def chat(
+        self, messages: Sequence[Message], params: SamplingParams | None = None, stop: Sequence[str] = ()
+    ) -> Output:
+        """The assistant's answer. Raises TemplateError when there is no template or it refuses the messages."""
+        return self.generate([self.chat_prompt(messages)], params, stop)[0]
+
+    def chat_prompt(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids of a chat. Raises TemplateError."""
+        if self._template is None:
+            raise TemplateError("this model has no chat template; use generate()")
+        return self.tokenizer.encode(self._template.render(messages), add_special_tokens=False)
+
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None, stop: Sequence[str] = ()) -> Iterator[str]:
+        """Text as it is generated. Leaving the iteration ends the request."""
+        pieces = generate(self._engine, self.tokenizer, self._generation(prompt, params, stop))
+        try:
+            while (piece := self._run(_next(pieces))) is not None:
+                if piece.text:
+                    yield piece.text
+        finally:
+            self._run(pieces.aclose())
+
+    @property
+    def stats(self) -> Stats:
+        """The engine's numbers as of its last step."""
+        return self._engine.stats
+
+    def close(self) -> None:
+        """End the engine. May be called again."""
+        if self._loop.is_closed():
+            return
+        self._run(self._engine.aclose())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _generation(self, prompt: Prompt, params: SamplingParams | None, stop: Sequence[str]) -> Generation:
+        tokens = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+        return Generation(tokens=tokens, params=params or SamplingParams(), stops=tuple(stop))
+
+    async def _generate_all(self, generations: Sequence[Generation]) -> list[Output]:
+        places = asyncio.Semaphore(self._at_once)
+
+        async def one(generation: Generation) -> Output:
+            async with places:
+                return await _collect(generate(self._engine, self.tokenizer, generation), generation)
+
+        tasks = [asyncio.ensure_future(one(generation)) for generation in generations]
+        try:
+            return await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    def _run(self, work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+
+def _one_by_one(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    if isinstance(prompts, str):
+        return [prompts]
+    ids = [token_id for token_id in prompts if isinstance(token_id, int)]
+    return [ids] if ids else [prompt for prompt in prompts if not isinstance(prompt, int)]
+
+
+async def _collect(pieces: AsyncGenerator[Piece, None], generation: Generation) -> Output:
+    text: list[str] = []
+    tokens: list[int] = []
+    reason, seed = FinishReason.ERROR, 0
+    async with aclosing(pieces):
+        async for piece in pieces:
+            text.append(piece.text)
+            tokens.extend(token.id for token in piece.tokens)
+            if piece.finish is not None:
+                reason, seed = piece.finish.reason, piece.finish.seed
+    return Output("".join(text), tokens, reason, generation.tokens, seed)
+
+
+async def _next(pieces: AsyncGenerator[Piece, None]) -> Piece | None:
+    return await anext(pieces, None)

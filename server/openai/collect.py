@@ -1,0 +1,97 @@
+"""Pieces to one OpenAI answer."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass, field
+
+from mainspring.core.errors import ErrorKind, RequestError
+from mainspring.server.generation import Piece, Token
+from mainspring.server.openai.identity import Identity
+from mainspring.server.openai.logprobs import chat_logprobs, completion_logprobs
+from mainspring.server.openai.parse import Call
+from mainspring.server.openai.stream import FINISH_WORDS, usage
+from mainspring.server.openai.types import (
+    AssistantMessage,
+    ChatChoice,
+    ChatCompletion,
+    Completion,
+    CompletionChoice,
+    FinishWord,
+)
+from mainspring.server.service import Timing
+from mainspring.server.tokenizer import Tokenizer
+
+
+@dataclass(slots=True)
+class _Answer:
+    text: list[str] = field(default_factory=list)
+    tokens: list[Token] = field(default_factory=list)
+    finish: FinishWord | None = None
+
+    def finish_word(self) -> FinishWord:
+        if self.finish is None:
+            raise RequestError(ErrorKind.INTERNAL, "a sequence ended without a finish reason")
+        return self.finish
+
+
+async def collect_chat(
+    pieces: AsyncGenerator[Piece, None], call: Call, timing: Timing, identity: Identity
+) -> ChatCompletion:
+    """The whole chat completion."""
+    answers = await _answers(pieces, call)
+    with_logprobs = call.num_top_logprobs is not None
+    choices = [
+        ChatChoice(
+            index,
+            AssistantMessage("".join(answer.text)),
+            chat_logprobs(answer.tokens, identity.tokenizer) if with_logprobs else None,
+            answer.finish_word(),
+        )
+        for index, answer in enumerate(answers)
+    ]
+    return ChatCompletion(
+        id=identity.id,
+        created=identity.created,
+        model=identity.model,
+        system_fingerprint=identity.fingerprint,
+        choices=choices,
+        usage=usage(timing),
+    )
+
+
+async def collect_completion(
+    pieces: AsyncGenerator[Piece, None], call: Call, timing: Timing, identity: Identity
+) -> Completion:
+    """The whole completion; choice i of prompt p has the index p * n + i."""
+    answers = await _answers(pieces, call)
+    choices = [_completion_choice(index, answer, call, identity.tokenizer) for index, answer in enumerate(answers)]
+    return Completion(
+        id=identity.id,
+        created=identity.created,
+        model=identity.model,
+        system_fingerprint=identity.fingerprint,
+        choices=choices,
+        usage=usage(timing),
+    )
+
+
+async def _answers(pieces: AsyncGenerator[Piece, None], call: Call) -> list[_Answer]:
+    answers = [_Answer() for generation in call.generations for _ in range(generation.n)]
+    async with aclosing(pieces):
+        async for piece in pieces:
+            answer = answers[piece.index]
+            answer.text.append(piece.text)
+            answer.tokens.extend(piece.tokens)
+            if piece.finish is not None:
+                answer.finish = FINISH_WORDS[piece.finish.reason]
+    return answers
+
+
+def _completion_choice(index: int, answer: _Answer, call: Call, tokenizer: Tokenizer) -> CompletionChoice:
+    echo = call.echoes[index // call.generations[0].n] if call.echoes else ""
+    logprobs = None
+    if call.num_top_logprobs is not None:
+        logprobs = completion_logprobs(answer.tokens, tokenizer, call.num_top_logprobs, offset=len(echo))
+    return CompletionChoice(index, echo + "".join(answer.text), logprobs, answer.finish_word())

