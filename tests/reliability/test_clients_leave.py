@@ -1,4 +1,4 @@
-"""Clients that leave at any moment stop costing at once, and a server that leaves cuts nobody short (F6, F7, P5, P6)."""
+"""Clients that leave stop costing at once, and a server that leaves cuts nobody short (F6, F7, P5, P6)."""
 
 from __future__ import annotations
 

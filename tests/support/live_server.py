@@ -81,19 +81,25 @@ class LiveServer:
 
 
 @contextmanager
-def live_server(model: str, log: Path, *flags: str, ready_seconds: float = 120) -> Iterator[LiveServer]:
+def live_server(
+    model: str, log: Path, *flags: str, ready_seconds: float = 120, python: str = sys.executable
+) -> Iterator[LiveServer]:
     """Starts a server and stops it by SIGTERM; what it prints goes to `log`."""
-    with listening_server(model, log, *flags) as server:
+    with listening_server(model, log, *flags, python=python) as server:
         server.wait_until_ready(ready_seconds)
         yield server
 
 
 @contextmanager
 def listening_server(
-    model: str, log: Path, *flags: str, environment: Mapping[str, str] | None = None
+    model: str,
+    log: Path,
+    *flags: str,
+    environment: Mapping[str, str] | None = None,
+    python: str = sys.executable,
 ) -> Iterator[LiveServer]:
     """The same from the moment it listens, in whatever phase. It may be ended or stopped inside the block."""
-    process = spawn(model, log, *flags, environment=environment)
+    process = spawn(model, log, *flags, environment=environment, python=python)
     try:
         yield LiveServer(wait_until_listening(process, log), process, log)
     finally:
@@ -107,9 +113,15 @@ def listening_server(
             process.wait()
 
 
-def spawn(model: str, log: Path, *flags: str, environment: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
+def spawn(
+    model: str,
+    log: Path,
+    *flags: str,
+    environment: Mapping[str, str] | None = None,
+    python: str = sys.executable,
+) -> subprocess.Popen[bytes]:
     """The process alone, on a port that the kernel chooses."""
-    command = [sys.executable, "-m", "mainspring.server.cli", "serve", model, "--port", "0", *flags]
+    command = [python, "-m", "mainspring.server.cli", "serve", model, "--port", "0", *flags]
     with log.open("wb") as output:
         return subprocess.Popen(
             command, stdout=output, stderr=subprocess.STDOUT, env={**os.environ, **(environment or {})}
