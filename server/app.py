@@ -27,7 +27,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from mainspring.core.config import EngineConfig
 from mainspring.core.errors import ErrorKind, RequestError, StartupError
 from mainspring.core.plugins import load_plugins
-from mainspring.server import probes
+from mainspring.server import loop_lag, probes
 from mainspring.server.answers import json_response
 from mainspring.server.client import EngineClient, Observer
 from mainspring.server.lifecycle import Lifecycle, RequestLimits, build_model, engine_state
@@ -69,9 +69,11 @@ def create_app(lifecycle: Lifecycle, payload_limit: int, extra_routes: Sequence[
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         lifecycle.begin()
+        watch = asyncio.create_task(loop_lag.watch(lifecycle.metrics.loop_lag), name="loop-lag")
         try:
             yield
         finally:
+            watch.cancel()
             await lifecycle.close()
 
     app = Starlette(

@@ -17,8 +17,6 @@ from pathlib import Path
 
 import psutil
 
-_LISTENING = re.compile(r"listening on (http://\S+:(\d+)),")
-
 
 @dataclass(frozen=True, slots=True)
 class LiveServer:
@@ -129,13 +127,14 @@ def spawn(
 
 
 def wait_until_listening(process: subprocess.Popen[bytes], log: Path, seconds: float = 60) -> str:
-    """The URL that a server's log names."""
+    """The URL of the socket that the process listens at."""
+    server = psutil.Process(process.pid)
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        found = _LISTENING.search(log.read_text())
-        if found is not None:
-            return found[1]
         if process.poll() is not None:
             raise RuntimeError(f"exit status {process.returncode}: {log.read_text()}")
-        time.sleep(0.01)
+        for connection in server.net_connections("tcp"):
+            if connection.status == psutil.CONN_LISTEN:
+                return f"http://127.0.0.1:{connection.laddr.port}"
+        time.sleep(0.02)
     raise TimeoutError(f"does not listen after {seconds} s: {log.read_text()}")
