@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import ipaddress
 import logging
 import re
@@ -44,6 +45,10 @@ from mainspring.server.tgi.types import ErrorResponse as TGIErrorResponse
 _log = logging.getLogger(__name__)
 _CLOSE_SECONDS = 5
 """For connections that still send their last bytes after the drain."""
+_COLLECTION_THRESHOLDS = (20_000, 20, 100)
+"""A prompt is a list of up to millions of numbers, and a collection walks through all of it while the event loop waits.
+The default (700, 10, 10) walks through each one several times in its short life.
+"""
 _BACKLOG = 2048
 """Connections that wait to be accepted; the kernel may take fewer (listen(2))."""
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
@@ -98,6 +103,7 @@ def create_lifecycle(options: ServerOptions, observers: Sequence[Observer] = ())
 
 async def serve(options: ServerOptions) -> int:
     """Listen, load, serve, drain. Returns the exit code; raises StartupError when it cannot even listen."""
+    gc.set_threshold(*_COLLECTION_THRESHOLDS)
     listener = listen(options.host, options.port)
     plugins = load_plugins()
     for problem in plugins.problems:
