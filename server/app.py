@@ -49,6 +49,7 @@ _COLLECTION_THRESHOLDS = (20_000, 20, 100)
 """A prompt is a list of up to millions of numbers, and a collection walks through all of it while the event loop waits.
 The default (700, 10, 10) walks through each one several times in its short life.
 """
+_SEND_BUFFER_BYTES = 64 << 10
 _BACKLOG = 2048
 """Connections that wait to be accepted; the kernel may take fewer (listen(2))."""
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
@@ -141,6 +142,8 @@ def listen(host: str, port: int) -> socket.socket:
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
+        # Connections inherit it. What a client does not read waits here; unasked, the kernel takes megabytes.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
         listener.bind((host, port))
         listener.listen(_BACKLOG)
     except OSError as error:

@@ -141,6 +141,9 @@ class Lifecycle:
         except* StartupError as errors:
             reasons = [reason for error in _leaves(errors) for reason in error.reasons]
             self.startup_error = StartupError(reasons)
+        except* Exception:  # the task's border: a server that can never serve must not wait for ever
+            logging.getLogger(__name__).exception("start-up failed")
+            self.startup_error = StartupError("start-up failed; the log has the trace")
         else:
             ready, (tokenizer, template) = engine.result(), text.result()
             self._service = Service(self._engine, self._build(ready, tokenizer, template), self.metrics, ready)

@@ -19,6 +19,7 @@ from tests.support.live_server import LiveServer, listening_server, spawn, wait_
 from tests.support.model_directory import write_tiny_model
 from tests.support.promises import Measured
 from tests.support.serving import ask
+from tests.support.tiny_tokenizers import write_word_tokenizer
 
 AT_ONCE = 8
 
@@ -98,3 +99,23 @@ def test_p28_ready_comes_after_a_real_forward(tmp_path: Path) -> None:
             await client.aclose()
 
     asyncio.run(test())
+
+
+@pytest.mark.promise("P4", "F19")
+@pytest.mark.parametrize("defect", ["sockets", "tokenizer", "template"])
+def test_p4_f19_what_can_never_serve_ends_and_says_why(defect: str, tmp_path: Path, measured: Measured) -> None:
+    model = write_tiny_model(tmp_path / "tiny")
+    write_word_tokenizer(model, 1000)
+    sockets = tmp_path / ("long" * 30)
+    sockets.mkdir()
+    config = model / "tokenizer_config.json"
+    if defect == "tokenizer":
+        config.write_text('{"chat_template": [{"template": "no name"}]}')
+    if defect == "template":
+        config.write_text('{"chat_template": "{% for %}"}')
+    environment = {"TMPDIR": str(sockets)} if defect == "sockets" else {}
+    process = spawn(str(model), tmp_path / "log", *SIM, environment=environment)
+    assert process.wait(30) == 71
+    last = (tmp_path / "log").read_text().splitlines()[-1]
+    assert last.startswith("mainspring: ")
+    measured(f"{defect}: exit 71")
