@@ -103,13 +103,12 @@ def test_p10_p19_no_bytes_end_more_than_their_connection(fast_server: LiveServer
 
 @pytest.mark.promise("P23")
 def test_p23_what_a_client_says_is_in_no_log_and_what_the_server_is_in_no_answer(
-    model: Path, tmp_path: Path, measured: Measured
+    model: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, measured: Measured
 ) -> None:
     canaries = [f"canary{secrets.token_hex(8)}" for _ in range(4)]
     secret, key, name, prompt = canaries
     # The model's own name is public, and whoever names it by its path says so; the server's other paths are not.
-    sockets = tmp_path / secret
-    sockets.mkdir()
+    sockets = tmp_path_factory.mktemp(secret)
     carried = {"authorization": f"Bearer {key}", "x-api-key": key, "cookie": key}
     requests = []
     for route in GOOD:
