@@ -15,9 +15,9 @@ from torch import Tensor
 from mainspring.core.backend import Device
 from mainspring.core.conformance.report import Finding
 from mainspring.core.conformance.trial import TOLERANCES, Trial
-from mainspring.core.ops import SamplingTensors, resolve
+from mainspring.core.ops import resolve
 from mainspring.core.ops.logprobs import logprobs
-from mainspring.core.ops.sample import sample, seed_key
+from mainspring.core.ops.sample import SamplingTensors, sample, seed_key
 
 CHECKED = frozenset({"sample", "logprobs"})
 ROWS, VOCABULARIES = 7, (40, 1500)
