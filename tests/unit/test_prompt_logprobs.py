@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
 
 from mainspring.core.backend import AttentionMetadata
-from mainspring.core.batch import Batch, Buckets, PromptRange
+from mainspring.core.batch import Batch, Buckets, PromptRange, StepResult
+from mainspring.core.errors import ErrorKind
 from mainspring.core.layers.attention import AttentionStep
 from mainspring.core.ops.attention import PagedKV
 from mainspring.core.ops.logprobs import logprobs
@@ -15,7 +18,7 @@ from mainspring.core.plan import SCORED_ROWS
 from mainspring.core.prompt_scores import PromptScores
 from mainspring.core.request import FinishReason, SamplingParams, Submit, TokenLogprobs
 from mainspring.core.scoring import plan_scoring, score
-from tests.support.tiny_model import VOCAB, TinyModel, spec
+from tests.support.tiny_model import NAN_TOKEN, VOCAB, TinyModel, spec
 from tests.unit.test_scheduled_execution import BLOCK_SIZE, BUCKETS, LENGTH, REQUESTS, SHARED, Loop, submit
 
 TOLERANCE = 1e-5
@@ -149,6 +152,26 @@ def test_a_scored_prompt_takes_no_prefix_and_gives_one() -> None:
     assert cached[2] == (len(LONG) - 1) // BLOCK_SIZE * BLOCK_SIZE
     check_all(loop, [scored(2, LONG)])
     loop.executor.close()
+
+
+@pytest.mark.parametrize("ahead", [0, 1])
+def test_a_prompt_with_numbers_that_are_none_ends_its_request_and_no_other(ahead: int) -> None:
+    loop = Loop(ahead=ahead)
+    loop.serve([SCORED[0], scored(40, [*SHARED, NAN_TOKEN, *SHARED], 1, n=2), SCORED[1]])
+    assert loop.errors() == {40: ErrorKind.NUMERICAL}
+    check_all(loop, SCORED[:2])
+
+
+def test_one_number_that_is_none_is_enough() -> None:
+    """The last row's logits are in order, so the step itself reports nothing bad."""
+    scheduler = Loop().scheduler
+    scheduler.submit(scored(1, [5, 6, 7, 8], n=2))
+    batch = scheduler.schedule()
+    assert batch is not None
+    broken = [*entries(2), TokenLogprobs(math.nan, [], [])]
+    deltas = scheduler.commit(batch, StepResult([9], prompt_logprobs=[broken]))
+    assert [(delta.tokens, delta.error) for delta in deltas] == [([], ErrorKind.NUMERICAL)] * 2
+    assert not scheduler.has_work
 
 
 # --- on the device
