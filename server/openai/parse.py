@@ -56,18 +56,14 @@ class Call:
 
 def parse_chat(body: bytes, model: ServedModel) -> Call:
     """Body of `/v1/chat/completions`. Raises RequestError."""
-    request = parse_wire(ChatRequest, body)
-    _check_shared(request, model)
-    _refuse(request, _CHAT_UNSUPPORTED)
-    if request.tool_choice not in (None, "none", "auto"):
-        raise UnsupportedError("tool_choice")
-    if request.modalities not in (None, ["text"]):
-        raise UnsupportedError("modalities")
+    return chat_call(parse_wire(ChatRequest, body), model)
+
+
+def chat_call(request: ChatRequest, model: ServedModel) -> Call:
+    """A chat request, checked. Raises RequestError."""
     if request.top_logprobs is not None and not request.logprobs:
         raise invalid("`top_logprobs` needs `logprobs: true`", "top_logprobs")
-    if model.template is None:
-        raise TemplateError("this model has no chat template; use /v1/completions")
-    prompt = model.template.render([_template_message(i, m) for i, m in enumerate(request.messages)])
+    prompt = chat_prompt(request, model)
     tokens = model.tokenizer.encode(prompt, add_special_tokens=False)
     max_tokens = request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens
     num_top_logprobs = (request.top_logprobs or 0) if request.logprobs else None
@@ -78,6 +74,19 @@ def parse_chat(body: bytes, model: ServedModel) -> Call:
         include_usage=request.stream_options is not None and request.stream_options.include_usage,
         num_top_logprobs=num_top_logprobs,
     )
+
+
+def chat_prompt(request: ChatRequest, model: ServedModel) -> str:
+    """The messages as the model's template writes them. Raises RequestError for what no prompt can be made of."""
+    _check_shared(request, model)
+    _refuse(request, _CHAT_UNSUPPORTED)
+    if request.tool_choice not in (None, "none", "auto"):
+        raise UnsupportedError("tool_choice")
+    if request.modalities not in (None, ["text"]):
+        raise UnsupportedError("modalities")
+    if model.template is None:
+        raise TemplateError("this model has no chat template; use /v1/completions")
+    return model.template.render([_template_message(i, m) for i, m in enumerate(request.messages)])
 
 
 def parse_completion(body: bytes, model: ServedModel) -> Call:

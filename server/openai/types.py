@@ -13,6 +13,7 @@ from msgspec import UNSET, UnsetType
 from pydantic import Field
 
 from mainspring.server.body import Finite, Signed32, Signed64, Unsigned32, WireModel
+from mainspring.server.model import MAX_STOP_CHARACTERS
 
 FinishWord = Literal["stop", "length"]
 MAX_STOPS = 16
@@ -22,7 +23,7 @@ MAX_LOGPROBS = 20
 Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
 Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
-Stop = Annotated[str, Field(min_length=1, max_length=1000)]
+Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
 
 
 class StreamOptions(WireModel):
