@@ -75,6 +75,13 @@ class WeightScheme:
     packing: Literal["plain", "int32_rows", "int32_columns"] = "plain"
     """How the checkpoint packs sub-byte weights; the backend repacks at load as it likes."""
 
+    def __str__(self) -> str:
+        """In words, e.g. `int4 in groups of 32, asymmetric`."""
+        group = f" in groups of {self.group_size}" if self.group_size else ""
+        symmetry = "" if self.symmetric else ", asymmetric"
+        activations = f", {self.activation} activations" if self.activation else ""
+        return f"{self.weight}{group}{symmetry}{activations}"
+
 
 def unquantized(dtype: Dtype) -> WeightScheme:
     """The scheme of a plain floating-point weight."""
