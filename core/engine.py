@@ -168,13 +168,23 @@ class Engine:
         return self._scheduler.commit(step.batch, result)
 
     def _emit(self, deltas: list[Delta]) -> None:
+        large = []
         for delta in deltas:
             if delta.finish is not None:
                 self._answered(delta)
+            if delta.prompt_logprobs:
+                large.append(delta)
         step = self._in_flight
         bound = self._heartbeat_seconds if step is None else self._executor.step_seconds(step.batch)
         self._stats = self._scheduler.stats()
-        self._channel.send(StepOutput(self._step, deltas, self._stats, bound + self._grace_seconds))
+        deadline = bound + self._grace_seconds
+        if large:
+            # Each is bounded (`border.MAX_PROMPT_LOGPROBS`), but together they may be larger than a frame. They go
+            # ahead, being the first of their requests.
+            deltas = [delta for delta in deltas if not delta.prompt_logprobs]
+            for delta in large:
+                self._channel.send(StepOutput(self._step, [delta], self._stats, deadline))
+        self._channel.send(StepOutput(self._step, deltas, self._stats, deadline))
 
     def _answered(self, delta: Delta) -> None:
         indexes = self._live.get(delta.request_id)

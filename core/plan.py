@@ -24,6 +24,9 @@ from mainspring.core.config import Dtype, EngineConfig, KVDtype, ModelConfig
 from mainspring.core.errors import StartupError, unknown
 from mainspring.core.quantization import SCHEMES
 
+SCORED_ROWS = 128
+"""Positions of prompts whose logits are in memory at once: enough rows for a matrix product to be worth its weights."""
+
 
 @dataclass(frozen=True, slots=True)
 class Requirement:
@@ -133,11 +136,12 @@ def workspace_bytes(config: EngineConfig, model: ModelConfig, max_length: int) -
     """Memory that a step needs besides weights and cache, from above, counted in float32.
 
     Activations of the widest layer for a full token budget; logits of all rows three times over (raw, processed,
-    sorted); the token table.
+    sorted), of those that choose or of a part of a prompt that is scored; the token table.
     """
     widest = max(3 * model.intermediate_size, 3 * model.num_heads * model.head_dim) + 4 * model.hidden_size
     activations = 4 * config.max_batch_tokens * widest
-    logits = 3 * 4 * min(config.max_sequences, config.max_batch_tokens) * model.vocab_size
+    rows = min(max(config.max_sequences, SCORED_ROWS), config.max_batch_tokens)
+    logits = 3 * 4 * rows * model.vocab_size
     return activations + logits + 4 * config.max_sequences * max_length
 
 
