@@ -41,6 +41,7 @@ from mainspring.server.progress import ProgressBars
 from mainspring.server.prometheus import Metrics
 from mainspring.server.request_ids import RequestIds
 from mainspring.server.source import ModelSource
+from mainspring.server.step_metrics import StepMetrics
 from mainspring.server.summary import Summary
 from mainspring.server.tgi import errors as tgi_errors
 from mainspring.server.tgi import routes as tgi_routes
@@ -136,8 +137,10 @@ def create_lifecycle(
 ) -> Lifecycle:
     """The engine client with what watches it. Must be called inside the event loop."""
     bars = ProgressBars(sys.stderr)
-    engine = EngineClient(options.engine, on_progress=bars.show, observers=observers)
+    steps = StepMetrics()
+    engine = EngineClient(options.engine, on_progress=bars.show, observers=[steps.observe, *observers])
     metrics = Metrics(options.source.model_id, lambda: engine_state(engine), options.vllm_metric_names)
+    metrics.registry.register(steps)
     build = build_model(options.source, options.engine, options.limits, options.compute_type)
     return Lifecycle(engine, options.source, metrics, build, announce=announce)
 
