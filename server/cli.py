@@ -143,6 +143,8 @@ _SERVE_FLAGS = [
     ),
     flag("--json-output/--no-json-output", default=False, help="Log JSON lines, one a request among them."),
     flag("--log-level", type=click.Choice(["debug", "info", "warning", "error"], case_sensitive=False), default="info"),
+    flag("--otlp-endpoint", help="Send a trace of every request there, by OTLP over gRPC (extra `otel`)."),
+    flag("--otlp-service-name", default="mainspring", help="The name that traces are sent under."),
     flag("--access-log/--no-access-log", default=False, help="Log a line a request."),
     flag("--vllm-metric-names/--no-vllm-metric-names", default=False, help="Metrics also under `vllm:` names."),
     flag("--compute-type", help="For the header x-compute-type.  [default: the backend]"),
@@ -203,7 +205,7 @@ def serve(context: click.Context, /, model: str | None, **flags: Any) -> None:
 
 
 def _server_options(model: str | None, flags: Mapping[str, Any], found_notes: Sequence[str]) -> ServerOptions:
-    from mainspring.server.app import Access, ServerOptions
+    from mainspring.server.app import Access, ServerOptions, Traces
     from mainspring.server.auth import KeyRing
     from mainspring.server.connection import ConnectionLimits
 
@@ -225,6 +227,7 @@ def _server_options(model: str | None, flags: Mapping[str, Any], found_notes: Se
         drain_seconds=flags["graceful_termination_timeout"],
         vllm_metric_names=flags["vllm_metric_names"],
         compute_type=flags["compute_type"],
+        traces=Traces(flags["otlp_endpoint"], flags["otlp_service_name"]) if flags["otlp_endpoint"] else None,
         notes=tuple(found_notes),
     )
 

@@ -18,6 +18,7 @@ from mainspring.core.request import Ready
 from mainspring.server.client import EngineClient
 from mainspring.server.errors import NotReadyError
 from mainspring.server.model import Limits, ServedModel
+from mainspring.server.outcome import Spans
 from mainspring.server.prometheus import Metrics
 from mainspring.server.service import Service
 from mainspring.server.source import ModelSource
@@ -69,7 +70,9 @@ class Lifecycle:
         build: Callable[[Ready, Tokenizer, ChatTemplate | None], ServedModel],
         *,
         announce: Callable[[Ready, float], None] | None = None,
+        spans: Spans | None = None,
     ) -> None:
+        self._spans = spans
         self._announce = announce
         """Called once with the seconds that starting took."""
         self.metrics = metrics
@@ -149,7 +152,8 @@ class Lifecycle:
             self.startup_error = StartupError(reasons)
         else:
             ready, (tokenizer, template) = engine.result(), text.result()
-            self._service = Service(self._engine, self._build(ready, tokenizer, template), self.metrics, ready)
+            model = self._build(ready, tokenizer, template)
+            self._service = Service(self._engine, model, self.metrics, ready, spans=self._spans)
             if self._announce is not None:
                 self._announce(ready, time.monotonic() - self._begun)
             await self._engine.failed()
