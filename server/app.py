@@ -155,7 +155,7 @@ def create_lifecycle(
     metrics = Metrics(options.source.model_id, lambda: engine_state(engine), options.vllm_metric_names)
     metrics.registry.register(steps)
     build = build_model(options.source, options.engine, options.limits, options.compute_type)
-    return Lifecycle(engine, options.source, metrics, build, announce=announce, spans=spans)
+    return Lifecycle(engine, options.source, metrics, build, loaded=bars.close, announce=announce, spans=spans)
 
 
 async def serve(options: ServerOptions) -> int:

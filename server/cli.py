@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -271,7 +271,9 @@ def generate(model: str, prompt: str, **flags: Any) -> None:
 
     config = _engine_config(model, flags)
     params = SamplingParams(max_tokens=flags["max_tokens"], temperature=flags["temperature"])
-    with _startup_errors(), LLM.of(config, on_progress=ProgressBars(sys.stderr).show) as llm:
+    bars = ProgressBars(sys.stderr)
+    with closing(bars), _startup_errors(), LLM.of(config, on_progress=bars.show) as llm:
+        bars.close()
         start = llm.chat_prompt([{"role": "user", "content": prompt}]) if flags["chat"] else prompt
         for text in llm.stream(start, params):
             click.echo(text, nl=False)

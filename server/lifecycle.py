@@ -69,10 +69,13 @@ class Lifecycle:
         metrics: Metrics,
         build: Callable[[Ready, Tokenizer, ChatTemplate | None], ServedModel],
         *,
+        loaded: Callable[[], None] | None = None,
         announce: Callable[[Ready, float], None] | None = None,
         spans: Spans | None = None,
     ) -> None:
         self._spans = spans
+        self._loaded = loaded
+        """Called when loading has ended, well or not."""
         self._announce = announce
         """Called once with the seconds that starting took."""
         self.metrics = metrics
@@ -150,7 +153,10 @@ class Lifecycle:
         except* StartupError as errors:
             reasons = [reason for error in _leaves(errors) for reason in error.reasons]
             self.startup_error = StartupError(reasons)
-        else:
+        finally:
+            if self._loaded is not None:
+                self._loaded()
+        if self.startup_error is None:
             ready, (tokenizer, template) = engine.result(), text.result()
             model = self._build(ready, tokenizer, template)
             self._service = Service(self._engine, model, self.metrics, ready, spans=self._spans)
