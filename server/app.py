@@ -29,6 +29,7 @@ from mainspring.core.errors import ErrorKind, RequestError, StartupError
 from mainspring.core.plugins import load_plugins
 from mainspring.server import probes
 from mainspring.server.answers import json_response
+from mainspring.server.chunks import StreamingProtocol
 from mainspring.server.client import EngineClient, Observer
 from mainspring.server.lifecycle import Lifecycle, RequestLimits, build_model, engine_state
 from mainspring.server.openai import errors as openai_errors
@@ -144,7 +145,7 @@ class HTTPServer(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
-                http="h11",  # httptools takes headers of any size
+                http=StreamingProtocol,  # h11's parser: httptools takes headers of any size
                 lifespan="on",
                 log_level="info" if access_log else "warning",
                 access_log=access_log,
