@@ -117,11 +117,11 @@ def serve(model: str | None, model_id: str | None, **flags: Any) -> None:
 
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("mainspring").setLevel(logging.INFO)
-    with _startup_errors():
+    with startup_errors():
         source = _source(model or model_id, flags["revision"])
         options = ServerOptions(
             source=source,
-            engine=_engine_config(str(source.path), flags),
+            engine=engine_config(str(source.path), flags),
             host=flags["host"],
             port=flags["port"],
             limits=RequestLimits(
@@ -155,9 +155,9 @@ def generate(model: str, prompt: str, **flags: Any) -> None:
     from mainspring.server.offline import LLM
     from mainspring.server.progress import ProgressBars
 
-    config = _engine_config(model, flags)
+    config = engine_config(model, flags)
     params = SamplingParams(max_tokens=flags["max_tokens"], temperature=flags["temperature"])
-    with _startup_errors(), LLM.of(config, on_progress=ProgressBars(sys.stderr).show) as llm:
+    with startup_errors(), LLM.of(config, on_progress=ProgressBars(sys.stderr).show) as llm:
         start = llm.chat_prompt([{"role": "user", "content": prompt}]) if flags["chat"] else prompt
         for text in llm.stream(start, params):
             click.echo(text, nl=False)
@@ -173,6 +173,15 @@ def backends() -> None:
     _run_module("mainspring.core.commands", "backends")
 
 
+@main.command(context_settings=_PASS_ON)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def bench(arguments: tuple[str, ...]) -> None:
+    """Measure a model, offline, or a server, over HTTP: `bench --help`."""
+    from mainspring.server.bench.cli import bench as benchmarks
+
+    benchmarks.main(list(arguments), prog_name="mainspring bench")
+
+
 @main.command()
 @click.argument("model")
 @engine_flags
@@ -180,8 +189,8 @@ def check(model: str, **flags: Any) -> None:
     """Print the start-up plan for MODEL and everything that would keep it from running, before anything is loaded."""
     import msgspec
 
-    with _startup_errors():
-        config = _engine_config(str(_source(model, flags["revision"]).path), flags)
+    with startup_errors():
+        config = engine_config(str(_source(model, flags["revision"]).path), flags)
     _run_module("mainspring.core.commands", "check", msgspec.json.encode(config).decode())
 
 
@@ -194,7 +203,7 @@ def conformance(backend: str, arguments: tuple[str, ...]) -> None:
 
 
 @contextmanager
-def _startup_errors() -> Iterator[None]:
+def startup_errors() -> Iterator[None]:
     """Print every reason why it cannot start, and exit with the code for that."""
     try:
         yield
@@ -214,7 +223,7 @@ def _source(model: str | None, revision: str | None) -> ModelSource:
     return resolve(model, revision)
 
 
-def _engine_config(model: str, flags: Mapping[str, Any]) -> EngineConfig:
+def engine_config(model: str, flags: Mapping[str, Any]) -> EngineConfig:
     from mainspring.core.config import EngineConfig
 
     kv_dtype = flags["kv_cache_dtype"]
