@@ -198,7 +198,7 @@ def serve(context: click.Context, /, model: str | None, **flags: Any) -> None:
         as_json=flags["json_output"],
         requests=flags["access_log"] or flags["json_output"],
     )
-    with _startup_errors():
+    with startup_errors():
         options = _server_options(model or flags["model_id"], flags, notes(context))
         code = asyncio.run(serve_http(options))
     sys.exit(code)
@@ -212,7 +212,7 @@ def _server_options(model: str | None, flags: Mapping[str, Any], found_notes: Se
     source = _source(model, flags["revision"], flags["huggingface_hub_cache"])
     return ServerOptions(
         source=replace(source, tokenizer_config=flags["tokenizer_config_path"]),
-        engine=_engine_config(str(source.path), flags),
+        engine=engine_config(str(source.path), flags),
         host=flags["host"],
         port=flags["port"],
         access=Access(
@@ -269,10 +269,10 @@ def generate(model: str, prompt: str, **flags: Any) -> None:
     from mainspring.server.offline import LLM
     from mainspring.server.progress import ProgressBars
 
-    config = _engine_config(model, flags)
+    config = engine_config(model, flags)
     params = SamplingParams(max_tokens=flags["max_tokens"], temperature=flags["temperature"])
     bars = ProgressBars(sys.stderr)
-    with closing(bars), _startup_errors(), LLM.of(config, on_progress=bars.show) as llm:
+    with closing(bars), startup_errors(), LLM.of(config, on_progress=bars.show) as llm:
         bars.close()
         start = llm.chat_prompt([{"role": "user", "content": prompt}]) if flags["chat"] else prompt
         for text in llm.stream(start, params):
@@ -289,6 +289,15 @@ def backends() -> None:
     _run_module("mainspring.core.commands", "backends")
 
 
+@main.command(context_settings=_PASS_ON)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def bench(arguments: tuple[str, ...]) -> None:
+    """Measure a model, offline, or a server, over HTTP: `bench --help`."""
+    from mainspring.server.bench.cli import bench as benchmarks
+
+    benchmarks.main(list(arguments), prog_name="mainspring bench")
+
+
 @main.command()
 @click.argument("model")
 @engine_flags
@@ -296,8 +305,8 @@ def check(model: str, **flags: Any) -> None:
     """Print the start-up plan for MODEL and everything that would keep it from running, before anything is loaded."""
     import msgspec
 
-    with _startup_errors():
-        config = _engine_config(str(_source(model, flags["revision"]).path), flags)
+    with startup_errors():
+        config = engine_config(str(_source(model, flags["revision"]).path), flags)
     _run_module("mainspring.core.commands", "check", msgspec.json.encode(config).decode())
 
 
@@ -310,7 +319,7 @@ def conformance(backend: str, arguments: tuple[str, ...]) -> None:
 
 
 @contextmanager
-def _startup_errors() -> Iterator[None]:
+def startup_errors() -> Iterator[None]:
     """Print every reason why it cannot start, and exit with the code for that."""
     try:
         yield
@@ -330,7 +339,7 @@ def _source(model: str | None, revision: str | None, hub_cache: Path | None = No
     return resolve(model, revision, hub_cache)
 
 
-def _engine_config(model: str, flags: Mapping[str, Any]) -> EngineConfig:
+def engine_config(model: str, flags: Mapping[str, Any]) -> EngineConfig:
     from mainspring.core.config import EngineConfig
 
     kv_dtype = flags["kv_cache_dtype"]

@@ -19,7 +19,7 @@ from mainspring.server import cli
 @click.command()
 @cli.engine_flags
 def show(**flags: Any) -> None:
-    click.echo(repr(cli._engine_config("m", flags)))
+    click.echo(repr(cli.engine_config("m", flags)))
 
 
 def config_of(*arguments: str, **variables: str) -> str:
