@@ -124,13 +124,19 @@ class LLM:
             raise
 
     def generate(
-        self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | None = None, stop: Sequence[str] = ()
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        stop: Sequence[str] = (),
     ) -> list[Output]:
         """One output a prompt, in order. Greedy and to the end of the context where `params` do not say otherwise.
 
-        Raises RequestError for the first prompt that fails; the others are then ended.
+        `params` are those of all prompts, or a sequence with one entry for each. Raises RequestError for the first
+        prompt that fails; the others are then ended.
         """
-        generations = [self._generation(prompt, params, stop) for prompt in _one_by_one(prompts)]
+        each = _one_by_one(prompts)
+        of_each = [params] * len(each) if isinstance(params, SamplingParams | None) else params
+        generations = [self._generation(*pair, stop) for pair in zip(each, of_each, strict=True)]
         return self._run(self._generate_all(generations))
 
     def chat(
