@@ -6,6 +6,7 @@ Loading and draining take minutes in which probes and clients want true answers;
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import time
 from collections.abc import Callable
@@ -144,6 +145,8 @@ class Lifecycle:
         else:
             ready, (tokenizer, template) = engine.result(), text.result()
             self._service = Service(self._engine, self._build(ready, tokenizer, template), self.metrics, ready)
+            # What start-up made lives for ever: the collector need not look at it again, with every client waiting.
+            gc.freeze()
             self._announce(ready)
             await self._engine.failed()
         self.ended.set()
