@@ -133,7 +133,7 @@ class Service:
             RequestRecord(
                 prompt_tokens=timing.prompt_tokens,
                 generated_tokens=timing.generated_tokens,
-                max_tokens=max(generation.params.max_tokens for generation in generations),
+                max_tokens=max(generation.params.max_tokens or 0 for generation in generations),
                 total_seconds=timing.total_seconds,
                 validation_seconds=timing.validation_seconds,
                 queue_seconds=timing.queue_seconds,

@@ -1,7 +1,7 @@
 """Unquantized linear layers, in oneDNN's blocked layout where torch has oneDNN.
 
 The layout is chosen once, at load, so that no product reorders weights: faster than `torch.nn.functional.linear` at
-every number of rows from 1 to 128 (benchmarks/cpu_ops.py). `torch.ops.mkldnn` is what inductor's own CPU code calls.
+any number of rows (benchmarks/cpu_linear.py). `torch.ops.mkldnn` is what inductor's own CPU code calls.
 """
 
 from __future__ import annotations
@@ -44,9 +44,12 @@ class BlockedWeights:
         return cast("Tensor", out)
 
 
-def pack_float(weight_NK: Tensor) -> Weights:
-    """The form of an unquantized weight that multiplies fastest here. A copy where that is another layout."""
-    if not has_onednn(weight_NK.dtype):
+def pack_float(weight_NK: Tensor, *, opaque: bool = True) -> Weights:
+    """The form of an unquantized weight that multiplies fastest here. A copy where that is another layout.
+
+    `opaque` False keeps it a tensor that a tracing compiler can look into.
+    """
+    if not opaque or not has_onednn(weight_NK.dtype):
         return PlainWeights(weight_NK)
     return BlockedWeights(torch.ops.mkldnn._reorder_linear_weight(weight_NK.contiguous(), None))
 

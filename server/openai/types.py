@@ -54,6 +54,7 @@ class SamplingFields(WireModel):
     min_tokens: Unsigned32 | None = None
     stop_token_ids: Annotated[list[TokenId], Field(max_length=128)] | None = None
     priority: Signed32 | None = None
+    prompt_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     # known, and not there
     response_format: Any = None
     guided_json: Any = None
@@ -108,6 +109,8 @@ class CompletionRequest(SamplingFields):
     """Body of `/v1/completions`."""
 
     prompt: str | list[TokenId] | list[str] | list[list[TokenId]]
+    max_tokens: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
+    """0 only with `echo` or `prompt_logprobs`: the prompt is scored and nothing generated."""
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     best_of: Annotated[int, Field(ge=1, le=MAX_N)] | None = None
@@ -146,12 +149,25 @@ class ChatLogprobs(msgspec.Struct, frozen=True):
 
 
 class CompletionLogprobs(msgspec.Struct, frozen=True):
-    """Parallel lists, one entry a token."""
+    """Parallel lists, one entry a token. An echoed prompt's first token has null for its log-probabilities."""
 
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]] | None
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None] | None
     text_offset: list[int]
+
+
+class PromptLogprob(msgspec.Struct, frozen=True):
+    """vLLM's extra: one token that a prompt has, or might have had, at a position."""
+
+    logprob: float
+    rank: int | None
+    """1 for the likeliest; null where the token is not among those asked for."""
+    decoded_token: str
+
+
+PromptLogprobs = list[dict[str, PromptLogprob] | None]
+"""By token id, one entry a token of the prompt; null for the first."""
 
 
 class AssistantMessage(msgspec.Struct, frozen=True):
@@ -176,6 +192,7 @@ class ChatCompletion(msgspec.Struct, frozen=True, kw_only=True):
     system_fingerprint: str
     choices: list[ChatChoice]
     usage: Usage
+    prompt_logprobs: PromptLogprobs | UnsetType = UNSET
 
 
 class ChatDelta(msgspec.Struct, frozen=True):
@@ -207,6 +224,7 @@ class CompletionChoice(msgspec.Struct, frozen=True):
     text: str
     logprobs: CompletionLogprobs | None
     finish_reason: FinishWord | None
+    prompt_logprobs: PromptLogprobs | UnsetType = UNSET
 
 
 class Completion(msgspec.Struct, frozen=True, kw_only=True):

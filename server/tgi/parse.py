@@ -58,14 +58,14 @@ def _call(request: GenerateRequest, model: ServedModel, *, stream: bool, full_te
         generation=generation,
         inputs=request.inputs,
         return_full_text=full_text if parameters.return_full_text is None else parameters.return_full_text,
-        details=bool(parameters.details),
+        details=bool(parameters.details or parameters.decoder_input_details),
         top_n_tokens=parameters.top_n_tokens or 0,
         stream=stream,
     )
 
 
 def _check_supported(parameters: GenerateParameters) -> None:
-    for field in ("watermark", "grammar", "adapter_id", "decoder_input_details"):
+    for field in ("watermark", "grammar", "adapter_id"):
         if getattr(parameters, field):
             raise UnsupportedError(field)
 
@@ -78,6 +78,9 @@ def _samples(parameters: GenerateParameters) -> bool:
 def _check(parameters: GenerateParameters, limits: Limits, stream: bool) -> None:
     best_of = parameters.best_of or 1
     _check_best_of(best_of, parameters, limits, stream)
+    if stream and parameters.decoder_input_details:
+        message = "`decoder_input_details` == true is not supported when streaming tokens"
+        raise invalid(message, "decoder_input_details")
     if parameters.temperature is not None and parameters.temperature <= 0:
         raise invalid("`temperature` must be strictly positive", "temperature")
     if parameters.repetition_penalty is not None and parameters.repetition_penalty <= 0:
@@ -148,7 +151,8 @@ def _max_tokens(input_length: int, max_new_tokens: int | None, limits: Limits) -
 
 def _sampling(parameters: GenerateParameters, max_tokens: int, with_logprobs: bool) -> SamplingParams:
     samples = _samples(parameters)
-    with_logprobs = with_logprobs or bool(parameters.details) or (parameters.best_of or 1) > 1
+    with_details = bool(parameters.details or parameters.decoder_input_details)
+    with_logprobs = with_logprobs or with_details or (parameters.best_of or 1) > 1
     default_temperature = 1.0 if samples else 0.0
     return SamplingParams(
         max_tokens=max_tokens,
@@ -160,4 +164,5 @@ def _sampling(parameters: GenerateParameters, max_tokens: int, with_logprobs: bo
         frequency_penalty=parameters.frequency_penalty or 0.0,
         seed=parameters.seed,
         logprobs=(parameters.top_n_tokens or 0) if with_logprobs else None,
+        prompt_logprobs=0 if parameters.decoder_input_details else None,
     )
