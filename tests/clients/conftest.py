@@ -1,0 +1,50 @@
+"""The servers that `python -m tests.clients` started, as its environment names them.
+
+Without them there is nothing to collect here: the clients live in environments of their own.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import httpx
+import pytest
+
+collect_ignore_glob = [] if "CLIENTS_SERVER" in os.environ else ["test_*.py"]
+
+
+@pytest.fixture(scope="session")
+def server() -> str:
+    """URL of a server on the sim backend: at once, and the same answer to the same greedy request."""
+    return os.environ["CLIENTS_SERVER"]
+
+
+@pytest.fixture(scope="session")
+def busy_server() -> str:
+    """URL of a server on the sim backend that takes one request at a time and 20 ms for each token."""
+    return os.environ["CLIENTS_BUSY_SERVER"]
+
+
+@pytest.fixture(scope="session")
+def text_server() -> str:
+    """URL of a server with SmolLM2 on the CPU."""
+    return os.environ["CLIENTS_TEXT_SERVER"]
+
+
+@pytest.fixture(scope="session")
+def tokenizer_directory() -> Path:
+    """The tokenizer of `text_server`, as transformers reads it."""
+    return Path(os.environ["CLIENTS_TOKENIZER"])
+
+
+@pytest.fixture(scope="session")
+def model_id(server: str) -> str:
+    """The name by which `server` knows its model."""
+    return served_model(server)
+
+
+def served_model(url: str) -> str:
+    """The name by which a server knows its model."""
+    name: str = httpx.get(f"{url}/v1/models").json()["data"][0]["id"]
+    return name
