@@ -6,6 +6,7 @@ Without them there is nothing to collect here: the clients live in environments 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -20,10 +21,19 @@ def server() -> str:
     return os.environ["CLIENTS_SERVER"]
 
 
-@pytest.fixture(scope="session")
-def busy_server() -> str:
-    """URL of a server on the sim backend that takes one request at a time and 20 ms for each token."""
-    return os.environ["CLIENTS_BUSY_SERVER"]
+@pytest.fixture
+def busy_server() -> Iterator[str]:
+    """URL of a server that takes one request at a time, and has it."""
+    url = os.environ["CLIENTS_BUSY_SERVER"]
+    body = {"inputs": "hello", "parameters": {"max_new_tokens": 2000}}
+    with httpx.Client(base_url=url) as client:
+        while True:  # until the server has seen that the last test's stream is closed
+            with client.stream("POST", "/generate_stream", json=body) as held:
+                if held.is_success:
+                    lines = held.iter_lines()
+                    next(lines)
+                    yield url
+                    return
 
 
 @pytest.fixture(scope="session")
