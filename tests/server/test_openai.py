@@ -198,7 +198,7 @@ def test_models(client: httpx.Client) -> None:
     assert client.get("/v1/models/other").status_code == 404
 
 
-@pytest.mark.parametrize("name", [None, "tgi", MODEL_ID])
+@pytest.mark.parametrize("name", [None, "tgi", "http://127.0.0.1:3000", MODEL_ID])
 def test_names_of_the_model(client: httpx.Client, name: str | None) -> None:
     assert chat(client, model=name).status_code == 200
 
