@@ -33,7 +33,7 @@ ENVIRONMENTS: dict[str, tuple[str, ...]] = {
     ),
     "frameworks": ("test_litellm.py", "test_langchain.py"),
     "text_generation": ("test_text_generation.py",),
-    "load": ("test_guidellm.py",),
+    "load": ("test_aiperf.py",),
 }
 _HERE = Path(__file__).parent
 _ROOT = _HERE.parent.parent
