@@ -54,7 +54,7 @@ class Clock:
 class Model:
     """Packed weights of every layer (qkv, out, gate and up, down) and what all share."""
 
-    layers: tuple[tuple[PackedLinear, PackedLinear, PackedLinear, PackedLinear], ...]
+    layers: tuple[list[PackedLinear], ...]
     head: PackedLinear
     table: Tensor
     norm: Tensor
@@ -71,7 +71,7 @@ class Model:
 
         qkv = (HEADS + 2 * KV_HEADS) * HEAD_DIM
         shapes = ((qkv, HIDDEN), (HIDDEN, HEADS * HEAD_DIM), (2 * INNER, HIDDEN), (HIDDEN, INNER))
-        layers = tuple(tuple(linear(*shape) for shape in shapes) for _ in range(LAYERS))
+        layers = tuple([linear(*shape) for shape in shapes] for _ in range(LAYERS))
         table = torch.randn(VOCABULARY, HIDDEN, dtype=dtype)
         head = device.pack(unquantized("bfloat16" if dtype == torch.bfloat16 else "float32"), {"weight": table})
         return cls(layers, head, table, torch.ones(HIDDEN, dtype=dtype), torch.randn(8192, HEAD_DIM))
@@ -85,9 +85,8 @@ class Model:
         for layer, (qkv, out, gate_up, down) in enumerate(self.layers):
             x, residual = ops.add_rms_norm(x, residual, self.norm, 1e-5)
             heads = device.quantized_linear(x, qkv).view(len(x), -1, HEAD_DIM)
-            q, k, v = heads.split((HEADS, KV_HEADS, KV_HEADS), dim=1)
-            q, k = ops.rope(q, k, positions, self.rope)
-            mixed = ops.attention(q, k, v, kv, layer, plan, scale=HEAD_DIM**-0.5)
+            q, k = ops.rope(heads[:, :HEADS], heads[:, HEADS:-KV_HEADS], positions, self.rope)
+            mixed = ops.attention(q, k, heads[:, -KV_HEADS:], kv, layer, plan, scale=HEAD_DIM**-0.5)
             x = device.quantized_linear(mixed.flatten(1), out)
             x, residual = ops.add_rms_norm(x, residual, self.norm, 1e-5)
             x = device.quantized_linear(ops.silu_mul(device.quantized_linear(x, gate_up)), down)

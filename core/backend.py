@@ -75,6 +75,13 @@ class WeightScheme:
     packing: Literal["plain", "int32_rows", "int32_columns"] = "plain"
     """How the checkpoint packs sub-byte weights; the backend repacks at load as it likes."""
 
+    def __str__(self) -> str:
+        """In words, e.g. `int4 in groups of 32, asymmetric`."""
+        group = f" in groups of {self.group_size}" if self.group_size else ""
+        symmetry = "" if self.symmetric else ", asymmetric"
+        activations = f", {self.activation} activations" if self.activation else ""
+        return f"{self.weight}{group}{symmetry}{activations}"
+
 
 def unquantized(dtype: Dtype) -> WeightScheme:
     """The scheme of a plain floating-point weight."""
@@ -411,10 +418,10 @@ class Device(ABC):
     def compile(self, program: Program, bucket: Bucket | None) -> Program:
         """Makes `program` fast for one bucket (None: for steps of any shape). The default runs it as it is.
 
-        It is called as `program(inputs, plan)`: `core.inputs.StepTensors` and what `prepare_attention` returned; it
-        returns logits [N, V], None when no row of the step chooses a token. A bucket's `inputs` are the same tensors at
-        every step, so a captured program finds each step's integers where it was captured; what it returns may be
-        overwritten by its next run.
+        It is called as `program(inputs, plan)`: `core.inputs.StepTensors` and what `prepare_attention` returned. It
+        returns the final hidden states [T, E] and logits [N, V], None for these when no row of the step chooses a
+        token. A bucket's `inputs` are the same tensors at every step, so a captured program finds each step's integers
+        where it was captured; what it returns may be overwritten by its next run.
         """
         return program
 

@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from mainspring.core.architectures import read_model_config
 from mainspring.core.backend import Backend, Capabilities, Unavailable
 from mainspring.core.config import EngineConfig, ModelConfig
 from mainspring.core.errors import StartupError
-from mainspring.core.plan import Plan, describe, draft
+from mainspring.core.plan import Plan, draft
 from mainspring.core.plugins import Choice, load_plugins
+from mainspring.core.setting import settle
 
 
 def backends(console: Console) -> int:
@@ -50,7 +49,7 @@ def _summary(capabilities: Capabilities) -> str:
     facts = {
         "compute": ", ".join(capabilities.compute_dtypes),
         "kv cache": f"{', '.join(kv)}; blocks of {', '.join(map(str, capabilities.block_sizes))}",
-        "weights": ", ".join(map(describe, capabilities.weight_schemes)) or "unquantized",
+        "weights": ", ".join(map(str, capabilities.weight_schemes)) or "unquantized",
         "attention": ", ".join(sorted(capabilities.attention)) or "plain",
         "shapes": capabilities.shapes,
         "graphs": capabilities.graphs,
@@ -62,19 +61,17 @@ def _summary(capabilities: Capabilities) -> str:
 def check(console: Console, config: EngineConfig) -> int:
     """Prints the start-up plan; 0 when it works, 71 with every reason when it cannot."""
     try:
-        choice = load_plugins().choose(config.backend, config.device_index)
-        model = read_model_config(Path(config.model))
-        plan = draft(config, model, choice.backend.capabilities(choice.device), choice.device)
+        setting = settle(config)
     except StartupError as error:
         for reason in error.reasons:
             console.print(f"[red]cannot start[/]: {reason}", soft_wrap=True)
         return 71
+    choice, model = setting.choice, setting.model
+    plan = draft(config, model, choice.backend.capabilities(choice.device), choice.device)
     _print_plan(console, choice, model, plan)
-    unmet = [need for need in plan.requirements if need.remedy is not None]
-    for need in unmet:
-        reason = f"{need.what}: needs {need.needed}, has {need.declared}; {need.remedy}"
+    for reason in plan.reasons:
         console.print(f"[red]cannot start[/]: {reason}", soft_wrap=True)
-    return 71 if unmet else 0
+    return 71 if plan.reasons else 0
 
 
 def _print_plan(console: Console, choice: Choice, model: ModelConfig, plan: Plan) -> None:

@@ -16,10 +16,8 @@ import signal
 import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 from mainspring.core import lifeline
-from mainspring.core.architectures import read_model_config
 from mainspring.core.backend import Executor, ExecutorRequest, Pending, ProgressCallback
 from mainspring.core.batch import Batch
 from mainspring.core.blocks import BlockPool
@@ -33,11 +31,9 @@ from mainspring.core.channel import (
     Malformed,
     read_start,
 )
-from mainspring.core.config import EngineConfig, ModelConfig
 from mainspring.core.errors import DeviceOutOfMemory, ErrorKind, RequestError, StartupError
 from mainspring.core.metrics import Stats
 from mainspring.core.plan import Plan, make_plan
-from mainspring.core.plugins import Choice, Plugins, load_plugins
 from mainspring.core.request import (
     Cancel,
     Delta,
@@ -52,6 +48,7 @@ from mainspring.core.request import (
     ToEngine,
 )
 from mainspring.core.scheduler import Scheduler
+from mainspring.core.setting import Setting, settle
 
 _log = logging.getLogger(__name__)
 
@@ -171,13 +168,23 @@ class Engine:
         return self._scheduler.commit(step.batch, result)
 
     def _emit(self, deltas: list[Delta]) -> None:
+        large = []
         for delta in deltas:
             if delta.finish is not None:
                 self._answered(delta)
+            if delta.prompt_logprobs:
+                large.append(delta)
         step = self._in_flight
         bound = self._heartbeat_seconds if step is None else self._executor.step_seconds(step.batch)
         self._stats = self._scheduler.stats()
-        self._channel.send(StepOutput(self._step, deltas, self._stats, bound + self._grace_seconds))
+        deadline = bound + self._grace_seconds
+        if large:
+            # Each is bounded (`border.MAX_PROMPT_LOGPROBS`), but together they may be larger than a frame. They go
+            # ahead, being the first of their requests.
+            deltas = [delta for delta in deltas if not delta.prompt_logprobs]
+            for delta in large:
+                self._channel.send(StepOutput(self._step, [delta], self._stats, deadline))
+        self._channel.send(StepOutput(self._step, deltas, self._stats, deadline))
 
     def _answered(self, delta: Delta) -> None:
         indexes = self._live.get(delta.request_id)
@@ -242,22 +249,12 @@ def serve(start: EngineStart, channel: EngineChannel) -> int:
         executor.close()
 
 
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """What is asked, of which model, on which device, and how it will fit."""
-
-    config: EngineConfig
-    plugins: Plugins
-    model: ModelConfig
-    choice: Choice
-    plan: Plan
-
-
 def compose(start: EngineStart, channel: EngineChannel) -> tuple[Engine, Executor, Ready]:
     """Everything the engine process consists of, put together. Raises `StartupError` with every reason at once."""
-    setting = examine(start.config)
-    executor = build_executor(setting, lambda phase, done, total: channel.send(Progress(phase, done, total)))
-    ready = describe(setting, executor)
+    setting = settle(start.config)
+    plan = make_plan(setting.config, setting.model, setting.choice.backend, setting.choice.device)
+    executor = build_executor(setting, plan, lambda phase, done, total: channel.send(Progress(phase, done, total)))
+    ready = describe(setting, plan, executor)
     scheduler = build_scheduler(setting, executor, ready.max_length)
     engine = Engine(
         scheduler,
@@ -270,27 +267,9 @@ def compose(start: EngineStart, channel: EngineChannel) -> tuple[Engine, Executo
     return engine, executor, ready
 
 
-def examine(config: EngineConfig) -> Setting:
-    """The model, the device and the plan, or the reasons against them."""
-    plugins = load_plugins()
-    reasons: list[str] = []
-    model, choice = None, None
-    try:
-        model = read_model_config(Path(config.model), plugins.models())
-    except StartupError as error:
-        reasons += error.reasons
-    try:
-        choice = plugins.choose(config.backend, config.device_index)
-    except StartupError as error:
-        reasons += error.reasons
-    if model is None or choice is None:
-        raise StartupError(reasons)
-    return Setting(config, plugins, model, choice, make_plan(config, model, choice.backend, choice.device))
-
-
-def build_executor(setting: Setting, progress: ProgressCallback) -> Executor:
+def build_executor(setting: Setting, plan: Plan, progress: ProgressCallback) -> Executor:
     """The backend's own executor where it has one, else the core's over the backend's device."""
-    config, model, plan = setting.config, setting.model, setting.plan
+    config, model = setting.config, setting.model
     backend, device = setting.choice.backend, setting.choice.device
     own = backend.executor(
         ExecutorRequest(model, config, plan.max_length, plan.kv, plan.num_blocks, device, progress=progress)
@@ -336,19 +315,19 @@ def build_scheduler(setting: Setting, executor: Executor, max_length: int) -> Sc
     )
 
 
-def describe(setting: Setting, executor: Executor) -> Ready:
+def describe(setting: Setting, plan: Plan, executor: Executor) -> Ready:
     """What the server must know to validate requests, and what the operator should."""
     block_size, num_blocks = executor.kv_spec().block_size, executor.num_blocks()
     return Ready(
-        max_length=min(setting.plan.max_length, (num_blocks - 1) * block_size),
+        max_length=min(plan.max_length, (num_blocks - 1) * block_size),
         vocab_size=setting.model.vocab_size,
         block_size=block_size,
         num_blocks=num_blocks,
         max_sequences=setting.config.max_sequences,
         backend=setting.choice.backend.name,
         device=executor.device_name(),
-        dtype=setting.plan.dtype,
-        notes=(setting.choice.reason, *setting.plan.notes),
+        dtype=plan.dtype,
+        notes=(setting.choice.reason, *plan.notes),
     )
 
 

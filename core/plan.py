@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from mainspring.core.architectures import parameter_count
+from mainspring.core.architectures import linear_shapes, parameter_count
 from mainspring.core.backend import (
     KV_DTYPE_BYTES,
     AttentionFeature,
@@ -21,8 +21,11 @@ from mainspring.core.backend import (
     unquantized,
 )
 from mainspring.core.config import Dtype, EngineConfig, KVDtype, ModelConfig
-from mainspring.core.errors import StartupError
-from mainspring.core.quantization import scheme_named
+from mainspring.core.errors import StartupError, unknown
+from mainspring.core.quantization import SCHEMES
+
+SCORED_ROWS = 128
+"""Positions of prompts whose logits are in memory at once: enough rows for a matrix product to be worth its weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +58,15 @@ class Plan:
     notes: tuple[str, ...]
 
     @property
+    def reasons(self) -> list[str]:
+        """Why it cannot work, one sentence a requirement that is not met."""
+        return [
+            f"{need.what}: needs {need.needed}, has {need.declared}; {need.remedy}"
+            for need in self.requirements
+            if need.remedy is not None
+        ]
+
+    @property
     def kv_bytes(self) -> int:
         """Of the KV cache."""
         return self.num_blocks * self.kv.block_bytes()
@@ -69,20 +81,15 @@ def make_plan(config: EngineConfig, model: ModelConfig, backend: Backend, device
     """The plan for serving `model` on `device`. Raises `StartupError` with every reason why it cannot work."""
     capabilities = backend.capabilities(device)
     plan = draft(config, model, capabilities, device)
-    reasons = [
-        f"{backend.name}: {need.what}: needs {need.needed}, has {need.declared}; {need.remedy}"
-        for need in plan.requirements
-        if need.remedy is not None
-    ]
-    if reasons:
-        raise StartupError(reasons)
+    if plan.reasons:
+        raise StartupError([f"{backend.name}: {reason}" for reason in plan.reasons])
     return plan
 
 
 def draft(config: EngineConfig, model: ModelConfig, capabilities: Capabilities, device: DeviceInfo) -> Plan:
     """The plan whether or not it can work: unmet requirements are in it."""
     dtype, dtype_note = _compute_dtype(config, model, capabilities)
-    scheme = unquantized(dtype) if config.quantize is None else scheme_named(config.quantize, dtype)
+    scheme, unknown_scheme = _weight_scheme(config, dtype)
     spec = KVSpec(
         layers=model.num_layers,
         heads=model.num_kv_heads,
@@ -97,7 +104,7 @@ def draft(config: EngineConfig, model: ModelConfig, capabilities: Capabilities, 
     wanted = config.num_blocks or blocks_wanted(config, spec, max_length)
     num_blocks = config.num_blocks or max(0, min(wanted, (usable - weights - workspace) // spec.block_bytes()))
     fitting, length_note = _fitting_length(config, max_length, num_blocks, spec)
-    needs = [*_capability_needs(config, model, capabilities, scheme, dtype, spec)]
+    needs = [*unknown_scheme, *_capability_needs(config, model, capabilities, scheme, dtype, spec)]
     needs += _memory_needs(num_blocks, spec, usable, weights, workspace, fitting)
     return Plan(
         dtype=dtype,
@@ -117,36 +124,33 @@ def draft(config: EngineConfig, model: ModelConfig, capabilities: Capabilities, 
 def weight_bytes(model: ModelConfig, scheme: WeightScheme, dtype: Dtype) -> int:
     """Of all parameters, with linear layers stored by `scheme` and the rest in the compute dtype."""
     dense = parameter_count(model)
-    linear = _linear_parameters(model) if scheme.bits < 16 else 0
+    shapes = linear_shapes(model).values()
+    linear = model.num_layers * sum(i * o for i, o in shapes) if scheme.bits < 16 else 0
     scales = linear // scheme.group_size if scheme.group_size else 0
     return (
         (dense - linear) * KV_DTYPE_BYTES[dtype] + linear * scheme.bits // 8 + scales * (2 if scheme.symmetric else 4)
     )
 
 
-def _linear_parameters(model: ModelConfig) -> int:
-    """Weights of the layers' projections, which quantization shrinks."""
-    attention = model.hidden_size * model.head_dim * (2 * model.num_heads + 2 * model.num_kv_heads)
-    gated = model.architecture != "GPT2LMHeadModel"
-    mlp = model.hidden_size * model.intermediate_size * (3 if gated else 2)
-    return model.num_layers * (attention + mlp)
-
-
 def workspace_bytes(config: EngineConfig, model: ModelConfig, max_length: int) -> int:
     """Memory that a step needs besides weights and cache, from above, counted in float32.
 
     Activations of the widest layer for a full token budget; logits of all rows three times over (raw, processed,
-    sorted); the token table.
+    sorted), of those that choose or of a part of a prompt that is scored; the token table.
     """
     widest = max(3 * model.intermediate_size, 3 * model.num_heads * model.head_dim) + 4 * model.hidden_size
     activations = 4 * config.max_batch_tokens * widest
-    logits = 3 * 4 * min(config.max_sequences, config.max_batch_tokens) * model.vocab_size
+    rows = min(max(config.max_sequences, SCORED_ROWS), config.max_batch_tokens)
+    logits = 3 * 4 * rows * model.vocab_size
     return activations + logits + 4 * config.max_sequences * max_length
 
 
 def blocks_wanted(config: EngineConfig, spec: KVSpec, max_length: int) -> int:
-    """Blocks past which more would never be used: every sequence at full length, and block 0."""
-    return 1 + config.max_sequences * -(-max_length // spec.block_size)
+    """Blocks past which more would never be used: every sequence at full length, or what the operator allows."""
+    blocks = config.max_sequences * -(-max_length // spec.block_size)
+    if config.max_cache_tokens is not None:
+        blocks = min(blocks, -(-config.max_cache_tokens // spec.block_size))
+    return 1 + blocks  # block 0 holds nothing
 
 
 def blocks_that_fit(plan: Plan, config: EngineConfig, free: int, total: int) -> int:
@@ -173,6 +177,16 @@ def _compute_dtype(config: EngineConfig, model: ModelConfig, capabilities: Capab
     return preferred, note
 
 
+def _weight_scheme(config: EngineConfig, dtype: Dtype) -> tuple[WeightScheme, list[Requirement]]:
+    """How linear layers are stored; what is wrong with the name, if it names no scheme."""
+    if config.quantize is None:
+        return unquantized(dtype), []
+    if config.quantize not in SCHEMES:
+        remedy = unknown("quantization", config.quantize, SCHEMES)
+        return unquantized(dtype), [Requirement("weights", config.quantize, ", ".join(SCHEMES), remedy)]
+    return SCHEMES[config.quantize], []
+
+
 def _kv_dtype(config: EngineConfig, dtype: Dtype, capabilities: Capabilities) -> KVDtype:
     if config.kv_dtype != "auto":
         return config.kv_dtype
@@ -185,7 +199,7 @@ def _fitting_length(config: EngineConfig, max_length: int, num_blocks: int, spec
     room = max(0, num_blocks - 1) * spec.block_size
     if room >= max_length or config.max_length is not None or room == 0:
         return max_length, ""
-    return room, f"sequences are limited to {room} of the model's {max_length} tokens by the memory for the KV cache"
+    return room, f"sequences are limited to {room} of the model's {max_length} tokens by the size of the KV cache"
 
 
 def _capability_needs(
@@ -212,9 +226,9 @@ def _capability_needs(
     for feature in _attention_features(model):
         declared = tuple(sorted(capabilities.attention))
         yield need("attention", feature, declared, "use another backend for this model")
-    if config.quantize is not None:
-        offered = tuple(map(describe, capabilities.weight_schemes)) or ("no quantized weights",)
-        yield need("weights", describe(scheme), offered, "leave --quantize out or use another backend")
+    if config.quantize in SCHEMES:
+        offered = tuple(map(str, capabilities.weight_schemes)) or ("no quantized weights",)
+        yield need("weights", str(scheme), offered, "leave --quantize out or use another backend")
     if config.max_length is not None and config.max_length > model.max_position:
         what, remedy = "context", f"use --max-total-tokens {model.max_position} or less"
         yield Requirement(what, str(config.max_length), str(model.max_position), remedy)
@@ -238,10 +252,3 @@ def _memory_needs(
         remedy = f"use --max-total-tokens {room} or give the KV cache more memory"
         met = room >= max_length
         yield Requirement("longest sequence", f"{max_length} tokens", f"{room} tokens", None if met else remedy)
-
-
-def describe(scheme: WeightScheme) -> str:
-    """A scheme in words, e.g. `int4 in groups of 32`."""
-    group = f" in groups of {scheme.group_size}" if scheme.group_size else ""
-    activation = f" with {scheme.activation} activations" if scheme.activation else ""
-    return f"{scheme.weight}{group}{activation}"

@@ -6,20 +6,25 @@ Nothing heavy is imported at the top: `--help` must not wait for a web server or
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
 import mainspring
 from mainspring.core.errors import RequestError, StartupError
+from mainspring.server.tgi.flags import foreign_flags, notes
 
 if TYPE_CHECKING:
     from mainspring.core.config import EngineConfig
+    from mainspring.server.app import ServerOptions
+    from mainspring.server.certificate import Certificate
+    from mainspring.server.lifecycle import RequestLimits
     from mainspring.server.source import ModelSource
 
 EXIT_STARTUP = 71
@@ -28,9 +33,10 @@ _POSITIVE = click.IntRange(min=1)
 
 
 def flag(*names: str, envvar: str | None = None, **options: Any) -> Callable[[_Command], _Command]:
-    """A click option that also reads the environment variable named like its first long name."""
-    variable = envvar or names[0].removeprefix("--").partition("/")[0].replace("-", "_").upper()
-    return click.option(*names, envvar=variable, show_envvar=True, show_default=True, **options)
+    """A click option that also reads the environment variables named like its long names, the first one first."""
+    long = [name.removeprefix("--").partition("/")[0] for name in names if name.startswith("--")]
+    variables = [envvar] if envvar else [name.replace("-", "_").upper() for name in long]
+    return click.option(*names, envvar=variables, show_envvar=True, show_default=True, **options)
 
 
 def engine_flags(command: _Command) -> _Command:
@@ -54,18 +60,93 @@ _ENGINE_FLAGS = [
     flag("--load-format", type=click.Choice(["auto", "dummy"]), default="auto", help="`dummy`: random weights."),
     flag("--max-total-tokens", type=_POSITIVE, help="Tokens of a sequence, prompt and output.  [default: the model's]"),
     flag("--max-batch-size", type=_POSITIVE, default=256, help="Sequences that run at once."),
+    flag(
+        "--max-batch-total-tokens",
+        type=_POSITIVE,
+        help="Tokens that all sequences together may hold.  [default: what memory leaves]",
+    ),
     flag("--max-batch-prefill-tokens", type=_POSITIVE, default=2048, help="Tokens computed in one step."),
     flag("--max-prefill-chunk", type=_POSITIVE, help="Tokens of one prompt computed in one step."),
     flag("--max-queued-requests", type=_POSITIVE, default=1024, help="Sequences that may wait; above it: 429."),
     flag("--max-queued-tokens", type=_POSITIVE, default=4_000_000, help="Prompt tokens that may wait; above it: 429."),
     flag("--block-size", type=_POSITIVE, help="Tokens a KV block holds.  [default: the backend's]"),
     flag("--num-blocks", type=_POSITIVE, help="KV blocks.  [default: what memory leaves]"),
-    flag("--memory-fraction", type=click.FloatRange(0, 1, min_open=True), help="Share of the device's memory to use."),
+    flag(
+        "--memory-fraction",
+        "--cuda-memory-fraction",
+        type=click.FloatRange(0, 1, min_open=True),
+        help="Share of the device's memory to use.",
+    ),
     flag("--prefix-caching/--no-prefix-caching", default=True, help="Reuse the KV cache of equal prompt beginnings."),
     flag("--seed", default=0, type=click.IntRange(min=0), help="Of requests that name none."),
     flag("--threads", type=_POSITIVE, help="Host threads for backends that compute on the host.  [default: all cores]"),
     flag("--compile/--no-compile", default=False, help="Trade start-up time for speed where the backend can."),
     flag("--backend-option", multiple=True, metavar="KEY=VALUE", help="Passed to the backend; may be repeated."),
+]
+
+
+def serve_flags(command: _Command) -> _Command:
+    """The flags of the HTTP server; TGI's name where TGI has one."""
+    for option in reversed(_SERVE_FLAGS):
+        command = option(command)
+    return command
+
+
+_FILE = click.Path(dir_okay=False, path_type=Path)
+_SERVE_FLAGS = [
+    flag("--model-id", help="MODEL, as TGI's launcher takes it."),
+    flag("--tokenizer-config-path", type=_FILE, help="Read this tokenizer_config.json instead of the model's."),
+    flag(
+        "--huggingface-hub-cache",
+        type=click.Path(file_okay=False, path_type=Path),
+        help="Where downloads are kept.  [default: the hub library's place]",
+    ),
+    # HOST and HOSTNAME are set by shells and containers to the machine's own name
+    flag("--host", "--hostname", envvar="MAINSPRING_HOST", default="127.0.0.1", help="Where to listen."),
+    flag("--port", "-p", type=click.IntRange(0, 65535), default=3000, help="0 takes a free one."),
+    flag("--api-key", multiple=True, metavar="KEY", help="Answer only requests that bring it; may be repeated."),
+    flag("--insecure/--no-insecure", default=False, help="Listen to other machines without a key."),
+    flag("--private-metrics/--no-private-metrics", default=False, help="/metrics and /info need the key too."),
+    flag(
+        "--cors-allow-origin",
+        multiple=True,
+        metavar="ORIGIN",
+        help="Let web pages of this origin call the server, `*` of any; may be repeated.",
+    ),
+    flag("--ssl-certfile", type=_FILE, help="PEM file of the certificate: serve HTTPS."),
+    flag("--ssl-keyfile", type=_FILE, help="PEM file of its private key."),
+    flag(
+        "--max-input-tokens",
+        "--max-input-length",
+        type=_POSITIVE,
+        help="Tokens of a prompt.  [default: total - 1]",
+    ),
+    flag(
+        "--max-concurrent-requests",
+        type=_POSITIVE,
+        help="Requests in progress; above it: 429.  [default: the queue's]",
+    ),
+    flag(
+        "--max-request-tokens",
+        type=_POSITIVE,
+        help="Prompts x sequences x tokens of one request.  [default: 8 full contexts]",
+    ),
+    flag("--max-best-of", type=_POSITIVE, default=2),
+    flag("--max-stop-sequences", type=_POSITIVE, default=4),
+    flag("--max-top-n-tokens", type=click.IntRange(min=0), default=5),
+    flag("--max-client-batch-size", type=_POSITIVE, default=4, help="Prompts in one /v1/completions request."),
+    flag("--max-connections-per-peer", type=_POSITIVE, help="Connections of one address.  [default: any number]"),
+    flag("--validation-workers", type=_POSITIVE, default=2, help="Threads that template and tokenise."),
+    flag("--payload-limit", type=_POSITIVE, default=2_000_000, help="Bytes of a request body."),
+    flag(
+        "--graceful-termination-timeout", "-g", type=click.FloatRange(min=0), default=90.0, help="Seconds of a drain."
+    ),
+    flag("--json-output/--no-json-output", default=False, help="Log JSON lines, one a request among them."),
+    flag("--log-level", type=click.Choice(["debug", "info", "warning", "error"], case_sensitive=False), default="info"),
+    flag("--access-log/--no-access-log", default=False, help="Log a line a request."),
+    flag("--vllm-metric-names/--no-vllm-metric-names", default=False, help="Metrics also under `vllm:` names."),
+    flag("--compute-type", help="For the header x-compute-type.  [default: the backend]"),
+    click.option("--env", "-e", is_flag=True, help="Print the versions of everything that matters, and exit."),
 ]
 
 
@@ -90,56 +171,86 @@ def main() -> None:
 
 @main.command()
 @click.argument("model", required=False)
-@flag("--model-id", help="MODEL, as TGI's launcher takes it.")
-@click.option(  # HOST and HOSTNAME are set by shells and containers to the machine's own name
-    "--host", "--hostname", envvar="MAINSPRING_HOST", show_envvar=True, show_default=True, default="127.0.0.1"
-)
-@flag("--port", "-p", type=click.IntRange(0, 65535), default=3000, help="0 takes a free one.")
-@flag("--max-input-tokens", "--max-input-length", type=_POSITIVE, help="Tokens of a prompt.  [default: total - 1]")
-@flag("--max-concurrent-requests", type=_POSITIVE, help="Requests in progress; above it: 429.  [default: the queue's]")
-@flag("--max-best-of", type=_POSITIVE, default=2)
-@flag("--max-stop-sequences", type=_POSITIVE, default=4)
-@flag("--max-top-n-tokens", type=click.IntRange(min=0), default=5)
-@flag("--max-client-batch-size", type=_POSITIVE, default=4, help="Prompts in one /v1/completions request.")
-@flag("--validation-workers", type=_POSITIVE, default=2, help="Threads that template and tokenise.")
-@flag("--payload-limit", type=_POSITIVE, default=2_000_000, help="Bytes of a request body.")
-@flag("--graceful-termination-timeout", "-g", type=click.FloatRange(min=0), default=90.0, help="Seconds of a drain.")
-@flag("--access-log/--no-access-log", default=False)
-@flag("--vllm-metric-names/--no-vllm-metric-names", default=False, help="Metrics also under `vllm:` names.")
+@serve_flags
 @engine_flags
-def serve(model: str | None, model_id: str | None, **flags: Any) -> None:
-    """Serve MODEL over HTTP: TGI's API and OpenAI's."""
+@foreign_flags
+@click.pass_context
+def serve(context: click.Context, /, model: str | None, **flags: Any) -> None:
+    """Serve MODEL over HTTP: TGI's API and OpenAI's.
+
+    TGI's flags and variables are taken as they are. Those that have no effect here are said at the start, those that
+    ask for what is not here are refused.
+    """
+    if flags["env"]:
+        from mainspring.server.environment import environment
+
+        click.echo("\n".join(environment()))
+        return
     import asyncio
 
-    from mainspring.server.app import ServerOptions
+    from mainspring.server import logs
     from mainspring.server.app import serve as serve_http
-    from mainspring.server.lifecycle import RequestLimits
 
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
-    logging.getLogger("mainspring").setLevel(logging.INFO)
+    logs.configure(
+        level=flags["log_level"],
+        as_json=flags["json_output"],
+        requests=flags["access_log"] or flags["json_output"],
+    )
     with _startup_errors():
-        source = _source(model or model_id, flags["revision"])
-        options = ServerOptions(
-            source=source,
-            engine=_engine_config(str(source.path), flags),
-            host=flags["host"],
-            port=flags["port"],
-            limits=RequestLimits(
-                max_input_tokens=flags["max_input_tokens"],
-                max_concurrent_requests=flags["max_concurrent_requests"],
-                max_best_of=flags["max_best_of"],
-                max_stop_sequences=flags["max_stop_sequences"],
-                max_top_n_tokens=flags["max_top_n_tokens"],
-                max_client_batch_size=flags["max_client_batch_size"],
-                validation_workers=flags["validation_workers"],
-                payload_limit=flags["payload_limit"],
-            ),
-            drain_seconds=flags["graceful_termination_timeout"],
-            access_log=flags["access_log"],
-            vllm_metric_names=flags["vllm_metric_names"],
-        )
+        options = _server_options(model or flags["model_id"], flags, notes(context))
         code = asyncio.run(serve_http(options))
     sys.exit(code)
+
+
+def _server_options(model: str | None, flags: Mapping[str, Any], found_notes: Sequence[str]) -> ServerOptions:
+    from mainspring.server.app import Access, ServerOptions
+    from mainspring.server.auth import KeyRing
+    from mainspring.server.connection import ConnectionLimits
+
+    source = _source(model, flags["revision"], flags["huggingface_hub_cache"])
+    return ServerOptions(
+        source=replace(source, tokenizer_config=flags["tokenizer_config_path"]),
+        engine=_engine_config(str(source.path), flags),
+        host=flags["host"],
+        port=flags["port"],
+        access=Access(
+            keys=KeyRing(flags["api_key"]),
+            private_metrics=flags["private_metrics"],
+            insecure=flags["insecure"],
+            origins=flags["cors_allow_origin"],
+        ),
+        certificate=_certificate(flags["ssl_certfile"], flags["ssl_keyfile"]),
+        limits=_request_limits(flags),
+        connections=ConnectionLimits(per_peer=flags["max_connections_per_peer"]),
+        drain_seconds=flags["graceful_termination_timeout"],
+        vllm_metric_names=flags["vllm_metric_names"],
+        compute_type=flags["compute_type"],
+        notes=tuple(found_notes),
+    )
+
+
+def _request_limits(flags: Mapping[str, Any]) -> RequestLimits:
+    from mainspring.server.lifecycle import RequestLimits
+
+    return RequestLimits(
+        max_input_tokens=flags["max_input_tokens"],
+        max_concurrent_requests=flags["max_concurrent_requests"],
+        max_request_tokens=flags["max_request_tokens"],
+        max_best_of=flags["max_best_of"],
+        max_stop_sequences=flags["max_stop_sequences"],
+        max_top_n_tokens=flags["max_top_n_tokens"],
+        max_client_batch_size=flags["max_client_batch_size"],
+        validation_workers=flags["validation_workers"],
+        payload_limit=flags["payload_limit"],
+    )
+
+
+def _certificate(file: Path | None, key_file: Path | None) -> Certificate | None:
+    from mainspring.server.certificate import Certificate
+
+    if (file is None) != (key_file is None):
+        raise click.UsageError("--ssl-certfile and --ssl-keyfile go together")
+    return None if file is None or key_file is None else Certificate(file, key_file)
 
 
 @main.command()
@@ -206,12 +317,12 @@ def _startup_errors() -> Iterator[None]:
         raise click.ClickException(error.message) from error
 
 
-def _source(model: str | None, revision: str | None) -> ModelSource:
+def _source(model: str | None, revision: str | None, hub_cache: Path | None = None) -> ModelSource:
     from mainspring.server.source import resolve
 
     if model is None:
         raise click.UsageError("name a model: `mainspring serve MODEL` (try `demo`)")
-    return resolve(model, revision)
+    return resolve(model, revision, hub_cache)
 
 
 def _engine_config(model: str, flags: Mapping[str, Any]) -> EngineConfig:
@@ -235,6 +346,7 @@ def _engine_config(model: str, flags: Mapping[str, Any]) -> EngineConfig:
         max_waiting_tokens=flags["max_queued_tokens"],
         block_size=flags["block_size"],
         num_blocks=flags["num_blocks"],
+        max_cache_tokens=flags["max_batch_total_tokens"],
         memory_fraction=flags["memory_fraction"],
         prefix_caching=flags["prefix_caching"],
         seed=flags["seed"],

@@ -132,3 +132,4 @@ def _merge(unread: Delta, delta: Delta) -> None:
     unread.error = delta.error
     unread.message = delta.message
     unread.start = unread.start or delta.start
+    unread.prompt_logprobs = unread.prompt_logprobs or delta.prompt_logprobs

@@ -16,7 +16,9 @@ from typing import TypeVar
 from mainspring.core.errors import ErrorKind, RequestError
 from mainspring.core.request import FinishReason, Ready
 from mainspring.server.client import EngineClient
+from mainspring.server.errors import invalid
 from mainspring.server.generation import Generation, Piece, generate, merge
+from mainspring.server.logs import event
 from mainspring.server.model import ServedModel
 from mainspring.server.prometheus import Metrics, RequestRecord
 
@@ -38,6 +40,7 @@ class Timing:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     generated_tokens: int = 0
+    failed: bool = False
 
     @property
     def total_seconds(self) -> float:
@@ -71,20 +74,25 @@ class Service:
     async def parse(self, parser: Callable[[bytes, ServedModel], T], body: bytes, timing: Timing) -> T:
         """Validate, template and tokenise off the event loop. Raises RequestError."""
         self._metrics.count("tgi_request_count")
-        self._admit(1)
         try:
-            call = await asyncio.get_running_loop().run_in_executor(self._threads, parser, body, self.model)
+            call = await self.compute(parser, body)
         except RequestError as error:
-            self._metrics.failed(error.kind)
+            self._failed(error, timing)
             raise
-        finally:
-            self._live -= 1
         timing.validated = time.monotonic()
         return call
 
+    async def compute(self, work: Callable[[bytes, ServedModel], T], body: bytes) -> T:
+        """Anything that takes a while and no engine, off the event loop. Raises RequestError."""
+        self._admit(1)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, work, body, self.model)
+        finally:
+            self._live -= 1
+
     async def run(self, generations: Sequence[Generation], timing: Timing) -> AsyncGenerator[Piece, None]:
         """Pieces of all sequences of all prompts, numbered prompt by prompt. Raises RequestError."""
-        self._admit(len(generations))
+        self._begin(generations, timing)
         timing.prompt_tokens = sum(len(generation.tokens) for generation in generations)
         streams = [generate(self._engine, self.model.tokenizer, generation) for generation in generations]
         last_seen: dict[int, float] = {}
@@ -99,15 +107,48 @@ class Service:
                             self._finish(generations, timing, reasons)
                     yield piece
         except RequestError as error:
-            self._metrics.failed(error.kind)
+            self._failed(error, timing)
             raise
         finally:
             self._live -= len(generations)
+            if not timing.finished and not timing.failed:
+                event("request aborted", **self._account(timing), reason="the client left or took nothing")
+
+    def _begin(self, generations: Sequence[Generation], timing: Timing) -> None:
+        """Take the request in. Raises RequestError where it asks for too much, or too much is asked for already."""
+        limit = self.model.limits.max_request_tokens
+        asked = sum(generation.n * generation.params.max_tokens for generation in generations)
+        try:
+            if asked > limit:
+                raise invalid(
+                    f"the request asks for {asked} tokens in all (prompts x sequences x tokens); at most {limit} are "
+                    "allowed, so send several requests"
+                )
+            self._admit(len(generations))
+        except RequestError as error:
+            self._failed(error, timing)
+            raise
+
+    def _failed(self, error: RequestError, timing: Timing) -> None:
+        timing.failed = True
+        self._metrics.failed(error.kind)
+        event("request failed", **self._account(timing), reason=error.kind.value)
+
+    def _account(self, timing: Timing) -> dict[str, object]:
+        """A request in numbers, for the log."""
+        return {
+            "model": self.model.id,
+            "prompt_tokens": timing.prompt_tokens,
+            "output_tokens": timing.generated_tokens,
+            "cached_tokens": timing.cached_tokens,
+            "queue_ms": round(timing.queue_seconds * 1000),
+            "ttft_ms": round((timing.first_token - timing.received) * 1000) if timing.first_token else None,
+            "e2e_ms": round(((timing.finished or time.monotonic()) - timing.received) * 1000),
+        }
 
     def _admit(self, num_prompts: int) -> None:
         limit = self.model.limits.max_concurrent_requests
         if self._live + num_prompts > limit:
-            self._metrics.failed(ErrorKind.OVERLOADED)
             raise RequestError(ErrorKind.OVERLOADED, f"{limit} requests are already in progress", retry_after=1.0)
         self._live += num_prompts
 
@@ -129,11 +170,12 @@ class Service:
 
     def _finish(self, generations: Sequence[Generation], timing: Timing, reasons: list[str]) -> None:
         timing.finished = time.monotonic()
+        event("request finished", **self._account(timing), finish_reason=",".join(reasons))
         self._metrics.finished(
             RequestRecord(
                 prompt_tokens=timing.prompt_tokens,
                 generated_tokens=timing.generated_tokens,
-                max_tokens=max(generation.params.max_tokens for generation in generations),
+                max_tokens=max(generation.params.max_tokens or 0 for generation in generations),
                 total_seconds=timing.total_seconds,
                 validation_seconds=timing.validation_seconds,
                 queue_seconds=timing.queue_seconds,

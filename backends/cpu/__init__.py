@@ -11,6 +11,8 @@ from mainspring.backends.cpu.device import CpuBackend
 from mainspring.core.backend import Backend
 from mainspring.core.plugins import hookimpl
 
+__all__ = ["CpuBackend", "mainspring_backends"]
+
 
 @hookimpl
 def mainspring_backends() -> Iterable[Backend]:

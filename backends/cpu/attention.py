@@ -76,25 +76,30 @@ def _mixed(q_THD: Tensor, view: View, plan: StepPlan, kv: HeadMajorKV, layer: in
     for group in view.groups:
         out_THD[group.tokens] = _decode(q_THD[group.tokens], group, kv, layer, scoring)
     for chunk in view.chunks:
-        _prefill(q_THD, out_THD, chunk, view, kv.gather(layer, chunk.blocks), scoring)
+        room = kv.room(len(chunk.blocks))
+        kv.gather(layer, chunk.blocks, room)
+        _prefill(q_THD, out_THD, chunk, view, room, scoring)
     return out_THD
 
 
 def _decode(q_RHD: Tensor, group: Group, kv: HeadMajorKV, layer: int, scoring: Scoring) -> Tensor:
     """Rows with one query each, [R, H, D]."""
-    rows, num_heads, head_dim = q_RHD.shape
-    num_kv_heads = kv.shape[0]
-    q_UGD = (q_RHD.float() * scoring.scale).reshape(rows * num_kv_heads, -1, head_dim)
-    sinks = None if scoring.sinks is None else scoring.sinks.float().view(num_kv_heads, -1, 1).repeat(rows, 1, 1)
+    num_kv_heads, head_dim = kv.shape[0], kv.shape[3]
+    q_UGD = q_RHD.float().reshape(len(q_RHD) * num_kv_heads, -1, head_dim)
+    sinks = None if scoring.sinks is None else scoring.sinks.float().view(num_kv_heads, -1, 1).repeat(len(q_RHD), 1, 1)
     outs = []
     for part in group.parts:
-        k_ULD, v_ULD = (x.view(-1, part.width, head_dim).float() for x in kv.gather(layer, part.blocks))
-        scores = torch.bmm(q_UGD[part.units], k_ULD.transpose(1, 2))
+        kv.gather(layer, part.blocks, part.room)
+        k_ULD, v_ULD = (x.float() for x in part.gathered)
+        # With beta 0 the first argument is not read; alpha spares a product of its own.
+        scores = torch.baddbmm(
+            q_UGD.new_empty(1), q_UGD[part.units], k_ULD.transpose(1, 2), beta=0, alpha=scoring.scale
+        )
         _hide(part, scores, v_ULD, scoring.softcap)
         weights = _softmax(scores, None if sinks is None else sinks[part.units])
         outs.append(torch.bmm(weights, v_ULD))
     out_UGD = outs[0] if len(outs) == 1 else torch.cat(outs)
-    return out_UGD.view(rows, num_heads, head_dim).to(q_RHD.dtype)
+    return out_UGD.view(q_RHD.shape).to(q_RHD.dtype)
 
 
 def _hide(part: Part, scores_UGL: Tensor, v_ULD: Tensor, softcap: float | None) -> None:

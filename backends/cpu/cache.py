@@ -16,47 +16,70 @@ from mainspring.core.backend import KVSpec
 
 SCRATCH_BYTES = 4 << 20
 """Keys, and as many values, gathered at a time: more falls out of the processor's cache between gather and product,
-less spends its time on calls. Flat between 1 and 8 MiB (benchmarks/cpu_ops.py)."""
+less spends its time on calls. Flat between 1 and 8 MiB."""
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """Keys or values of one layer: one memory, seen in two ways. Made once, because views cost as much as small ops."""
+
+    by_block: Tensor
+    """[K * num_blocks, S * D]"""
+    by_token: Tensor
+    """[K * num_blocks * S, D]"""
+
+    @classmethod
+    def allocate(cls, spec: KVSpec, num_blocks: int) -> Store:
+        """Whatever the memory holds: attention reads nothing that it has not written."""
+        rows, width = spec.heads * num_blocks, spec.block_size * spec.head_dim
+        by_block = torch.empty(rows, width, dtype=getattr(torch, spec.dtype))
+        return cls(by_block, by_block.view(-1, spec.head_dim))
 
 
 @dataclass(frozen=True, slots=True)
 class HeadMajorKV:
     """For each layer, keys and values as [K, num_blocks, S, D], and room to gather one part of a step."""
 
-    keys: tuple[Tensor, ...]
-    values: tuple[Tensor, ...]
+    keys: tuple[Store, ...]
+    values: tuple[Store, ...]
+    shape: tuple[int, int, int, int]
+    """(K, num_blocks, S, D) of each layer."""
     scratch: tuple[Tensor, Tensor]
     """Flat; reused by every layer of every step, which spares the page faults of fresh memory."""
 
     @classmethod
     def allocate(cls, spec: KVSpec, num_blocks: int) -> HeadMajorKV:
         """An empty cache; the host gives each page when it is first written. Raises torch's error when it cannot."""
-        shape = (spec.heads, num_blocks, spec.block_size, spec.head_dim)
+        keys, values = (tuple(Store.allocate(spec, num_blocks) for _ in range(spec.layers)) for _ in range(2))
         dtype = getattr(torch, spec.dtype)
-        keys, values = (tuple(torch.empty(shape, dtype=dtype) for _ in range(spec.layers)) for _ in range(2))
         room = SCRATCH_BYTES // dtype.itemsize
-        return cls(keys, values, (torch.empty(room, dtype=dtype), torch.empty(room, dtype=dtype)))
-
-    @property
-    def shape(self) -> tuple[int, int, int, int]:
-        """(K, num_blocks, S, D) of each layer."""
-        heads, num_blocks, block_size, head_dim = self.keys[0].shape
-        return heads, num_blocks, block_size, head_dim
+        shape = (spec.heads, num_blocks, spec.block_size, spec.head_dim)
+        return cls(keys, values, shape, (torch.empty(room, dtype=dtype), torch.empty(room, dtype=dtype)))
 
     def write(self, layer: int, rows: Tensor, k_TKD: Tensor, v_TKD: Tensor) -> None:
-        """Stores keys and values at `rows` [T * K] of the layer seen as one list of tokens, heads outside."""
-        head_dim = k_TKD.shape[-1]
-        for cache, x_TKD in ((self.keys[layer], k_TKD), (self.values[layer], v_TKD)):
-            cache.view(-1, head_dim).index_copy_(0, rows, x_TKD.reshape(-1, head_dim).to(cache.dtype))
+        """Stores keys and values at `rows` [T * K] of the layer seen by token, heads outside."""
+        head_dim = self.shape[3]
+        for store, x_TKD in ((self.keys[layer], k_TKD), (self.values[layer], v_TKD)):
+            store.by_token.index_copy_(0, rows, x_TKD.reshape(-1, head_dim).to(store.by_token.dtype))
 
-    def gather(self, layer: int, blocks: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of `blocks` [n], an index into heads times blocks: [n * S, D] each, in scratch if they fit.
+    def gather(self, layer: int, blocks: Tensor, room: Sequence[Tensor]) -> None:
+        """Copies `blocks` [n], an index into heads times blocks, to `room`: keys and values as [n, S * D] each."""
+        torch.index_select(self.keys[layer].by_block, 0, blocks, out=room[0])
+        torch.index_select(self.values[layer].by_block, 0, blocks, out=room[1])
 
-        What scratch held before is overwritten.
-        """
+    @property
+    def block_room(self) -> int:
+        """Blocks of one head that scratch holds."""
+        return len(self.scratch[0]) // (self.shape[2] * self.shape[3])
+
+    def room(self, num_blocks: int) -> tuple[Tensor, Tensor]:
+        """Where so many blocks of one head can be gathered: in scratch, if they fit, which is then overwritten."""
+        width = self.shape[2] * self.shape[3]
         keys, values = (
-            _gather(cache[layer], blocks, room)
-            for cache, room in zip((self.keys, self.values), self.scratch, strict=True)
+            flat[: num_blocks * width].view(num_blocks, width)
+            if num_blocks * width <= len(flat)
+            else flat.new_empty(num_blocks, width)
+            for flat in self.scratch
         )
         return keys, values
 
@@ -67,14 +90,10 @@ class HeadMajorKV:
     def copy_blocks_from(self, other: HeadMajorKV, pairs: Sequence[tuple[int, int]]) -> None:
         """Copies blocks (source in `other`, destination here) in all layers."""
         sources, destinations = torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2).unbind(1)
+        heads = torch.arange(self.shape[0])[:, None]
+        read, written = (
+            (heads * num_blocks + blocks).flatten()
+            for num_blocks, blocks in ((other.shape[1], sources), (self.shape[1], destinations))
+        )
         for mine, theirs in zip(self.keys + self.values, other.keys + other.values, strict=True):
-            mine.index_copy_(1, destinations, theirs.index_select(1, sources))
-
-
-def _gather(cache: Tensor, blocks: Tensor, room: Tensor) -> Tensor:
-    *_, block_size, head_dim = cache.shape
-    rows, width = len(blocks), block_size * head_dim
-    source = cache.view(-1, width)
-    if rows * width > len(room):
-        return source.index_select(0, blocks).view(-1, head_dim)
-    return torch.index_select(source, 0, blocks, out=room[: rows * width].view(rows, width)).view(-1, head_dim)
+            mine.by_block.index_copy_(0, written, theirs.by_block.index_select(0, read))

@@ -1,7 +1,7 @@
 """Unquantized linear layers, in oneDNN's blocked layout where torch has oneDNN.
 
 The layout is chosen once, at load, so that no product reorders weights: faster than `torch.nn.functional.linear` at
-every number of rows from 1 to 128 (benchmarks/cpu_ops.py). `torch.ops.mkldnn` is what inductor's own CPU code calls.
+any number of rows (benchmarks/cpu_linear.py). `torch.ops.mkldnn` is what inductor's own CPU code calls.
 """
 
 from __future__ import annotations

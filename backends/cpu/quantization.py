@@ -28,7 +28,7 @@ from mainspring.core.backend import WeightScheme
 from mainspring.core.ops.quantized import quantize_weight
 
 DEQUANTIZE_ROWS = 16
-"""More rows than this, and turning the weight back to bfloat16 for a common product costs less than the int8 kernel."""
+"""More rows than this, and a common product of the dequantized weight costs less than the int8 kernel."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,14 +60,14 @@ class Int8Weights:
     """[N, K]"""
     scales: Tensor
     """[N] bfloat16"""
+    wide: torch.dtype
+    """What many rows are multiplied in: bfloat16 where the processor does, else float32. int8 is exact in both."""
 
     def product(self, x_TK: Tensor, bias_N: Tensor | None) -> Tensor:
-        short_TK = x_TK.to(torch.bfloat16).contiguous()
         if len(x_TK) > DEQUANTIZE_ROWS:
-            # int8 values are exact in bfloat16.
-            out_TN = F.linear(short_TK, self.weight.to(torch.bfloat16)) * self.scales
+            out_TN = F.linear(x_TK.to(self.wide), self.weight.to(self.wide)) * self.scales
         else:
-            out_TN = torch._weight_int8pack_mm(short_TK, self.weight, self.scales)
+            out_TN = torch._weight_int8pack_mm(x_TK.to(torch.bfloat16).contiguous(), self.weight, self.scales)
         return _finished(out_TN, bias_N, x_TK.dtype)
 
 
@@ -96,7 +96,8 @@ def pack_quantized(scheme: WeightScheme, tensors: Mapping[str, Tensor]) -> Weigh
         return _pack_int4(scheme, tensors)
     weight_NK, scales_N = tensors["weight"].contiguous(), tensors["scales"].float().flatten()
     if scheme == INT8:
-        return Int8Weights(weight_NK, scales_N.to(torch.bfloat16))
+        wide = torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
+        return Int8Weights(weight_NK, scales_N.to(torch.bfloat16), wide)
     blocked = torch.ops.onednn.qlinear_prepack(weight_NK, None)
     return DynamicInt8Weights(blocked, scales_N.contiguous(), torch.zeros(len(scales_N), dtype=torch.int32))
 

@@ -38,8 +38,10 @@ class Part:
     """[U, tokens past `shown`] bool: what the units may not see; None when they see all."""
     shown: int
     """Leading tokens that every unit sees."""
-    width: int
-    """Tokens gathered a unit, W * S."""
+    room: tuple[Tensor, Tensor]
+    """Where keys and values are gathered, [U * W, S * D] each."""
+    gathered: tuple[Tensor, Tensor]
+    """The same memory as matrices, [U, W * S, D]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,10 +88,7 @@ class StepPlan:
     """What `prepare_attention` returns."""
 
     metadata: AttentionMetadata
-    shape: tuple[int, int, int, int]
-    """Of the cache: K, blocks, S, D."""
-    block_room: int
-    """Blocks of one head that scratch holds."""
+    kv: HeadMajorKV
     starts: list[int]
     lengths: list[int]
     kept: Tensor | None
@@ -112,10 +111,10 @@ class StepPlan:
         busy = [row for row, length in enumerate(self.lengths) if length and self.counts[row]]
         decodes = [row for row in busy if self.counts[row] == 1]
         chunks = tuple(self._chunk(row, window) for row in busy if self.counts[row] > 1)
-        groups = tuple(self._group(rows, window) for rows in similar(self._spans(decodes, window), self.shape[2]))
+        groups = tuple(self._group(rows, window) for rows in similar(self._spans(decodes, window), self.kv.shape[2]))
         seen = [tile.seen for chunk in chunks for tile in chunk.tiles]
         width = max((span.stop - span.start for span in seen), default=0)
-        return View(groups, chunks, _visible(width, window), self.shape[0])
+        return View(groups, chunks, _visible(width, window), self.kv.shape[0])
 
     def _first(self, row: int, window: int | None) -> int:
         """The first position that the row's first query sees."""
@@ -124,12 +123,12 @@ class StepPlan:
 
     def _spans(self, rows: Sequence[int], window: int | None) -> dict[int, int]:
         """Blocks that each row must gather."""
-        block_size = self.shape[2]
+        block_size = self.kv.shape[2]
         return {row: -(-self.lengths[row] // block_size) - self._first(row, window) // block_size for row in rows}
 
     def _blocks(self, rows: Sequence[int], firsts: Sequence[int], width: int) -> Tensor:
         """[rows * K, width] Index into heads times blocks: `width` from each row's first; block 0 past its end."""
-        num_heads, num_blocks, block_size, _ = self.shape
+        num_heads, num_blocks, block_size, _ = self.kv.shape
         table = self.metadata.block_table
         columns = torch.tensor(firsts)[:, None] // block_size + torch.arange(width)
         used = (torch.tensor([self.lengths[row] for row in rows])[:, None] + block_size - 1) // block_size
@@ -139,7 +138,7 @@ class StepPlan:
         return (blocks[:, None] + heads[:, None]).flatten(0, 1)
 
     def _chunk(self, row: int, window: int | None) -> Chunk:
-        block_size = self.shape[2]
+        block_size = self.kv.shape[2]
         first = self._first(row, window)
         origin = first // block_size * block_size
         width = -(-self.lengths[row] // block_size) - first // block_size
@@ -158,7 +157,7 @@ class StepPlan:
             yield Tile(slice(low, high), slice(first - origin, end - origin), causal)
 
     def _group(self, rows: Sequence[int], window: int | None) -> Group:
-        block_size, num_heads = self.shape[2], self.shape[0]
+        block_size, num_heads = self.kv.shape[2], self.kv.shape[0]
         firsts = [self._first(row, window) for row in rows]
         width = max(self._spans(rows, window).values())
         blocks = self._blocks(rows, firsts, width)
@@ -166,9 +165,20 @@ class StepPlan:
         positions = first // block_size * block_size + torch.arange(width * block_size)
         length = torch.tensor([self.lengths[row] for row in rows])[:, None]
         hidden = ((positions >= length) | (positions < first)).repeat_interleave(num_heads, 0)
-        step = max(1, self.block_room // width)
-        parts = tuple(_part(blocks, hidden, slice(low, low + step)) for low in range(0, len(blocks), step))
+        step = max(1, self.kv.block_room // width)
+        parts = tuple(
+            self._part(blocks[low : low + step], hidden[low : low + step], low) for low in range(0, len(blocks), step)
+        )
         return Group(self._places(rows), parts)
+
+    def _part(self, blocks: Tensor, hidden: Tensor, first_unit: int) -> Part:
+        units, width = blocks.shape
+        columns = hidden.any(0).nonzero()
+        shown = int(columns[0]) if len(columns) else hidden.shape[1]
+        tail = hidden[:, shown:].contiguous() if len(columns) else None
+        keys, values = room = self.kv.room(units * width)
+        gathered = keys.view(units, hidden.shape[1], -1), values.view(units, hidden.shape[1], -1)
+        return Part(slice(first_unit, first_unit + units), blocks.flatten(), tail, shown, room, gathered)
 
     def _places(self, rows: Sequence[int]) -> slice | Tensor:
         tokens = [self.starts[row] for row in rows]
@@ -179,7 +189,7 @@ class StepPlan:
 
 def plan_step(metadata: AttentionMetadata, kv: HeadMajorKV) -> StepPlan:
     """Everything that does not depend on a layer's window."""
-    num_heads, num_blocks, block_size, head_dim = kv.shape
+    num_heads, num_blocks, block_size, _ = kv.shape
     slots = metadata.slot
     kept = None if bool((slots >= 0).all()) else (slots >= 0).nonzero().squeeze(1)
     written = slots if kept is None else slots[kept]
@@ -189,8 +199,7 @@ def plan_step(metadata: AttentionMetadata, kv: HeadMajorKV) -> StepPlan:
     busy = sum(count for count, length in zip(counts, lengths, strict=True) if length)
     return StepPlan(
         metadata=metadata,
-        shape=kv.shape,
-        block_room=len(kv.scratch[0]) // (block_size * head_dim),
+        kv=kv,
         starts=starts,
         lengths=lengths,
         kept=kept,
@@ -222,14 +231,6 @@ def similar(spans: dict[int, int], block_size: int) -> list[list[int]]:
 
 def _affordable(wasted_blocks: int, used_blocks: int, block_size: int) -> bool:
     return wasted_blocks * block_size <= max(WASTE_TOKENS, used_blocks * block_size // 8)
-
-
-def _part(blocks: Tensor, hidden: Tensor, units: slice) -> Part:
-    mine = hidden[units]
-    columns = mine.any(0).nonzero()
-    shown = int(columns[0]) if len(columns) else mine.shape[1]
-    tail = mine[:, shown:].contiguous() if len(columns) else None
-    return Part(units, blocks[units].flatten(), tail, shown, mine.shape[1])
 
 
 def _visible(width: int, window: int | None) -> Tensor:

@@ -6,8 +6,16 @@ What a config key means is in `readers`, rope in `rope`, GGUF's own names in `gg
 
 from __future__ import annotations
 
-from mainspring.core.architectures.count import parameter_count
+from mainspring.core.architectures.count import linear_shapes, parameter_count
 from mainspring.core.architectures.read import read_model_config
 from mainspring.core.architectures.table import ARCHITECTURES, NO_PLUGINS, Architecture, model_class
 
-__all__ = ["ARCHITECTURES", "NO_PLUGINS", "Architecture", "model_class", "parameter_count", "read_model_config"]
+__all__ = [
+    "ARCHITECTURES",
+    "NO_PLUGINS",
+    "Architecture",
+    "linear_shapes",
+    "model_class",
+    "parameter_count",
+    "read_model_config",
+]

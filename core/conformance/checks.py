@@ -9,13 +9,13 @@ import torch
 
 from mainspring.core.backend import Backend, Capabilities, Device, DeviceInfo, Unavailable
 from mainspring.core.config import EngineConfig
-from mainspring.core.conformance import elementwise, linear
+from mainspring.core.conformance import elementwise, linear, sampling
 from mainspring.core.conformance.attention import AttentionChecks
 from mainspring.core.conformance.report import Finding, Report
 from mainspring.core.errors import BackendError
 from mainspring.core.ops import Ops
 
-CHECKED = frozenset(elementwise.CASES) | {"attention", "kv_write"}
+CHECKED = frozenset(elementwise.CASES) | sampling.CHECKED | {"attention", "kv_write"}
 
 
 def check_backend(backend: Backend, index: int = 0) -> Report:
@@ -42,6 +42,7 @@ def check_device(device: Device, capabilities: Capabilities) -> Iterator[Finding
         yield from elementwise.findings(device, capabilities)
         yield from AttentionChecks(device, capabilities).findings()
         yield from linear.findings(device, capabilities)
+        yield from sampling.findings(device)
     overrides = device.ops()
     for op in fields(Ops):
         if op.name not in CHECKED:

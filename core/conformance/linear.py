@@ -64,7 +64,7 @@ def findings(device: Device, capabilities: Capabilities) -> Iterator[Finding]:
 
 
 def _scheme_finding(device: Device, capabilities: Capabilities, scheme: WeightScheme) -> Finding:
-    trial = Trial(f"linear, {label(scheme)}", "native")
+    trial = Trial(f"linear, {scheme!s}", "native")
     if not can_quantize(scheme):
         return trial.finding("no reference makes such weights")
     refusals = []
@@ -123,11 +123,3 @@ def _weight(in_features: int, out_features: int) -> Tensor:
 
 def _random(*shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
-
-
-def label(scheme: WeightScheme) -> str:
-    """A scheme in words that tell it from the others."""
-    group = f" in groups of {scheme.group_size}" if scheme.group_size else ""
-    symmetry = "" if scheme.symmetric else ", asymmetric"
-    activation = f", {scheme.activation} activations" if scheme.activation else ""
-    return f"{scheme.weight}{group}{symmetry}{activation}"

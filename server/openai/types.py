@@ -13,6 +13,7 @@ from msgspec import UNSET, UnsetType
 from pydantic import Field
 
 from mainspring.server.body import Finite, Signed32, Signed64, Unsigned32, WireModel
+from mainspring.server.model import MAX_STOP_CHARACTERS
 
 FinishWord = Literal["stop", "length"]
 MAX_STOPS = 16
@@ -22,7 +23,7 @@ MAX_LOGPROBS = 20
 Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
 Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
-Stop = Annotated[str, Field(min_length=1, max_length=1000)]
+Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
 
 
 class StreamOptions(WireModel):
@@ -54,6 +55,7 @@ class SamplingFields(WireModel):
     min_tokens: Unsigned32 | None = None
     stop_token_ids: Annotated[list[TokenId], Field(max_length=128)] | None = None
     priority: Signed32 | None = None
+    prompt_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     # known, and not there
     response_format: Any = None
     guided_json: Any = None
@@ -108,6 +110,8 @@ class CompletionRequest(SamplingFields):
     """Body of `/v1/completions`."""
 
     prompt: str | list[TokenId] | list[str] | list[list[TokenId]]
+    max_tokens: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
+    """0 only with `echo` or `prompt_logprobs`: the prompt is scored and nothing generated."""
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     best_of: Annotated[int, Field(ge=1, le=MAX_N)] | None = None
@@ -146,12 +150,25 @@ class ChatLogprobs(msgspec.Struct, frozen=True):
 
 
 class CompletionLogprobs(msgspec.Struct, frozen=True):
-    """Parallel lists, one entry a token."""
+    """Parallel lists, one entry a token. An echoed prompt's first token has null for its log-probabilities."""
 
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]] | None
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None] | None
     text_offset: list[int]
+
+
+class PromptLogprob(msgspec.Struct, frozen=True):
+    """vLLM's extra: one token that a prompt has, or might have had, at a position."""
+
+    logprob: float
+    rank: int | None
+    """1 for the likeliest; null where the token is not among those asked for."""
+    decoded_token: str
+
+
+PromptLogprobs = list[dict[str, PromptLogprob] | None]
+"""By token id, one entry a token of the prompt; null for the first."""
 
 
 class AssistantMessage(msgspec.Struct, frozen=True):
@@ -176,6 +193,7 @@ class ChatCompletion(msgspec.Struct, frozen=True, kw_only=True):
     system_fingerprint: str
     choices: list[ChatChoice]
     usage: Usage
+    prompt_logprobs: PromptLogprobs | UnsetType = UNSET
 
 
 class ChatDelta(msgspec.Struct, frozen=True):
@@ -207,6 +225,7 @@ class CompletionChoice(msgspec.Struct, frozen=True):
     text: str
     logprobs: CompletionLogprobs | None
     finish_reason: FinishWord | None
+    prompt_logprobs: PromptLogprobs | UnsetType = UNSET
 
 
 class Completion(msgspec.Struct, frozen=True, kw_only=True):

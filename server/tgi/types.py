@@ -61,6 +61,15 @@ class Token(msgspec.Struct, frozen=True):
     special: bool
 
 
+class PrefillToken(msgspec.Struct, frozen=True):
+    """A token of the prompt."""
+
+    id: int
+    text: str
+    logprob: float | None
+    """null for the first, which nothing precedes."""
+
+
 class BestOfSequence(msgspec.Struct, frozen=True, kw_only=True):
     """One of the sequences that `best_of` ranked lower."""
 
@@ -68,18 +77,18 @@ class BestOfSequence(msgspec.Struct, frozen=True, kw_only=True):
     finish_reason: FinishWord
     generated_tokens: int
     seed: int | None
-    prefill: list[Token]
+    prefill: list[PrefillToken]
     tokens: list[Token]
     top_tokens: list[list[Token]] | UnsetType = UNSET
 
 
 class Details(msgspec.Struct, frozen=True, kw_only=True):
-    """What `details: true` adds. `prefill` is empty: no log-probabilities of prompts here."""
+    """What `details: true` adds; `decoder_input_details: true` fills `prefill` too."""
 
     finish_reason: FinishWord
     generated_tokens: int
     seed: int | None
-    prefill: list[Token]
+    prefill: list[PrefillToken]
     tokens: list[Token]
     top_tokens: list[list[Token]] | UnsetType = UNSET
     best_of_sequences: list[BestOfSequence] | UnsetType = UNSET

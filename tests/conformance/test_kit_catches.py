@@ -20,11 +20,11 @@ from mainspring.core.backend import (
     WeightScheme,
 )
 from mainspring.core.batch import Bucket, Buckets
-from mainspring.core.conformance import elementwise, linear
+from mainspring.core.conformance import elementwise, linear, sampling
 from mainspring.core.conformance.attention import AttentionChecks
 from mainspring.core.conformance.checks import check_device
 from mainspring.core.conformance.report import Finding
-from mainspring.core.ops import Ops
+from mainspring.core.ops import Ops, SamplingTensors
 from mainspring.core.ops.attention import PagedKV, attention
 from mainspring.core.ops.quantized import quantize_weight, quantized_linear
 
@@ -368,6 +368,29 @@ WRONG_OPS: dict[str, Callable[..., Any]] = {
 @pytest.mark.parametrize("name", WRONG_OPS)
 def test_wrong_small_ops_are_caught(name: str) -> None:
     assert op_failures(ReferenceDevice(**{name: WRONG_OPS[name]})) == {name}
+
+
+def mass_before_the_cut(logits: Tensor, tensors: SamplingTensors) -> Tensor:
+    """top_p of what is left after the token that crosses it, as if it had to fit."""
+    return REFERENCE.sample(logits, replace(tensors, top_p=tensors.top_p * 0.9))
+
+
+def seeds_left_out(logits: Tensor, tensors: SamplingTensors) -> Tensor:
+    return REFERENCE.sample(logits, replace(tensors, key=torch.zeros_like(tensors.key)))
+
+
+def logprobs_of_the_best_only(logits: Tensor, ids: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Normalised over the k likeliest instead of the vocabulary."""
+    chosen, top_ids, top = REFERENCE.logprobs(logits, ids, k)
+    return chosen, top_ids, top.log_softmax(-1)
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [("sample", mass_before_the_cut), ("sample", seeds_left_out), ("logprobs", logprobs_of_the_best_only)],
+)
+def test_wrong_choices_are_caught(name: str, wrong: Callable[..., Any]) -> None:
+    assert failed(sampling.findings(ReferenceDevice(**{name: wrong}))) == {name}
 
 
 def test_an_op_that_raises_is_a_finding() -> None:

@@ -48,15 +48,17 @@ class LiveServer:
 
 
 @contextmanager
-def live_server(model: str, log: Path, *flags: str, ready_seconds: float = 120) -> Iterator[LiveServer]:
+def live_server(
+    model: str, log: Path, *flags: str, ready_seconds: float = 120, python: str = sys.executable
+) -> Iterator[LiveServer]:
     """Starts a server and stops it by SIGTERM; what it prints goes to `log`."""
-    port = _free_port()
-    command = [sys.executable, "-m", "mainspring.server.cli", "serve", model, "--port", str(port), *flags]
+    port = free_port()
+    command = [python, "-m", "mainspring.server.cli", "serve", model, "--port", str(port), *flags]
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
     try:
         server = LiveServer(f"http://127.0.0.1:{port}", process, log)
-        _wait_until_ready(server, ready_seconds)
+        wait_until_ready(server.url, process, log, ready_seconds)
         yield server
     finally:
         process.send_signal(signal.SIGTERM)
@@ -67,21 +69,23 @@ def live_server(model: str, log: Path, *flags: str, ready_seconds: float = 120) 
             process.wait()
 
 
-def _wait_until_ready(server: LiveServer, seconds: float) -> None:
+def wait_until_ready(url: str, process: subprocess.Popen[bytes], log: Path, seconds: float) -> None:
+    """Returns once /readyz says so; raises with the log when the process ends first or takes longer."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        if server.process.poll() is not None:
-            raise RuntimeError(f"exit status {server.process.returncode}: {server.log.read_text()}")
+        if process.poll() is not None:
+            raise RuntimeError(f"exit status {process.returncode}: {log.read_text()}")
         try:
-            if httpx.get(f"{server.url}/readyz").status_code == 200:
+            if httpx.get(f"{url}/readyz").status_code == 200:
                 return
         except httpx.TransportError:
             pass
         time.sleep(0.05)
-    raise TimeoutError(f"not ready after {seconds} s: {server.log.read_text()}")
+    raise TimeoutError(f"not ready after {seconds} s: {log.read_text()}")
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A TCP port that nobody listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

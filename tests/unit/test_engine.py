@@ -290,10 +290,11 @@ def test_composing_an_engine_on_the_simulator_imports_no_torch(tmp_path: Path) -
     model = write_tiny_model(tmp_path / "tiny")
     code = (
         "import sys\n"
-        "from mainspring.core.engine import build_executor, build_scheduler, examine\n"
+        "from mainspring.core.engine import build_executor, build_scheduler, make_plan, settle\n"
         "from mainspring.core.config import EngineConfig\n"
-        f"setting = examine(EngineConfig(model={str(model)!r}, backend='sim'))\n"
-        "build_scheduler(setting, build_executor(setting, print), 2048)\n"
+        f"setting = settle(EngineConfig(model={str(model)!r}, backend='sim'))\n"
+        "plan = make_plan(setting.config, setting.model, setting.choice.backend, setting.choice.device)\n"
+        "build_scheduler(setting, build_executor(setting, plan, print), 2048)\n"
         "sys.exit('torch' in sys.modules)\n"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -118,7 +118,7 @@ def test_attention_is_its_definition(
     out = attention(
         q, new_keys, new_values, cached.kv, 1, metadata, scale=SCALE, window=window, softcap=softcap, sinks=sinks
     )
-    expected = []
+    expected: list[Array] = []
     for row, (new, length) in enumerate(zip(news, lengths, strict=True)):
         for position in range(length - new, length):
             seen = slice(0, position + 1)
@@ -303,6 +303,6 @@ def test_what_cannot_be_quantized_is_said() -> None:
 
 def test_resolve_puts_overrides_in_place_and_refuses_unknown_names() -> None:
     assert resolve({}) == Ops()
-    assert resolve({"silu_mul": gelu}).silu_mul is gelu
+    assert resolve({"silu_mul": silu_mul}).silu_mul is silu_mul
     with pytest.raises(BackendError, match="did you mean 'silu_mul'"):
         resolve({"silu_mull": gelu})

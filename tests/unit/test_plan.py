@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
+import msgspec
 import pytest
 
+from mainspring.core import commands
 from mainspring.core.backend import Backend, Capabilities, Device, DeviceInfo, Unavailable, WeightScheme
 from mainspring.core.config import EngineConfig, ModelConfig, RopeConfig
 from mainspring.core.errors import StartupError
@@ -114,3 +117,19 @@ def test_after_loading_what_is_free_decides() -> None:
     blocks = blocks_that_fit(plan, config, free, 24 * GIB)
     assert blocks == (GIB - plan.workspace_bytes) // plan.kv.block_bytes()
     assert blocks_that_fit(plan, EngineConfig(model="m", num_blocks=7), free, 24 * GIB) == 7
+
+
+def test_an_unknown_quantization_is_refused_with_the_nearest_beside_the_other_reasons() -> None:
+    with pytest.raises(StartupError, match="unknown quantization 'int-8'; did you mean 'int8'") as raised:
+        make_plan(EngineConfig(model="m", quantize="int-8", block_size=48), MODEL, Declares(FULL), device())
+    assert any("block size" in reason for reason in raised.value.reasons)
+
+
+def test_check_says_what_is_wrong_with_the_model_and_with_the_backend_at_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = EngineConfig(model=str(tmp_path), backend="cppu")
+    assert commands.main(["check", msgspec.json.encode(config).decode()]) == 71
+    said = capsys.readouterr().out
+    assert "config.json" in said
+    assert "did you mean 'cpu'" in said

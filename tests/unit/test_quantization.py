@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from mainspring.core.architectures import linear_shapes
 from mainspring.core.backend import Verdict, WeightScheme
 from mainspring.core.config import ModelConfig
-from mainspring.core.errors import StartupError
 from mainspring.core.ops.quantized import can_quantize
-from mainspring.core.quantization import SCHEMES, linear_shapes, scheme_named, unsupported
+from mainspring.core.quantization import SCHEMES, unsupported
 from tests.support.reference_device import ReferenceDevice
 
 MODEL = ModelConfig(
@@ -33,18 +33,13 @@ class Picky(ReferenceDevice):
 
 
 def test_names_give_schemes() -> None:
-    assert scheme_named("int8", "float32") == WeightScheme(weight="int8", bits=8)
-    assert scheme_named("int4", "bfloat16").group_size == 32
+    assert SCHEMES["int8"] == WeightScheme(weight="int8", bits=8)
+    assert SCHEMES["int4"].group_size == 32
 
 
 @pytest.mark.parametrize("name", SCHEMES)
 def test_every_scheme_can_be_made_by_rounding(name: str) -> None:
     assert can_quantize(SCHEMES[name])
-
-
-def test_an_unknown_name_is_refused_with_the_nearest() -> None:
-    with pytest.raises(StartupError, match="unknown quantization 'int-8'; did you mean 'int8'"):
-        scheme_named("int-8", "float32")
 
 
 def test_shapes_are_those_of_the_merged_layers() -> None:

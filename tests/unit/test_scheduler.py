@@ -101,7 +101,7 @@ def test_max_tokens_ends_by_length():
     assert (len(tokens), reason) == (5, FinishReason.LENGTH)
 
 
-def test_zero_max_tokens_means_all_that_the_context_holds():
+def test_no_max_tokens_means_all_that_the_context_holds():
     tokens, reason = finish(Simulation(max_length=20), [1, 2], ignore_eos=True)
     assert (len(tokens), reason) == (18, FinishReason.LENGTH)
 
