@@ -41,9 +41,7 @@ def test_a_run_ends_well(
     assert ("time_to_first_token" in exported) == ("--streaming" in options)
 
 
-def test_it_reads_the_server_s_metrics(
-    tmp_path: Path, server: str, model_id: str, tokenizer_directory: Path
-) -> None:
+def test_it_reads_the_server_s_metrics(tmp_path: Path, server: str, model_id: str, tokenizer_directory: Path) -> None:
     profile(tmp_path, server, "--model", model_id, "--tokenizer", str(tokenizer_directory), "--endpoint-type", "chat")
     exported = (tmp_path / "server_metrics_export.json").read_text()
     assert "mainspring_generation_tokens" in exported

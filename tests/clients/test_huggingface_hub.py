@@ -1,4 +1,4 @@
-"""huggingface_hub's InferenceClient and AsyncInferenceClient: every parameter of text_generation and chat_completion."""
+"""huggingface_hub: both clients, and every parameter of text_generation and chat_completion."""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ from mainspring.server import template
 from mainspring.server.errors import TemplateError
 from mainspring.server.template import ChatTemplate
 from mainspring.server.tokenizer import SpecialTokens
+from tests.support.tgi_rows import tgi
 from tests.support.tiny_tokenizers import TINY_CHAT_TEMPLATE
 
 SPECIAL = SpecialTokens(bos="<s>", bos_id=1, eos="</s>")
@@ -26,6 +27,7 @@ def test_generation_prompt_and_special_tokens() -> None:
     assert render(TINY_CHAT_TEMPLATE) == "<s>[user]hi[assistant]"
 
 
+@tgi("1.5 prefix completion")
 def test_last_assistant_message_is_continued() -> None:
     source = "{% for m in messages %}[{{ m.role }}]{{ m.content }}<end>{% endfor %}"
     assert render(source, USER, {"role": "assistant", "content": "Once upon "}) == "[user]hi<end>[assistant]Once upon "
@@ -45,16 +47,19 @@ def test_tojson_leaves_text_alone() -> None:
     assert render("{{ [1] | tojson(indent=1) }}") == "[\n 1\n]"
 
 
+@tgi("1.5 template")
 def test_strftime_now() -> None:
     assert re.fullmatch(r"\d{4}", render("{{ strftime_now('%Y') }}"))
     assert abs(int(render("{{ strftime_now('%Y') }}")) - datetime.now().year) <= 1
 
 
+@tgi("1.5 template")
 def test_template_may_refuse() -> None:
     with pytest.raises(TemplateError, match="roles must alternate"):
         render("{{ raise_exception('roles must alternate') }}")
 
 
+@tgi("1.9 missing_template_variable")
 def test_missing_field_is_named() -> None:
     with pytest.raises(TemplateError, match="tool_name"):
         render("{{ messages[0].tool_name.upper() }}")
