@@ -20,6 +20,7 @@ from mainspring.core.backend import (
     DeviceInfo,
     KVSpec,
     PackedLinear,
+    Program,
     Unavailable,
     Verdict,
     WeightScheme,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
     from mainspring.backends.cpu.cache import HeadMajorKV
     from mainspring.backends.cpu.steps import StepPlan
+    from mainspring.core.batch import Bucket
     from mainspring.core.config import EngineConfig
 
 
@@ -74,20 +76,22 @@ class CpuBackend(Backend):
 
         threads = options.threads or min(torch.get_num_threads(), max(1, self._host.cores() // world))
         torch.set_num_threads(threads)
-        return CpuDevice(self._host)
+        return CpuDevice(self._host, compiles=options.compile)
 
 
 class CpuDevice(Device):
     """The opened host.
 
-    It compiles nothing: inductor cannot take oneDNN's blocked weights into its graphs, and what it fuses around plain
-    ones gains less than they lose (SmolLM2, 8 rows, one thread: 105 ms a step compiled, 72 as it is).
+    With `--compile` steps go through torch.compile. inductor cannot take oneDNN's blocked weights into its graphs, so
+    weights stay plain then, and what it fuses around them may gain less than they lose (SmolLM2, 8 rows, one thread:
+    105 ms a step compiled, 72 as it is). Measure before you turn it on.
     """
 
     torch_device = "cpu"
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: Host, *, compiles: bool = False) -> None:
         self._host = host
+        self._compiles = compiles
 
     def memory(self) -> tuple[int, int]:
         """(free, total) bytes that this process may use, container limits counted."""
@@ -115,7 +119,7 @@ class CpuDevice(Device):
             "silu_mul": elementwise.silu_mul,
             "gelu_mul": elementwise.gelu_mul,
             "kv_write": kv_write,
-            "attention": attention,
+            "attention": self._outside_graphs(attention),
             "sample": functools.partial(sample, peek=True),
         }
 
@@ -140,7 +144,7 @@ class CpuDevice(Device):
 
         out_features, in_features = tensors["weight"].shape
         plain = scheme.weight in ("float32", "float16", "bfloat16")
-        data = pack_float(tensors["weight"]) if plain else pack_quantized(scheme, tensors)
+        data = pack_float(tensors["weight"], opaque=not self._compiles) if plain else pack_quantized(scheme, tensors)
         return PackedLinear(scheme, in_features, out_features, data, tensors.get("bias"))
 
     def quantized_linear(self, x: torch.Tensor, packed: PackedLinear) -> torch.Tensor:
@@ -152,3 +156,26 @@ class CpuDevice(Device):
         from mainspring.core.ops.quantized import quantize_activation
 
         return quantize_activation(x, scheme)
+
+    def compile(self, program: Program, bucket: Bucket | None) -> Program:
+        """Through inductor when the operator asked for it, once for all shapes; attention stays outside its graphs."""
+        if not self._compiles:
+            return program
+        import torch
+
+        return torch.compile(program, dynamic=True)
+
+    def artifact_key(self) -> str:
+        """What inductor's code depends on."""
+        import torch
+
+        return f"torch-{torch.__version__}-{self._host.arch()}"
+
+    def _outside_graphs(self, op: Callable[..., Any]) -> Callable[..., Any]:
+        """Attention runs by a plan that differs from step to step, which a traced graph would hold fast."""
+        if not self._compiles:
+            return op
+        import torch
+
+        outside: Callable[..., Any] = torch.compiler.disable(op)  # type: ignore[no-untyped-call]
+        return outside
