@@ -78,4 +78,3 @@ def test_the_page_loads_nothing_from_elsewhere(client: httpx.Client) -> None:
     assert script.headers["content-type"].startswith("text/javascript")
     assert not re.findall(r"(?:https?:)?//[a-z]", page.text + re.sub(r"^//.*", "", script.text, flags=re.MULTILINE))
     assert "innerHTML" not in script.text
-

@@ -9,6 +9,7 @@ import pytest
 
 from tests.server.conftest import MODEL_ID
 from tests.server.sse_client import events
+from tests.support.tgi_rows import tgi
 
 CHAT = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 6, "temperature": 0}
 PROMPT = {"prompt": "hi", "max_tokens": 6, "temperature": 0}
@@ -22,6 +23,7 @@ def complete(client: httpx.Client, **fields: Any) -> httpx.Response:
     return client.post("/v1/completions", json=PROMPT | fields)
 
 
+@tgi("1.1 POST /v1/chat/completions", "1.5 body", "1.5 usage", "1.5 finish_reason")
 def test_chat_shape(client: httpx.Client) -> None:
     answer = chat(client).json()
     assert answer.keys() == {"id", "object", "created", "model", "system_fingerprint", "choices", "usage"}
@@ -35,6 +37,7 @@ def test_chat_shape(client: httpx.Client) -> None:
     assert answer["usage"].items() >= usage.items()
 
 
+@tgi("1.5 id")
 def test_ids_are_unique(client: httpx.Client) -> None:
     first, second = chat(client).json()["id"], chat(client).json()["id"]
     assert first != second
@@ -51,6 +54,7 @@ def test_cached_prompt_tokens_are_counted(client: httpx.Client) -> None:
     assert twice["prompt_tokens_details"]["cached_tokens"] <= usage["prompt_tokens"]
 
 
+@tgi("1.5 stream", "1.5 max_tokens")
 def test_chat_stream_is_the_same_answer(client: httpx.Client) -> None:
     whole = chat(client).json()["choices"][0]["message"]["content"]
     *chunks, done = events(chat(client, stream=True))
@@ -67,6 +71,7 @@ def test_chat_stream_is_the_same_answer(client: httpx.Client) -> None:
     assert len({chunk["id"] for chunk in chunks}) == 1
 
 
+@tgi("1.5 stream_options")
 def test_usage_chunk_only_when_asked_for(client: httpx.Client) -> None:
     plain = events(chat(client, stream=True))
     assert all(chunk["usage"] is None for chunk in plain[:-1])
@@ -74,6 +79,7 @@ def test_usage_chunk_only_when_asked_for(client: httpx.Client) -> None:
     assert (last["choices"], last["usage"]["completion_tokens"], done) == ([], 6, "[DONE]")
 
 
+@tgi("1.5 logprobs", "1.5 top_logprobs")
 def test_chat_logprobs(client: httpx.Client) -> None:
     content = chat(client, logprobs=True, top_logprobs=2).json()["choices"][0]["logprobs"]["content"]
     assert len(content) == 6
@@ -86,23 +92,27 @@ def test_chat_logprobs(client: httpx.Client) -> None:
     assert [e for chunk in streamed for e in chunk["choices"][0]["logprobs"]["content"]] == content
 
 
+@tgi("1.5 n", "1.5 temperature")
 def test_n_sequences(client: httpx.Client) -> None:
     choices = chat(client, n=3, temperature=1).json()["choices"]
     assert [choice["index"] for choice in choices] == [0, 1, 2]
     assert len({choice["message"]["content"] for choice in choices}) == 3
 
 
+@tgi("1.5 prefix completion")
 def test_last_assistant_message_is_continued(client: httpx.Client) -> None:
     messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "well"}]
     assert chat(client, messages=messages).json()["usage"]["prompt_tokens"] == 1 + len("[user]hi[assistant]well")
 
 
+@tgi("1.5 messages")
 def test_text_parts_are_joined(client: httpx.Client) -> None:
     parts = [{"type": "text", "text": "h"}, {"type": "text", "text": "i"}]
     whole = chat(client).json()["choices"][0]["message"]
     assert chat(client, messages=[{"role": "user", "content": parts}]).json()["choices"][0]["message"] == whole
 
 
+@tgi("1.5 stop", "1.6 stop", "1.6 finish_reason")
 @pytest.mark.parametrize("as_list", [False, True])
 def test_stop_is_cut_off(client: httpx.Client, as_list: bool) -> None:
     words = complete(client).json()["choices"][0]["text"].split(" ")
@@ -124,6 +134,7 @@ def test_stop_token_ids(client: httpx.Client) -> None:
     assert answer["usage"]["completion_tokens"] == 3
 
 
+@tgi("1.1 POST /v1/completions", "1.6 body")
 def test_completion_shape_and_logprobs(client: httpx.Client) -> None:
     answer = complete(client, logprobs=2).json()
     assert answer["object"] == "text_completion"
@@ -141,6 +152,7 @@ def test_completion_shape_and_logprobs(client: httpx.Client) -> None:
     assert offsets == logprobs["text_offset"]
 
 
+@tgi("1.6 prompt", "1.6 choices", "1.6 usage")
 def test_prompts_in_all_four_forms(client: httpx.Client) -> None:
     alone = complete(client).json()["choices"][0]["text"]
     ids = [3 + byte for byte in b"hi"]  # the tiny vocabulary begins with three specials and the bytes in order
@@ -153,6 +165,7 @@ def test_prompts_in_all_four_forms(client: httpx.Client) -> None:
         assert answer["usage"]["prompt_tokens"] == 4
 
 
+@tgi("1.6 stream")
 def test_several_prompts_in_a_stream(client: httpx.Client) -> None:
     chunks = events(complete(client, prompt=["hi", "ho"], stream=True))[:-1]
     for index, prompt in enumerate(["hi", "ho"]):
@@ -167,11 +180,13 @@ def test_echo(client: httpx.Client) -> None:
     assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == "hi" + text
 
 
+@tgi("1.5 seed", "1.6 seed")
 def test_seed_repeats(client: httpx.Client) -> None:
     answers = [complete(client, temperature=1, seed=-7).json()["choices"] for _ in range(2)]
     assert answers[0] == answers[1]
 
 
+@tgi("1.5 unknown fields", "1.5 frequency_penalty", "1.5 presence_penalty", "1.5 logit_bias", "1.5 top_p")
 def test_extras_are_accepted(client: httpx.Client) -> None:
     extras = {
         "top_k": 5,
@@ -190,6 +205,7 @@ def test_extras_are_accepted(client: httpx.Client) -> None:
     assert chat(client, temperature=0.7, **extras).status_code == 200
 
 
+@tgi("1.1 GET /v1/models", "1.8 models")
 def test_models(client: httpx.Client) -> None:
     listed = client.get("/v1/models").json()
     assert (listed["object"], [entry["id"] for entry in listed["data"]]) == ("list", [MODEL_ID])
@@ -198,11 +214,13 @@ def test_models(client: httpx.Client) -> None:
     assert client.get("/v1/models/other").status_code == 404
 
 
+@tgi("1.5 model")
 @pytest.mark.parametrize("name", [None, "tgi", MODEL_ID])
 def test_names_of_the_model(client: httpx.Client, name: str | None) -> None:
     assert chat(client, model=name).status_code == 200
 
 
+@tgi("1.5 model")
 def test_another_model_is_not_found(client: httpx.Client) -> None:
     response = chat(client, model="gpt-4", stream=True)
     assert response.status_code == 404

@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from tests.server.sse_client import events
+from tests.support.tgi_rows import tgi
 
 GREEDY = {"max_new_tokens": 6}
 
@@ -20,12 +21,14 @@ def stream(client: httpx.Client, inputs: str = "hello", **parameters: Any) -> li
     return events(client.post("/generate_stream", json={"inputs": inputs, "parameters": GREEDY | parameters}))
 
 
+@tgi("1.1 POST /generate", "1.3 body", "1.2 max_new_tokens")
 def test_generate_without_details(client: httpx.Client) -> None:
     answer = generate(client).json()
     assert answer.keys() == {"generated_text"}
     assert len(answer["generated_text"].split()) == 6
 
 
+@tgi("1.2 details", "1.3 details", "1.3 finish_reason")
 def test_details_have_the_documented_fields(client: httpx.Client) -> None:
     details = generate(client, details=True).json()["details"]
     assert details.keys() == {"finish_reason", "generated_tokens", "seed", "prefill", "tokens"}
@@ -38,11 +41,13 @@ def test_details_have_the_documented_fields(client: httpx.Client) -> None:
         assert token["special"] is False
 
 
+@tgi("1.3 tokens")
 def test_text_is_the_tokens_text(client: httpx.Client) -> None:
     answer = generate(client, details=True).json()
     assert "".join(token["text"] for token in answer["details"]["tokens"]) == answer["generated_text"]
 
 
+@tgi("1.2 top_n_tokens", "1.3 top_tokens")
 def test_top_tokens(client: httpx.Client) -> None:
     details = generate(client, details=True, top_n_tokens=3).json()["details"]
     assert [len(top) for top in details["top_tokens"]] == [3] * 6
@@ -51,6 +56,7 @@ def test_top_tokens(client: httpx.Client) -> None:
         assert [entry["logprob"] for entry in top] == sorted((entry["logprob"] for entry in top), reverse=True)
 
 
+@tgi("1.2 seed")
 def test_seed_is_reported_and_repeats(client: httpx.Client) -> None:
     first = generate(client, do_sample=True, seed=2**64 - 1, details=True).json()
     again = generate(client, do_sample=True, seed=2**64 - 1, details=True).json()
@@ -58,6 +64,7 @@ def test_seed_is_reported_and_repeats(client: httpx.Client) -> None:
     assert first["details"]["seed"] == 2**64 - 1
 
 
+@tgi("1.2 do_sample")
 def test_missing_parameters_sample_and_an_empty_object_does_not(client: httpx.Client) -> None:
     shown = client.post("/generate", json={"inputs": "x", "parameters": {"max_new_tokens": 1, "details": True}})
     assert shown.json()["details"]["seed"] is None
@@ -65,6 +72,7 @@ def test_missing_parameters_sample_and_an_empty_object_does_not(client: httpx.Cl
     assert sampled["details"]["seed"] is not None
 
 
+@tgi("1.2 best_of", "1.3 best_of_sequences")
 def test_best_of_ranks_by_mean_logprob(client: httpx.Client) -> None:
     details = generate(client, do_sample=True, best_of=2, details=True).json()["details"]
     (other,) = details["best_of_sequences"]
@@ -73,17 +81,20 @@ def test_best_of_ranks_by_mean_logprob(client: httpx.Client) -> None:
     assert means[0] >= means[1]
 
 
+@tgi("1.2 return_full_text")
 def test_return_full_text(client: httpx.Client) -> None:
     assert generate(client, return_full_text=True).json()["generated_text"].startswith("hello")
     assert stream(client, return_full_text=True)[-1]["generated_text"].startswith("hello")
 
 
+@tgi("1.2 truncate")
 def test_truncate_keeps_the_end(client: httpx.Client) -> None:
     whole = generate(client, "bcd").json()["generated_text"]
     assert generate(client, "aaaabcd", truncate=3).json()["generated_text"] == whole
     assert generate(client, "aaaabcd").json()["generated_text"] != whole
 
 
+@tgi("1.2 stop")
 def test_stop_string_stays_and_ends_the_text(client: httpx.Client) -> None:
     words = generate(client).json()["generated_text"].split(" ")
     stop = f"{words[2]} {words[3][:2]}"  # across two tokens, and inside the second
@@ -96,6 +107,7 @@ def test_stop_string_stays_and_ends_the_text(client: httpx.Client) -> None:
     assert shown[-1]["generated_text"] == answer["generated_text"]
 
 
+@tgi("1.1 POST /generate_stream", "1.4 events", "1.4 last event", "1.4 details")
 def test_stream_events(client: httpx.Client) -> None:
     shown = stream(client, details=True, top_n_tokens=2)
     assert [event["index"] for event in shown] == [1, 2, 3, 4, 5, 6]
@@ -107,6 +119,7 @@ def test_stream_events(client: httpx.Client) -> None:
     assert stream(client)[-1]["details"] is None
 
 
+@tgi("1.1 POST /", "1.7 compat", "1.7 compat stream")
 def test_compat_route(client: httpx.Client) -> None:
     (answer,) = client.post("/", json={"inputs": "hello", "parameters": GREEDY}).json()
     assert answer["generated_text"].startswith("hello ")
@@ -114,6 +127,18 @@ def test_compat_route(client: httpx.Client) -> None:
     assert len(events(client.post("/", json=body))) == 6
 
 
+@tgi(
+    "2.3 x-compute-type",
+    "2.3 x-compute-time",
+    "2.3 x-compute-characters",
+    "2.3 x-total-time",
+    "2.3 x-validation-time",
+    "2.3 x-queue-time",
+    "2.3 x-inference-time",
+    "2.3 x-time-per-token",
+    "2.3 x-prompt-tokens",
+    "2.3 x-generated-tokens",
+)
 def test_headers(client: httpx.Client) -> None:
     headers = generate(client).headers
     assert headers["x-compute-type"] == "sim"
@@ -127,6 +152,7 @@ def test_headers(client: httpx.Client) -> None:
     assert (streamed["x-compute-type"], streamed["x-accel-buffering"]) == ("sim", "no")
 
 
+@tgi("1.8 info")
 def test_info(client: httpx.Client) -> None:
     info = client.get("/info").json()
     documented = {
@@ -187,6 +213,7 @@ def test_refusals_have_true_statuses_on_both_routes(
     assert response.json() == {"error": f"Input validation error: {message}", "error_type": "validation"}
 
 
+@tgi("1.2 inputs", "1.2 input length")
 def test_inputs(client: httpx.Client) -> None:
     assert generate(client, "").json()["error"] == "Input validation error: `inputs` cannot be empty"
     long = client.post("/generate", json={"inputs": "x" * 3000})
@@ -195,12 +222,14 @@ def test_inputs(client: httpx.Client) -> None:
     assert (missing.status_code, missing.json()["error"]) == (422, "Input validation error: `inputs` is missing")
 
 
+@tgi("1.2 max_new_tokens")
 def test_context_is_filled_when_no_bound_is_given(client: httpx.Client) -> None:
     body = {"inputs": "x" * 2000, "parameters": {"details": True}}
     details = client.post("/generate", json=body).json()["details"]
     assert (details["finish_reason"], details["generated_tokens"]) == ("length", 48)
 
 
+@tgi("1.1 malformed body", "1.1 payload limit", "1.9 400", "1.9 413", "1.9 415", "1.9 422")
 @pytest.mark.parametrize(
     ("content", "content_type", "status"),
     [
@@ -222,6 +251,7 @@ def test_bodies_that_cannot_be_read(client: httpx.Client, content: bytes, conten
         assert response.json().keys() == {"error", "error_type"}
 
 
+@tgi("1.1 payload limit", "1.9 413")
 def test_chunked_body_over_the_cap(client: httpx.Client) -> None:
     chunks = (b" " * 100_000 for _ in range(30))
     response = client.post("/generate", content=chunks, headers={"content-type": "application/json"})
