@@ -142,7 +142,8 @@ class Scheduler:
             raise ValueError(f"step {batch.step} samples {len(sampled)} tokens, its result has {len(tokens)}")
         deltas = self._reject([sampled[position] for position in result.bad]) if result.bad else []
         if step.scored:
-            step.answer_scores(result.prompt_logprobs)
+            for request in step.answer_scores(result.prompt_logprobs):
+                deltas += self._reject(list(request.sequences))
         uncounted = len(deltas)
         late: list[Sequence] = []
         decoding = State.DECODING

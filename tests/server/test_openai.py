@@ -269,7 +269,6 @@ REFUSED_COMPLETIONS = [
     *REFUSED,
     ({"suffix": "x"}, "suffix", "unsupported_parameter"),
     ({"best_of": 2}, "best_of", "unsupported_parameter"),
-    ({"echo": True, "logprobs": 1}, "logprobs", "unsupported_parameter"),
     ({"prompt": []}, "prompt", None),
     ({"prompt": ""}, "prompt", None),
     ({"prompt": ["a"] * 5}, "prompt", None),

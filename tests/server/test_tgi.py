@@ -193,7 +193,6 @@ REFUSED = [
     ({"watermark": True}, "`watermark` is not supported by this server; leave it out"),
     ({"grammar": {"type": "regex", "value": "a"}}, "`grammar` is not supported by this server; leave it out"),
     ({"adapter_id": "x"}, "`adapter_id` is not supported by this server; leave it out"),
-    ({"decoder_input_details": True}, "`decoder_input_details` is not supported by this server; leave it out"),
     ({"temperature": "hot"}, "`parameters.temperature`: input should be a valid number"),
     ({"max_new_tokens": True}, "`parameters.max_new_tokens`: input should be a valid integer"),
     ({"max_new_tokens": 5.0}, "`parameters.max_new_tokens`: input should be a valid integer"),

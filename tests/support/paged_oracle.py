@@ -7,6 +7,7 @@ the next token, a function of the digest, is the same however the sequence was b
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -41,7 +42,9 @@ def choose(prefix: int, seed: int, params: SamplingParams, generated: int) -> in
 
 
 def logprobs(prefix: int, token: int, top: int) -> TokenLogprobs:
-    """Of a prompt's token after a prefix: numbers that only this prefix has."""
+    """Of a prompt's token after a prefix: numbers that only this prefix has, and none after a broken one."""
+    if prefix < 0:
+        return TokenLogprobs(math.nan, [], [])
     return TokenLogprobs(-float(hash((prefix, token)) & 0xFFFF), list(range(top)), [float(prefix)] * top)
 
 
