@@ -7,6 +7,7 @@ of `probes.py`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -102,8 +103,9 @@ def _prediction(instance: GenerateRequest | ChatRequest, model: ServedModel) -> 
 
 async def _collect(service: Service, predictions: Sequence[_Prediction], timing: Timing) -> list[str]:
     texts = [[prediction.before] for prediction in predictions]
-    async for piece in service.run([prediction.generation for prediction in predictions], timing):
-        texts[piece.index].append(piece.text)
+    async with aclosing(service.run([prediction.generation for prediction in predictions], timing)) as pieces:
+        async for piece in pieces:
+            texts[piece.index].append(piece.text)
     return ["".join(parts) for parts in texts]
 
 

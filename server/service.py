@@ -117,7 +117,7 @@ class Service:
     def _begin(self, generations: Sequence[Generation], timing: Timing) -> None:
         """Take the request in. Raises RequestError where it asks for too much, or too much is asked for already."""
         limit = self.model.limits.max_request_tokens
-        asked = sum(generation.n * generation.params.max_tokens for generation in generations)
+        asked = sum(generation.n * (generation.params.max_tokens or 0) for generation in generations)
         try:
             if asked > limit:
                 raise invalid(

@@ -56,6 +56,13 @@ class SamplingFields(WireModel):
     stop_token_ids: Annotated[list[TokenId], Field(max_length=128)] | None = None
     priority: Signed32 | None = None
     prompt_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    # known, and without effect here: they are about the client's account, or name what is done anyway
+    user: Any = None
+    metadata: Any = None
+    store: Any = None
+    service_tier: Any = None
+    safety_identifier: Any = None
+    prompt_cache_key: Any = None
     # known, and not there
     response_format: Any = None
     guided_json: Any = None
@@ -92,6 +99,9 @@ class ChatRequest(SamplingFields):
     max_completion_tokens: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    # without tools there is nothing that these could change
+    parallel_tool_calls: Any = None
+    tool_prompt: Any = None
     # known, and not there
     tools: Any = None
     functions: Any = None

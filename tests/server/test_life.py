@@ -18,6 +18,7 @@ from typing import Any
 import httpx
 import pytest
 
+from mainspring.server import sse
 from mainspring.server.lifecycle import RequestLimits
 from tests.server.conftest import RunningServer, options_for
 from tests.server.sse_client import events
@@ -47,7 +48,7 @@ def wait_until(condition: Any, seconds: float = 10) -> None:
         threading.Event().wait(0.02)
 
 
-@tgi("1.1 GET /", "1.1 GET /health", "1.1 GET /ping", "1.1 GET /metrics", "1.8 health", "1.9 healthcheck")
+@tgi("1.1 GET /", "1.1 GET /health", "1.1 GET /ping", "1.8 health", "1.9 healthcheck")
 def test_probes_while_loading_and_after(model_directory: Path) -> None:
     with RunningServer(options_for(model_directory)) as running, httpx.Client(base_url=running.url) as client:
         assert client.get("/livez").status_code == 200
@@ -76,7 +77,7 @@ def test_a_client_that_leaves_ends_its_request(slow_server: RunningServer, route
     assert metric(slow_server.url, "mainspring_kv_cache_usage_perc") == 0
 
 
-@tgi("1.9 overloaded", "3 --max-concurrent-requests")
+@tgi("1.9 overloaded", "1.4 refusals", "3 --max-concurrent-requests")
 def test_overload_is_429_with_retry_after(model_directory: Path) -> None:
     options = replace(
         options_for(model_directory, speed="1", overhead="0.02"), limits=RequestLimits(max_concurrent_requests=1)
@@ -252,3 +253,14 @@ def answers(port: int) -> bool:
 def engine_of(server: int) -> int:
     """The server's only child."""
     return int(Path(f"/proc/{server}/task/{server}/children").read_text().split()[0])
+
+
+@tgi("1.4 keep-alive")
+def test_a_slow_stream_is_kept_alive(model_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sse, "KEEP_ALIVE_SECONDS", 0.02)
+    body = {"inputs": "x", "parameters": {"max_new_tokens": 3}}
+    with RunningServer(options_for(model_directory, speed="1", overhead="0.2")) as running:
+        running.wait_until_ready()
+        answer = httpx.post(f"{running.url}/generate_stream", json=body, timeout=30)
+    assert answer.text.count(": keep-alive\n\n") >= 3
+    assert len(events(answer)) == 3
