@@ -18,6 +18,7 @@ from pathlib import Path
 from transformers import AutoTokenizer
 
 from mainspring.server.source import resolve
+from tests.clients.conftest import BUSY_KEY
 from tests.support.live_server import live_server
 from tests.support.model_directory import TINY, write_tiny_model
 from tests.support.tiny_tokenizers import write_word_tokenizer
@@ -78,7 +79,7 @@ def _start_servers(stack: ExitStack, directory: Path) -> dict[str, str]:
     """The variables that tell `conftest.py` where everything is."""
     model = write_tiny_model(directory / "tiny")
     write_word_tokenizer(model, TINY.vocab_size)
-    slow = ("--backend-option", "overhead=0.02", "--max-concurrent-requests", "1")
+    slow = ("--backend-option", "overhead=0.02", "--max-concurrent-requests", "1", "--api-key", BUSY_KEY)
     at_once = ("--backend-option", "speed=0")
     server = stack.enter_context(live_server(str(model), directory / "server.log", *_SIM, *at_once))
     busy = stack.enter_context(live_server(str(model), directory / "busy.log", *_SIM, *slow))

@@ -12,6 +12,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+BUSY_KEY = "open-sesame"
+"""Without it `busy_server` answers nobody."""
+
 collect_ignore_glob = [] if "CLIENTS_SERVER" in os.environ else ["test_*.py"]
 
 
@@ -23,10 +26,10 @@ def server() -> str:
 
 @pytest.fixture
 def busy_server() -> Iterator[str]:
-    """URL of a server that takes one request at a time, and has it."""
+    """URL of a server that takes one request at a time, and has it. It wants `BUSY_KEY`."""
     url = os.environ["CLIENTS_BUSY_SERVER"]
     body = {"inputs": "hello", "parameters": {"max_new_tokens": 2000}}
-    with httpx.Client(base_url=url) as client:
+    with httpx.Client(base_url=url, headers={"authorization": f"Bearer {BUSY_KEY}"}) as client:
         while True:  # until the server has seen that the last test's stream is closed
             with client.stream("POST", "/generate_stream", json=body) as held:
                 if held.is_success:

@@ -11,6 +11,8 @@ import pytest
 from huggingface_hub import AsyncInferenceClient, InferenceClient
 from huggingface_hub.errors import HfHubHTTPError, OverloadedError, ValidationError
 
+from tests.clients.conftest import BUSY_KEY
+
 MESSAGES = [{"role": "user", "content": "hi"}]
 GREEDY = {"max_new_tokens": 6, "return_full_text": False}
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
@@ -61,8 +63,9 @@ Call = Callable[..., Any]
 class InLine:
     """The asynchronous client with synchronous methods, so that one test holds for both."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, api_key: str | None = None) -> None:
         self._url = url
+        self._api_key = api_key
 
     def text_generation(self, *arguments: Any, **fields: Any) -> Any:
         return asyncio.run(self._whole(lambda client: client.text_generation(*arguments, **fields)))
@@ -71,14 +74,14 @@ class InLine:
         return asyncio.run(self._whole(lambda client: client.chat_completion(*arguments, **fields)))
 
     async def _whole(self, call: Callable[[AsyncInferenceClient], Awaitable[Any]]) -> Any:
-        async with AsyncInferenceClient(self._url, timeout=30) as client:
+        async with AsyncInferenceClient(self._url, timeout=30, api_key=self._api_key) as client:
             answer = await call(client)
             return [item async for item in answer] if isinstance(answer, AsyncIterator) else answer
 
 
 @pytest.fixture(params=["InferenceClient", "AsyncInferenceClient"])
 def client_class(request: pytest.FixtureRequest) -> Call:
-    return InLine if request.param == "AsyncInferenceClient" else lambda url: InferenceClient(url, timeout=30)
+    return InLine if request.param == "AsyncInferenceClient" else InferenceClient
 
 
 @pytest.fixture
@@ -127,6 +130,13 @@ def test_text_generation_answer_streamed_and_whole(client: Any) -> None:
     assert [len(event.top_tokens) for event in events] == [2] * 6
     assert events[-1].generated_text == whole.generated_text
     assert list(client.text_generation("hi", stream=True, **GREEDY)) == [event.token.text for event in events]
+
+
+def test_text_generation_tells_the_prompt(client: Any) -> None:
+    details = client.text_generation("hi", details=True, decoder_input_details=True, **GREEDY).details
+    assert [token.text for token in details.prefill] == ["h", "i"]
+    assert details.prefill[0].logprob is None
+    assert details.prefill[1].logprob < 0
 
 
 def test_text_generation_means_what_it_says(client: Any) -> None:
@@ -178,8 +188,14 @@ def test_chat_stream_is_the_same_answer_and_counts(client: Any) -> None:
 
 def test_overload_is_its_own_error(busy_server: str, client_class: Call) -> None:
     with pytest.raises((OverloadedError, HfHubHTTPError)) as caught:
-        client_class(busy_server).text_generation("hi", max_new_tokens=2)
+        client_class(busy_server, api_key=BUSY_KEY).text_generation("hi", max_new_tokens=2)
     assert isinstance(caught.value, OverloadedError) or caught.value.response.status_code == 429
+
+
+def test_a_wrong_key_is_401(busy_server: str, client_class: Call) -> None:
+    with pytest.raises(HfHubHTTPError) as caught:
+        client_class(busy_server, api_key="guessed").text_generation("hi")
+    assert caught.value.response.status_code == 401
 
 
 def test_text_of_a_model(text_server: str) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 import litellm
 import pytest
 
+from tests.clients.conftest import BUSY_KEY
+
 MESSAGES = [{"role": "user", "content": "hi"}]
 
 
@@ -79,8 +81,14 @@ def test_other_models_are_not_found(server: str) -> None:
 
 
 def test_overload_is_a_rate_limit(busy_server: str, model_id: str) -> None:
-    where = {"model": f"openai/{model_id}", "api_base": f"{busy_server}/v1", "api_key": "none"}
+    where = {"model": f"openai/{model_id}", "api_base": f"{busy_server}/v1", "api_key": BUSY_KEY}
     with pytest.raises(litellm.RateLimitError):
+        litellm.completion(messages=MESSAGES, num_retries=0, max_retries=0, **where)
+
+
+def test_a_wrong_key_is_an_authentication_error(busy_server: str, model_id: str) -> None:
+    where = {"model": f"openai/{model_id}", "api_base": f"{busy_server}/v1", "api_key": "guessed"}
+    with pytest.raises(litellm.AuthenticationError):
         litellm.completion(messages=MESSAGES, num_retries=0, max_retries=0, **where)
 
 

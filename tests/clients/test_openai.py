@@ -9,6 +9,8 @@ from typing import Any
 import openai
 import pytest
 
+from tests.clients.conftest import BUSY_KEY
+
 MESSAGES: list[Any] = [{"role": "user", "content": "hi"}]
 SIX: dict[str, Any] = {"max_tokens": 6, "temperature": 0}
 TOOLS: list[Any] = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
@@ -158,11 +160,18 @@ def test_other_models_and_routes_are_not_found(client: openai.OpenAI, model_id: 
 
 
 def test_overload_is_a_rate_limit(busy_server: str, model_id: str) -> None:
-    with openai.OpenAI(base_url=f"{busy_server}/v1", api_key="none", max_retries=0) as client:
+    with openai.OpenAI(base_url=f"{busy_server}/v1", api_key=BUSY_KEY, max_retries=0) as client:
         for stream in (False, True):
             with pytest.raises(openai.RateLimitError) as caught:
                 client.completions.create(model=model_id, prompt="hi", stream=stream)
             assert caught.value.response.headers["retry-after"] == "1"
+
+
+def test_a_wrong_key_is_an_authentication_error(busy_server: str, model_id: str) -> None:
+    with openai.OpenAI(base_url=f"{busy_server}/v1", api_key="guessed", max_retries=0) as client:
+        for call in (client.models.list, lambda: client.completions.create(model=model_id, prompt="hi")):
+            with pytest.raises(openai.AuthenticationError, match="Bearer KEY"):
+                call()
 
 
 def test_asynchronous_client(server: str, model_id: str) -> None:

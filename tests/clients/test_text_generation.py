@@ -12,6 +12,8 @@ from text_generation import AsyncClient, Client
 from text_generation.errors import BadRequestError, OverloadedError, ValidationError
 from text_generation.types import Grammar, GrammarType, Message, Tool
 
+from tests.clients.conftest import BUSY_KEY
+
 TAKEN: dict[str, Any] = {
     "best_of": 2,
     "do_sample": True,
@@ -49,8 +51,8 @@ MESSAGES = [Message(role="user", content="hi")]
 class InLine:
     """The asynchronous client with synchronous methods, so that one test holds for both."""
 
-    def __init__(self, url: str, timeout: int) -> None:
-        self._client = AsyncClient(url, timeout=timeout)
+    def __init__(self, url: str, timeout: int, headers: dict[str, str] | None = None) -> None:
+        self._client = AsyncClient(url, headers=headers, timeout=timeout)
 
     def generate(self, *arguments: Any, **fields: Any) -> Any:
         return asyncio.run(self._client.generate(*arguments, **fields))
@@ -125,6 +127,13 @@ def test_answer_streamed_and_whole(client: Any) -> None:
     assert (stopped.details.finish_reason, stopped.details.generated_tokens) == ("stop_sequence", 3)
 
 
+def test_decoder_input_details_tell_the_prompt(client: Any) -> None:
+    prefill = client.generate("hi", max_new_tokens=1, decoder_input_details=True).details.prefill
+    assert [token.text for token in prefill] == ["h", "i"]
+    assert prefill[0].logprob is None
+    assert prefill[1].logprob < 0
+
+
 def test_best_of_shows_the_other(client: Any) -> None:
     details = client.generate("hi", max_new_tokens=6, do_sample=True, best_of=2).details
     assert len(details.best_of_sequences) == 1
@@ -150,7 +159,9 @@ def test_chat_refusal_is_a_bad_request(client: Any, name: str) -> None:
 
 def test_overload_is_its_own_error(busy_server: str, client_class: Callable[..., Any]) -> None:
     with pytest.raises(OverloadedError, match="overloaded"):
-        client_class(busy_server, timeout=30).generate("hi", max_new_tokens=2)
+        client_class(busy_server, headers={"Authorization": f"Bearer {BUSY_KEY}"}, timeout=30).generate(
+            "hi", max_new_tokens=2
+        )
 
 
 def test_text_of_a_model(text_server: str) -> None:
