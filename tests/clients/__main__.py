@@ -18,6 +18,7 @@ from pathlib import Path
 from transformers import AutoTokenizer
 
 from mainspring.server.source import resolve
+from tests.clients import log_likelihoods
 from tests.clients.conftest import BUSY_KEY
 from tests.support.live_server import live_server
 from tests.support.model_directory import TINY, write_tiny_model
@@ -84,11 +85,13 @@ def _start_servers(stack: ExitStack, directory: Path) -> dict[str, str]:
     server = stack.enter_context(live_server(str(model), directory / "server.log", *_SIM, *at_once))
     busy = stack.enter_context(live_server(str(model), directory / "busy.log", *_SIM, *slow))
     text = stack.enter_context(live_server("demo", directory / "text.log", "--backend", "cpu", "--dtype", "float32"))
+    tokenizer = _write_tokenizer(directory / "tokenizer")
     return {
         "CLIENTS_SERVER": server.url,
         "CLIENTS_BUSY_SERVER": busy.url,
         "CLIENTS_TEXT_SERVER": text.url,
-        "CLIENTS_TOKENIZER": str(_write_tokenizer(directory / "tokenizer")),
+        "CLIENTS_TOKENIZER": str(tokenizer),
+        "CLIENTS_LOG_LIKELIHOODS": str(log_likelihoods.write(tokenizer, directory / "log_likelihoods.json")),
     }
 
 
