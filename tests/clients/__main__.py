@@ -32,9 +32,10 @@ ENVIRONMENTS: dict[str, tuple[str, ...]] = {
         "test_lm_eval.py",
         "test_schemathesis.py",
         "test_promtool.py",
+        "test_snippets.py",
     ),
-    "frameworks": ("test_litellm.py", "test_langchain.py"),
-    "text_generation": ("test_text_generation.py",),
+    "frameworks": ("test_litellm.py", "test_langchain.py", "test_snippets.py"),
+    "text_generation": ("test_text_generation.py", "test_snippets.py"),
     "load": ("test_aiperf.py",),
 }
 _HERE = Path(__file__).parent
@@ -54,6 +55,7 @@ def main(names: Sequence[str]) -> int:
         variables.pop("PYTHONPATH", None)  # the clients' environments hold no mainspring
         variables.pop("HF_HUB_OFFLINE", None)  # huggingface_hub would not even talk to this machine
         for name, python in pythons.items():
+            variables["CLIENTS_ENVIRONMENT"] = name
             files = [str(_HERE / file) for file in ENVIRONMENTS[name]]
             # Warnings are errors for our own code; what the clients' code warns about is theirs.
             options = ["-o", "filterwarnings=default", "-p", "no:cacheprovider"]
