@@ -1,4 +1,4 @@
-# make serve | test | check | bench | size. Each target installs what it needs into .venv.
+# make serve | test | test-clients | check | bench | size. Each target installs what it needs into .venv.
 MODEL ?= demo
 BACKEND ?= auto
 HOST ?= 127.0.0.1
@@ -8,7 +8,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: serve test check lint bench size
+.PHONY: serve test test-clients check lint bench size
 .DEFAULT_GOAL := serve
 
 $(BIN)/mainspring: pyproject.toml constraints.txt
@@ -27,6 +27,9 @@ serve: $(BIN)/mainspring ## chat with MODEL on BACKEND at HOST:PORT
 test: $(VENV)/dev ## the tests alone
 	$(BIN)/python -m pytest
 
+test-clients: $(VENV)/dev ## real clients, each in an environment of its own under .clients/ (node 20 and promtool needed)
+	$(BIN)/python -m tests.clients
+
 lint: $(VENV)/dev ## format, lint, types and the arrows between rooms
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -37,7 +40,11 @@ check: lint ## what CI runs: lint, then the tests with coverage
 	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
 
 bench: $(VENV)/dev ## the benchmarks that need no accelerator
+	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/scheduler_cost.py
+	$(BIN)/python benchmarks/step_inputs.py
+	$(BIN)/python benchmarks/engine_throughput.py
+	$(BIN)/python benchmarks/host_cost.py --runs 3
 	$(BIN)/python benchmarks/cpu_step.py
 
 size: ## lines of code in each room

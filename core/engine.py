@@ -318,8 +318,14 @@ def build_scheduler(setting: Setting, executor: Executor, max_length: int) -> Sc
 def describe(setting: Setting, plan: Plan, executor: Executor) -> Ready:
     """What the server must know to validate requests, and what the operator should."""
     block_size, num_blocks = executor.kv_spec().block_size, executor.num_blocks()
+    room = (num_blocks - 1) * block_size
+    notes = (setting.choice.reason, *plan.notes)
+    if room < plan.max_length:
+        notes += (
+            f"sequences are limited to {room} of {plan.max_length} tokens: no more memory was free for the cache",
+        )
     return Ready(
-        max_length=min(plan.max_length, (num_blocks - 1) * block_size),
+        max_length=min(plan.max_length, room),
         vocab_size=setting.model.vocab_size,
         block_size=block_size,
         num_blocks=num_blocks,
@@ -327,7 +333,7 @@ def describe(setting: Setting, plan: Plan, executor: Executor) -> Ready:
         backend=setting.choice.backend.name,
         device=executor.device_name(),
         dtype=plan.dtype,
-        notes=(setting.choice.reason, *plan.notes),
+        notes=notes,
     )
 
 

@@ -24,6 +24,9 @@ from mainspring.core.config import Dtype, EngineConfig, KVDtype, ModelConfig
 from mainspring.core.errors import StartupError, unknown
 from mainspring.core.quantization import SCHEMES
 
+MARGIN = 0.02
+"""Share of a device's memory that is never planned with."""
+
 SCORED_ROWS = 128
 """Positions of prompts whose logits are in memory at once: enough rows for a matrix product to be worth its weights."""
 
@@ -156,13 +159,14 @@ def blocks_wanted(config: EngineConfig, spec: KVSpec, max_length: int) -> int:
 def blocks_that_fit(plan: Plan, config: EngineConfig, free: int, total: int) -> int:
     """KV blocks for a device on which the weights already lie and `free` of `total` bytes remain.
 
-    What others use and what the operator reserved by `memory_fraction` is left alone.
+    The share that `memory_fraction` gives is this server's own, whatever others on the device use; and what they use is
+    left to them, with a margin for how that may grow.
     """
     if config.num_blocks is not None:
         return config.num_blocks
-    reserved = total - int(total * plan.usable_bytes / plan.total_bytes)
-    room = (free - reserved - plan.workspace_bytes) // plan.kv.block_bytes()
-    return max(0, min(room, blocks_wanted(config, plan.kv, plan.max_length)))
+    share = int(total * plan.usable_bytes / plan.total_bytes) - plan.weight_bytes
+    room = min(share, free - int(total * MARGIN)) - plan.workspace_bytes
+    return max(0, min(room // plan.kv.block_bytes(), blocks_wanted(config, plan.kv, plan.max_length)))
 
 
 def _compute_dtype(config: EngineConfig, model: ModelConfig, capabilities: Capabilities) -> tuple[Dtype, str]:

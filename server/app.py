@@ -37,14 +37,17 @@ from mainspring.server.lifecycle import Lifecycle, RequestLimits, build_model, e
 from mainspring.server.openai import errors as openai_errors
 from mainspring.server.openai import routes as openai_routes
 from mainspring.server.openai.types import ErrorBody, ErrorResponse
+from mainspring.server.outcome import Spans
 from mainspring.server.progress import ProgressBars
 from mainspring.server.prometheus import Metrics
 from mainspring.server.request_ids import RequestIds
 from mainspring.server.source import ModelSource
+from mainspring.server.step_metrics import StepMetrics
 from mainspring.server.summary import Summary
 from mainspring.server.tgi import errors as tgi_errors
 from mainspring.server.tgi import routes as tgi_routes
 from mainspring.server.tgi.types import ErrorResponse as TGIErrorResponse
+from mainspring.server.tracing import Callers, start_tracing
 
 _log = logging.getLogger(__name__)
 _CLOSE_SECONDS = 5
@@ -69,6 +72,14 @@ class Access:
         return PROBES if self.private_metrics else PROBES | TELLING
 
 
+@dataclass(frozen=True, slots=True)
+class Traces:
+    """Where spans are sent, and under what name."""
+
+    endpoint: str
+    service_name: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerOptions:
     """Everything that `serve` is told."""
@@ -85,6 +96,7 @@ class ServerOptions:
     vllm_metric_names: bool = False
     compute_type: str | None = None
     """For the header x-compute-type; None takes the backend's name."""
+    traces: Traces | None = None
     notes: tuple[str, ...] = ()
     """What the operator asked for and does not get, one sentence each."""
 
@@ -116,6 +128,7 @@ def create_app(
 def _middleware(access: Access) -> Iterator[Middleware]:
     """From the outside in: even refusals have ids, and a browser may read them."""
     yield Middleware(RequestIds)
+    yield Middleware(Callers)
     yield Middleware(HeaderLimits)
     if access.origins:
         yield Middleware(
@@ -133,19 +146,25 @@ def create_lifecycle(
     observers: Sequence[Observer] = (),
     *,
     announce: Callable[[Ready, float], None] | None = None,
+    spans: Spans | None = None,
 ) -> Lifecycle:
     """The engine client with what watches it. Must be called inside the event loop."""
     bars = ProgressBars(sys.stderr)
-    engine = EngineClient(options.engine, on_progress=bars.show, observers=observers)
+    steps = StepMetrics()
+    engine = EngineClient(options.engine, on_progress=bars.show, observers=[steps.observe, *observers])
     metrics = Metrics(options.source.model_id, lambda: engine_state(engine), options.vllm_metric_names)
+    metrics.registry.register(steps)
     build = build_model(options.source, options.engine, options.limits, options.compute_type)
-    return Lifecycle(engine, options.source, metrics, build, announce=announce)
+    return Lifecycle(engine, options.source, metrics, build, loaded=bars.close, announce=announce, spans=spans)
 
 
 async def serve(options: ServerOptions) -> int:
     """Listen, load, serve, drain. Returns the exit code; raises StartupError when it cannot even listen."""
     if options.certificate is not None:
         options.certificate.check()
+    recorder = None
+    if options.traces is not None:
+        recorder = start_tracing(options.traces.endpoint, options.traces.service_name)
     listener = listen(options.host, options.port)
     check_exposure(listener, options.access)
     plugins = load_plugins()
@@ -153,7 +172,7 @@ async def serve(options: ServerOptions) -> int:
         _log.warning("%s", problem)
     summary = _summary(options, listener)
     observers = [*chain.from_iterable(plugins.manager.hook.mainspring_observers())]
-    lifecycle = create_lifecycle(options, observers, announce=summary.show)
+    lifecycle = create_lifecycle(options, observers, announce=summary.show, spans=recorder)
     extra_routes = [*chain.from_iterable(plugins.manager.hook.mainspring_routes())]
     app = create_app(lifecycle, options.limits.payload_limit, extra_routes, access=options.access)
     server = HTTPServer(app, options.connections, options.certificate)
@@ -171,6 +190,8 @@ async def serve(options: ServerOptions) -> int:
         await lifecycle.drain(options.drain_seconds)
     server.should_exit = True
     await serving
+    if recorder is not None:
+        await asyncio.to_thread(recorder.close)
     if lifecycle.startup_error is not None:
         raise lifecycle.startup_error
     return lifecycle.exit_code

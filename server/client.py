@@ -44,6 +44,9 @@ _log = logging.getLogger(__name__)
 _TICK_SECONDS = 0.25
 """How often the watchdog looks."""
 
+MERGED_STEPS = 16
+"""Messages of the engine that are handled together while their readers wait, at most."""
+
 ProgressListener = Callable[[Progress], None]
 Observer = Callable[[StepOutput], None]
 
@@ -238,6 +241,9 @@ class EngineClient:
         try:
             while True:
                 self._handle(await channel.receive())
+                # What else is here is merged by the streams, so a server that falls behind sends less often, not later.
+                for message in channel.arrived(MERGED_STEPS):
+                    self._handle(message)
                 # A message that waits is received without leaving this task, so give the readers their turn.
                 await asyncio.sleep(0)
         except ChannelClosed as error:

@@ -15,8 +15,9 @@ import h11
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.config import Config
-from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
+
+from mainspring.server.chunks import StreamingProtocol
 
 MAX_HEADER_BYTES = 16 * 1024
 MAX_HEADERS = 100
@@ -38,7 +39,7 @@ def limited_protocol(limits: ConnectionLimits) -> type[asyncio.Protocol]:
     """uvicorn's h11 protocol within limits. The class carries them, since uvicorn makes the instances."""
     peers: Counter[str] = Counter()
 
-    class LimitedProtocol(H11Protocol):
+    class LimitedProtocol(StreamingProtocol):
         def __init__(
             self,
             config: Config,

@@ -18,6 +18,7 @@ from mainspring.core.request import Ready
 from mainspring.server.client import EngineClient
 from mainspring.server.errors import NotReadyError
 from mainspring.server.model import Limits, ServedModel
+from mainspring.server.outcome import Spans
 from mainspring.server.prometheus import Metrics
 from mainspring.server.service import Service
 from mainspring.server.source import ModelSource
@@ -68,8 +69,13 @@ class Lifecycle:
         metrics: Metrics,
         build: Callable[[Ready, Tokenizer, ChatTemplate | None], ServedModel],
         *,
+        loaded: Callable[[], None] | None = None,
         announce: Callable[[Ready, float], None] | None = None,
+        spans: Spans | None = None,
     ) -> None:
+        self._spans = spans
+        self._loaded = loaded
+        """Called when loading has ended, well or not."""
         self._announce = announce
         """Called once with the seconds that starting took."""
         self.metrics = metrics
@@ -147,9 +153,13 @@ class Lifecycle:
         except* StartupError as errors:
             reasons = [reason for error in _leaves(errors) for reason in error.reasons]
             self.startup_error = StartupError(reasons)
-        else:
+        finally:
+            if self._loaded is not None:
+                self._loaded()
+        if self.startup_error is None:
             ready, (tokenizer, template) = engine.result(), text.result()
-            self._service = Service(self._engine, self._build(ready, tokenizer, template), self.metrics, ready)
+            model = self._build(ready, tokenizer, template)
+            self._service = Service(self._engine, model, self.metrics, ready, spans=self._spans)
             if self._announce is not None:
                 self._announce(ready, time.monotonic() - self._begun)
             await self._engine.failed()

@@ -18,8 +18,8 @@ from mainspring.core.request import FinishReason, Ready
 from mainspring.server.client import EngineClient
 from mainspring.server.errors import invalid
 from mainspring.server.generation import Generation, Piece, generate, merge
-from mainspring.server.logs import event
 from mainspring.server.model import ServedModel
+from mainspring.server.outcome import Outcome, Spans
 from mainspring.server.prometheus import Metrics, RequestRecord
 
 T = TypeVar("T")
@@ -58,11 +58,14 @@ class Timing:
 class Service:
     """The served model behind its engine. All methods belong to the event loop's thread."""
 
-    def __init__(self, engine: EngineClient, model: ServedModel, metrics: Metrics, ready: Ready) -> None:
+    def __init__(
+        self, engine: EngineClient, model: ServedModel, metrics: Metrics, ready: Ready, *, spans: Spans | None = None
+    ) -> None:
         self.model = model
         self.ready = ready
         self._engine = engine
         self._metrics = metrics
+        self._spans = spans
         self._threads = ThreadPoolExecutor(model.limits.validation_workers, "validation")
         self._live = 0
         """Prompts in the threads, queued, or running."""
@@ -107,12 +110,12 @@ class Service:
                             self._finish(generations, timing, reasons)
                     yield piece
         except RequestError as error:
-            self._failed(error, timing)
+            self._failed(error, timing, generations)
             raise
         finally:
             self._live -= len(generations)
             if not timing.finished and not timing.failed:
-                event("request aborted", **self._account(timing), reason="the client left or took nothing")
+                self._tell(timing, generations, aborted=True)
 
     def _begin(self, generations: Sequence[Generation], timing: Timing) -> None:
         """Take the request in. Raises RequestError where it asks for too much, or too much is asked for already."""
@@ -126,25 +129,43 @@ class Service:
                 )
             self._admit(len(generations))
         except RequestError as error:
-            self._failed(error, timing)
+            self._failed(error, timing, generations)
             raise
 
-    def _failed(self, error: RequestError, timing: Timing) -> None:
+    def _failed(self, error: RequestError, timing: Timing, generations: Sequence[Generation] = ()) -> None:
         timing.failed = True
         self._metrics.failed(error.kind)
-        event("request failed", **self._account(timing), reason=error.kind.value)
+        self._tell(timing, generations, error=error.kind)
 
-    def _account(self, timing: Timing) -> dict[str, object]:
-        """A request in numbers, for the log."""
-        return {
-            "model": self.model.id,
-            "prompt_tokens": timing.prompt_tokens,
-            "output_tokens": timing.generated_tokens,
-            "cached_tokens": timing.cached_tokens,
-            "queue_ms": round(timing.queue_seconds * 1000),
-            "ttft_ms": round((timing.first_token - timing.received) * 1000) if timing.first_token else None,
-            "e2e_ms": round(((timing.finished or time.monotonic()) - timing.received) * 1000),
-        }
+    def _tell(
+        self,
+        timing: Timing,
+        generations: Sequence[Generation],
+        *,
+        reasons: Sequence[str] = (),
+        error: ErrorKind | None = None,
+        aborted: bool = False,
+    ) -> None:
+        """The log and the traces hear how a request ended."""
+        outcome = Outcome(
+            model=self.model.id,
+            params=generations[0].params if generations else None,
+            choices=sum(generation.n for generation in generations),
+            received=timing.received,
+            first_token=timing.first_token,
+            ended=timing.finished or time.monotonic(),
+            validation_seconds=max(timing.validation_seconds, 0.0),
+            queue_seconds=timing.queue_seconds,
+            prompt_tokens=timing.prompt_tokens,
+            cached_tokens=timing.cached_tokens,
+            generated_tokens=timing.generated_tokens,
+            finish_reasons=tuple(reasons),
+            error=error,
+            aborted=aborted,
+        )
+        outcome.log()
+        if self._spans is not None:
+            self._spans.record(outcome)
 
     def _admit(self, num_prompts: int) -> None:
         limit = self.model.limits.max_concurrent_requests
@@ -170,7 +191,7 @@ class Service:
 
     def _finish(self, generations: Sequence[Generation], timing: Timing, reasons: list[str]) -> None:
         timing.finished = time.monotonic()
-        event("request finished", **self._account(timing), finish_reason=",".join(reasons))
+        self._tell(timing, generations, reasons=reasons)
         self._metrics.finished(
             RequestRecord(
                 prompt_tokens=timing.prompt_tokens,

@@ -46,7 +46,6 @@ class ForeignFlag:
 
 _ONE_DEVICE = "a server computes on one device; start one for each device with --device-index, behind a load balancer"
 _TUNNEL = "run the tunnel beside the server and point it at --port"
-_TRACES = "no traces are sent; --json-output logs every request with its id and timings"
 _ONE_PROCESS = "one process computes, so there is nobody to meet"
 
 FOREIGN_FLAGS = (
@@ -72,8 +71,6 @@ FOREIGN_FLAGS = (
     ForeignFlag("--ngrok-edge", _TUNNEL, refused=True),
     ForeignFlag("--disable-grammar-support", "requests with `grammar` are refused already", is_switch=True),
     ForeignFlag("--lora-adapters", "merge the adapter into the model (peft: `merge_and_unload`)", refused=True),
-    ForeignFlag("--otlp-endpoint", _TRACES, refused=True),
-    ForeignFlag("--otlp-service-name", "no traces are sent"),
     ForeignFlag("--usage-stats", "nothing is ever sent anywhere", harmless=("off",)),
     ForeignFlag("--enable-prefill-logprobs", "a request that wants them asks for them", is_switch=True),
     ForeignFlag("--max-image-fetch-size", "nothing is fetched for requests"),

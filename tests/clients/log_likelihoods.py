@@ -15,7 +15,7 @@ DOCUMENTS = Path(__file__).parent / "lm_eval_tasks" / "capitals.jsonl"
 
 
 def write(tokenizer_directory: Path, file: Path) -> Path:
-    """For each document and each choice: the sum of the choice's log-probabilities, and whether it is the greedy one."""
+    """For each document's choices: the sum of the choice's log-probabilities, and whether it is the greedy one."""
     model = by_transformers()
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_directory)
     documents = [json.loads(line) for line in DOCUMENTS.read_text().splitlines()]

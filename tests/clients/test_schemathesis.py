@@ -14,8 +14,9 @@ CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance"
 @pytest.mark.timeout(600)
 def test_no_server_error_and_no_undocumented_status(server: str, tmp_path: Path) -> None:
     command = [str(Path(sys.executable).with_name("schemathesis")), "run", f"{server}/openapi.json"]
-    # What it finds out by itself differs from run to run, unless the seed is fixed.
-    command += ["--checks", CHECKS, "--seed", "1", "--phases", "fuzzing", "--max-examples", "30", "--workers", "2"]
+    command += ["--checks", CHECKS, "--phases", "coverage,fuzzing", "--max-examples", "10", "--workers", "2"]
+    # Its inputs are the same in every run. Its own warnings are about how many of them are refused.
+    command += ["--seed", "1"]
     command += ["--suppress-health-check", "all", "--warnings", "off"]
     ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=580)
     assert ended.returncode == 0, ended.stdout[-5000:]

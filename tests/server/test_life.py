@@ -48,7 +48,7 @@ def wait_until(condition: Any, seconds: float = 10) -> None:
         threading.Event().wait(0.02)
 
 
-@tgi("1.1 GET /", "1.1 GET /health", "1.1 GET /ping", "1.8 health", "1.9 healthcheck")
+@tgi("1.1 GET /", "1.1 GET /metrics", "1.1 GET /health", "1.1 GET /ping", "1.8 health", "1.9 healthcheck")
 def test_probes_while_loading_and_after(model_directory: Path) -> None:
     with RunningServer(options_for(model_directory)) as running, httpx.Client(base_url=running.url) as client:
         assert client.get("/livez").status_code == 200

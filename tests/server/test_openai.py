@@ -10,7 +10,7 @@ import pytest
 
 from tests.server.conftest import MODEL_ID
 from tests.server.sse_client import events
-from tests.support.tgi_rows import tgi
+from tests.support.tgi_rows import ROWS, tgi
 
 CHAT = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 6, "temperature": 0}
 PROMPT = {"prompt": "hi", "max_tokens": 6, "temperature": 0}
@@ -135,7 +135,7 @@ def test_stop_token_ids(client: httpx.Client) -> None:
     assert answer["usage"]["completion_tokens"] == 3
 
 
-@tgi("1.1 POST /v1/completions", "1.6 body", "1.6 max_tokens", "1.6 temperature")
+@tgi("1.1 POST /v1/completions", "1.6 body")
 def test_completion_shape_and_logprobs(client: httpx.Client) -> None:
     answer = complete(client, logprobs=2).json()
     assert answer["object"] == "text_completion"
@@ -196,7 +196,6 @@ def test_seed_repeats(client: httpx.Client, call: Callable[..., httpx.Response])
     "1.5 top_p",
     "1.6 repetition_penalty",
     "1.6 frequency_penalty",
-    "1.6 top_p",
 )
 @pytest.mark.parametrize("call", [chat, complete])
 def test_extras_are_accepted(client: httpx.Client, call: Callable[..., httpx.Response]) -> None:
@@ -280,7 +279,8 @@ REFUSED_CHATS = [
 REFUSED_COMPLETIONS = [
     *REFUSED,
     ({"suffix": "x"}, "suffix", "unsupported_parameter"),
-    ({"best_of": 2}, "best_of", "unsupported_parameter"),
+    ({"best_of": 2, "n": 3}, "best_of", None),
+    ({"best_of": 9}, "best_of", None),
     ({"prompt": []}, "prompt", None),
     ({"prompt": ""}, "prompt", None),
     ({"prompt": ["a"] * 5}, "prompt", None),
@@ -288,17 +288,14 @@ REFUSED_COMPLETIONS = [
 ]
 
 
-@tgi(
-    "1.5 tools",
-    "1.5 tool_choice",
-    "1.5 response_format",
-    "1.5 top_logprobs",
-    "1.5 logit_bias",
-    "1.5 stream_options",
-    "1.2 images",
-)
+def marked(section: str, cases: list[tuple[dict[str, Any], str, str | None]]) -> list[Any]:
+    """Each case with the row of TGI's behaviour that its first field is."""
+    rows = [f"{section} {next(iter(fields))}" for fields, _, _ in cases]
+    return [pytest.param(*case, marks=tgi(row) if row in ROWS else ()) for case, row in zip(cases, rows, strict=True)]
+
+
 @pytest.mark.parametrize("streams", [False, True])
-@pytest.mark.parametrize(("fields", "param", "code"), REFUSED_CHATS)
+@pytest.mark.parametrize(("fields", "param", "code"), marked("1.5", REFUSED_CHATS))
 def test_refused_chats(
     client: httpx.Client, fields: dict[str, Any], param: str, code: str | None, streams: bool
 ) -> None:
@@ -308,8 +305,7 @@ def test_refused_chats(
     check_refusal(chat(client, stream=streams, **fields), param, code)
 
 
-@tgi("1.6 suffix", "1.6 batch size")
-@pytest.mark.parametrize(("fields", "param", "code"), REFUSED_COMPLETIONS)
+@pytest.mark.parametrize(("fields", "param", "code"), marked("1.6", REFUSED_COMPLETIONS))
 def test_refused_completions(client: httpx.Client, fields: dict[str, Any], param: str, code: str | None) -> None:
     check_refusal(complete(client, **fields), param, code)
 
@@ -332,3 +328,71 @@ def test_timing_headers(client: httpx.Client) -> None:
     headers = chat(client).headers
     assert headers["x-compute-type"] == "sim"
     assert headers["x-generated-tokens"] == "6"
+
+
+@tgi("1.6 batch size")
+def test_so_many_prompts_and_no_more(client: httpx.Client) -> None:
+    assert len(complete(client, prompt=["a"] * 4).json()["choices"]) == 4
+    assert "at most 4 are allowed" in complete(client, prompt=["a"] * 5).json()["error"]["message"]
+
+
+def test_best_of_answers_with_the_likeliest(client: httpx.Client) -> None:
+    fields = {"temperature": 1, "seed": 5, "max_tokens": 4, "prompt": ["hi", "ho"], "logprobs": 0}
+    every = complete(client, n=4, **fields).json()
+    best = complete(client, n=2, best_of=4, **fields).json()
+    for prompt in range(2):
+        ranked = sorted(every["choices"][4 * prompt :][:4], key=mean_logprob, reverse=True)
+        chosen = best["choices"][2 * prompt :][:2]
+        assert [choice["text"] for choice in chosen] == [choice["text"] for choice in ranked[:2]]
+    assert [choice["index"] for choice in best["choices"]] == [0, 1, 2, 3]
+    assert best["usage"]["completion_tokens"] == every["usage"]["completion_tokens"] == 32
+    unasked = complete(client, **fields | {"best_of": 4, "logprobs": None, "echo": True}).json()["choices"]
+    assert [(choice["logprobs"], choice["text"][:2]) for choice in unasked] == [(None, "hi"), (None, "ho")]
+
+
+def mean_logprob(choice: dict[str, Any]) -> float:
+    found = choice["logprobs"]["token_logprobs"]
+    return float(sum(found)) / len(found)
+
+
+def test_best_of_is_not_streamed(client: httpx.Client) -> None:
+    refused = complete(client, stream=True, best_of=2)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "best_of")
+    assert complete(client, stream=True, best_of=1).status_code == 200
+
+
+@tgi("1.5 unknown fields", "1.5 tool_prompt")
+def test_fields_without_effect_are_taken(client: httpx.Client) -> None:
+    idle = {
+        "user": "somebody",
+        "metadata": {"a": "b"},
+        "store": False,
+        "service_tier": "auto",
+        "parallel_tool_calls": True,
+        "safety_identifier": "x",
+        "prompt_cache_key": "y",
+        "tool_prompt": "z",
+        "tool_choice": "auto",
+        "no_such_field": {"nested": [1]},
+    }
+    plain = chat(client).json()["choices"]
+    assert chat(client, **idle).json()["choices"] == plain
+    assert chat(client, **dict.fromkeys(idle)).json()["choices"] == plain
+
+
+def test_several_sequences_in_a_stream(client: httpx.Client) -> None:
+    fields = {"n": 3, "temperature": 1, "seed": 11}
+    whole = [choice["message"]["content"] for choice in chat(client, **fields).json()["choices"]]
+    *chunks, last, done = events(chat(client, stream=True, stream_options={"include_usage": True}, **fields))
+    assert (last["choices"], last["usage"]["completion_tokens"], done) == ([], 18, "[DONE]")
+    for index, text in enumerate(whole):
+        own = [chunk["choices"][0] for chunk in chunks if chunk["choices"][0]["index"] == index]
+        assert "".join(choice["delta"].get("content", "") for choice in own) == text
+        assert [choice["delta"].get("role") for choice in own] == ["assistant"] + [None] * (len(own) - 1)
+        assert [choice["finish_reason"] for choice in own] == [None] * (len(own) - 1) + ["length"]
+    assert all(chunk["usage"] is None for chunk in chunks)
+
+
+@pytest.mark.parametrize("options", [None, {}, {"include_usage": False}])
+def test_no_usage_chunk_unless_asked_for(client: httpx.Client, options: dict[str, bool] | None) -> None:
+    assert all(chunk["choices"] for chunk in events(chat(client, stream=True, stream_options=options))[:-1])

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from mainspring.core.errors import ErrorKind, RequestError
+from mainspring.server import sse
+from mainspring.server.errors import TemplateError
+from mainspring.server.tgi import errors
+from tests.server.conftest import RunningServer, options_for
 from tests.server.sse_client import events
 from tests.support.tgi_rows import tgi
 
@@ -138,8 +145,6 @@ def test_compat_route(client: httpx.Client) -> None:
     "2.3 x-time-per-token",
     "2.3 x-prompt-tokens",
     "2.3 x-generated-tokens",
-    "1.4 headers",
-    "2.3 X-Accel-Buffering",
 )
 def test_headers(client: httpx.Client) -> None:
     headers = generate(client).headers
@@ -202,22 +207,11 @@ REFUSED = [
 ]
 
 
-@tgi(
-    "1.2 temperature",
-    "1.2 repetition_penalty",
-    "1.2 frequency_penalty",
-    "1.2 top_k",
-    "1.2 top_p",
-    "1.2 typical_p",
-    "1.2 watermark",
-    "1.2 grammar",
-    "1.2 adapter_id",
-    "1.4 refusals",
-    "1.9 validation",
-    "1.9 422",
-)
 @pytest.mark.parametrize("route", ["/generate", "/generate_stream"])
-@pytest.mark.parametrize(("parameters", "message"), REFUSED)
+@pytest.mark.parametrize(
+    ("parameters", "message"), [pytest.param(*row, marks=tgi(f"1.2 {next(iter(row[0]))}")) for row in REFUSED]
+)
+@tgi("1.9 validation", "1.4 refusals")
 def test_refusals_have_true_statuses_on_both_routes(
     client: httpx.Client, route: str, parameters: dict[str, Any], message: str
 ) -> None:
@@ -226,30 +220,6 @@ def test_refusals_have_true_statuses_on_both_routes(
     if route == "/generate_stream" and parameters == {"best_of": 2, "do_sample": True, "seed": 1}:
         message = "`best_of` != 1 is not supported when streaming tokens"
     assert response.json() == {"error": f"Input validation error: {message}", "error_type": "validation"}
-
-
-# Each breaks a rule of its own; the first of them is the one that is told.
-BROKEN = [
-    ({"best_of": 3}, "`best_of` must be > 0"),
-    ({"temperature": 0.0}, "`temperature`"),
-    ({"repetition_penalty": 0.0}, "`repetition_penalty`"),
-    ({"frequency_penalty": 3.0}, "`frequency_penalty`"),
-    ({"top_p": 0.0}, "`top_p`"),
-    ({"typical_p": 0.0}, "`typical_p`"),
-    ({"top_k": 0}, "`top_k`"),
-    ({"max_new_tokens": 0}, "`max_new_tokens`"),
-    ({"stop": ["a"] * 5}, "`stop`"),
-    ({"top_n_tokens": 6}, "`top_n_tokens`"),
-    ({"truncate": 0}, "`truncate`"),
-]
-
-
-@tgi("1.2 order of checks")
-@pytest.mark.parametrize("first", range(len(BROKEN)))
-def test_the_first_broken_rule_is_told(client: httpx.Client, first: int) -> None:
-    parameters = {key: value for fields, _ in BROKEN[first:] for key, value in fields.items()}
-    error = generate(client, **parameters).json()["error"]
-    assert error.startswith(f"Input validation error: {BROKEN[first][1]}")
 
 
 @tgi("1.2 inputs", "1.2 input length")
@@ -307,3 +277,86 @@ def test_request_ids(client: httpx.Client) -> None:
     assert client.get("/livez", headers={"x-request-id": "abc-1"}).headers["x-request-id"] == "abc-1"
     made = client.get("/livez", headers={"x-request-id": "a b\tc"}).headers["x-request-id"]
     assert len(made) == 32
+
+
+@tgi("1.2 order of checks")
+def test_of_several_mistakes_the_first_of_tgis_order_is_told(client: httpx.Client) -> None:
+    wrong = [("best_of", 9), ("temperature", 0.0), ("repetition_penalty", 0.0), ("frequency_penalty", 9.0)]
+    wrong += [("top_p", 0.0), ("typical_p", 0.0), ("top_k", 0), ("max_new_tokens", 0), ("stop", ["a"] * 9)]
+    wrong += [("top_n_tokens", 9), ("truncate", 0)]
+    for first, (name, _) in enumerate(wrong):
+        assert f"`{name}`" in generate(client, **dict(wrong[first:])).json()["error"], name
+
+
+@tgi("1.2 long generations")
+def test_what_does_not_fit_the_context_is_refused_and_not_cut(client: httpx.Client) -> None:
+    refused = generate(client, max_new_tokens=120_000)
+    assert (refused.status_code, "must be <= 2048" in refused.json()["error"]) == (422, True)
+    whole = generate(client, max_new_tokens=1500, details=True).json()["details"]
+    assert (whole["generated_tokens"], whole["finish_reason"]) == (1500, "length")
+
+
+@tgi("1.2 temperature", "1.2 repetition_penalty", "1.2 frequency_penalty", "1.2 top_k", "1.2 top_p", "1.2 typical_p")
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"temperature": 0.5},
+        {"repetition_penalty": 1.2},
+        {"frequency_penalty": -2.0},
+        {"top_k": 5},
+        {"top_p": 0.9},
+        {"top_p": 1.0},
+        {"typical_p": 0.9},
+    ],
+)
+def test_sampling_parameters_are_taken(client: httpx.Client, parameters: dict[str, Any]) -> None:
+    details = generate(client, details=True, **parameters).json()["details"]
+    greedy = parameters.keys() <= {"repetition_penalty", "frequency_penalty"}
+    assert (details["seed"] is None) == greedy
+
+
+@tgi("1.4 headers", "2.3 X-Accel-Buffering")
+def test_headers_of_a_stream(client: httpx.Client) -> None:
+    headers = client.post("/generate_stream", json={"inputs": "hello", "parameters": GREEDY}).headers
+    assert headers["content-type"].startswith("text/event-stream")
+    shown = {name: headers[name] for name in ("x-compute-type", "x-compute-characters", "x-accel-buffering")}
+    assert shown == {"x-compute-type": "sim", "x-compute-characters": "5", "x-accel-buffering": "no"}
+
+
+@tgi("1.9 incomplete_generation", "1.9 incomplete_generation_stream", "1.9 generation", "1.9 overloaded")
+@tgi("1.9 healthcheck", "1.9 template_error", "1.9 validation")
+@pytest.mark.parametrize(
+    ("error", "status", "body"),
+    [
+        (RequestError(ErrorKind.INVALID, "x"), 422, ("Input validation error: x", "validation")),
+        (TemplateError("x"), 422, ("Template error: x", "template_error")),
+        (RequestError(ErrorKind.NUMERICAL, "x"), 424, ("Request failed during generation: x", "generation")),
+        (RequestError(ErrorKind.OUT_OF_MEMORY, "x"), 424, ("Request failed during generation: x", "generation")),
+        (RequestError(ErrorKind.OVERLOADED, "x"), 429, ("Model is overloaded", "overloaded")),
+        (RequestError(ErrorKind.INTERNAL, "x"), 500, ("Incomplete generation", "incomplete_generation")),
+        (RequestError(ErrorKind.ENGINE_DEAD, "x"), 503, ("x", "healthcheck")),
+        (RequestError(ErrorKind.SHUTTING_DOWN, "x"), 503, ("x", "healthcheck")),
+        (RequestError(ErrorKind.DEADLINE, "x"), 504, ("Request failed during generation: x", "generation")),
+    ],
+)
+def test_the_table_of_errors(error: RequestError, status: int, body: tuple[str, str]) -> None:
+    text, error_type = body
+    answer = errors.error_response(error)
+    assert (answer.status_code, json.loads(answer.body)) == (status, {"error": text, "error_type": error_type})
+    assert ("retry-after" in answer.headers) == (status in (429, 503))
+    if error.kind is ErrorKind.INTERNAL:
+        text, error_type = "Incomplete generation stream", "incomplete_generation_stream"
+    event = json.loads(errors.error_event(error).removeprefix(b"data: "))
+    assert event == {"error": text, "error_type": error_type}
+
+
+@tgi("1.4 keep-alive")
+def test_a_quiet_stream_says_that_it_lives(model_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sse, "KEEP_ALIVE_SECONDS", 0.05)
+    options = options_for(model_directory, speed="1", overhead="0.3")
+    with RunningServer(options) as running:
+        running.wait_until_ready()
+        body = {"inputs": "hello", "parameters": {"max_new_tokens": 2}}
+        response = httpx.post(f"{running.url}/generate_stream", json=body, timeout=30)
+    assert response.text.count(": keep-alive\n\n") >= 2
+    assert len(events(response)) == 2

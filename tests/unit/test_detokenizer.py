@@ -45,8 +45,10 @@ def test_deltas_join_to_the_bytes_of_the_tokens(build: Callable[[], Encoder], id
     data = b"".join(tokenizer.token_bytes(i) for i in ids if not tokenizer.is_special(i))
     text = "".join(stream(tokenizer, ids))
     whole = data.decode("utf-8", "replace")
-    # All but a character that never became whole, which the strict decoder shows as one mark at the end.
-    assert text == whole or (whole == text + "�" and data[-1] >= 0x80)
+    # All but a character that never became whole, which a decoder of the whole shows as a mark at the end; or as two,
+    # where it began like a surrogate (ED A0).
+    assert whole.startswith(text)
+    assert whole[len(text) :] in ("", "�", "��")
 
 
 @given(text=st.text(max_size=50))

@@ -68,10 +68,11 @@ SUPPORTED: list[tuple[str, str, str, Any]] = [
     ("--max-client-batch-size", "9", "limits.max_client_batch_size", 9),
     ("--payload-limit", "1000", "limits.payload_limit", 1000),
     ("--graceful-termination-timeout", "12", "drain_seconds", 12.0),
+    ("--otlp-endpoint", "http://collector:4317", "traces.endpoint", "http://collector:4317"),
     ("--tokenizer-config-path", "/a/b.json", "source.tokenizer_config", Path("/a/b.json")),
 ]
 ELSEWHERE = {
-    "--model-id", "--hostname", "--api-key", "--json-output", "--env", "--huggingface-hub-cache",
+    "--otlp-service-name", "--model-id", "--hostname", "--api-key", "--json-output", "--env", "--huggingface-hub-cache",
 }  # fmt: skip
 """Flags that work and have a test of their own."""
 
@@ -189,6 +190,13 @@ def test_hub_cache(tmp_path: Path, options: list[ServerOptions], monkeypatch: py
     assert serve("owner/name", HUGGINGFACE_HUB_CACHE=str(tmp_path)).exit_code == 0
     assert Path(options[0].engine.model) == snapshot
     assert serve("owner/name", "--huggingface-hub-cache", str(tmp_path / "other")).exit_code == cli.EXIT_STARTUP
+
+
+@tgi("3 --otlp-service-name")
+def test_traces_have_a_name(model: str, options: list[ServerOptions]) -> None:
+    serve(model, "--otlp-endpoint", "http://a:1")
+    serve(model, "--otlp-endpoint", "http://a:1", OTLP_SERVICE_NAME="mine")
+    assert [given.traces and given.traces.service_name for given in options] == ["mainspring", "mine"]
 
 
 def test_certificate_and_key_go_together(model: str, options: list[ServerOptions]) -> None:

@@ -40,8 +40,8 @@ def samples(metrics: Metrics) -> dict[str, float]:
     "2.1 tgi_request_queue_duration",
     "2.1 tgi_request_inference_duration",
     "2.1 tgi_request_mean_time_per_token_duration",
-    "2.1 tgi_request_input_length",
     "2.1 tgi_request_generated_tokens",
+    "2.1 tgi_request_input_length",
     "2.1 tgi_request_max_new_tokens",
 )
 def test_names_of_tgi() -> None:
