@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
 import httpx
 import pytest
 
+from mainspring.core.errors import ErrorKind, RequestError
+from mainspring.server.openai import errors
 from tests.server.conftest import MODEL_ID
 from tests.server.sse_client import events
 from tests.support.tgi_rows import ROWS, tgi
@@ -396,3 +399,33 @@ def test_several_sequences_in_a_stream(client: httpx.Client) -> None:
 @pytest.mark.parametrize("options", [None, {}, {"include_usage": False}])
 def test_no_usage_chunk_unless_asked_for(client: httpx.Client, options: dict[str, bool] | None) -> None:
     assert all(chunk["choices"] for chunk in events(chat(client, stream=True, stream_options=options))[:-1])
+
+
+@tgi("1.6 repetition_penalty", "1.6 frequency_penalty")
+def test_penalties_are_taken(client: httpx.Client) -> None:
+    answered = complete(client, repetition_penalty=1.3, frequency_penalty=-1.5, presence_penalty=2)
+    assert answered.status_code == 200
+    for name in ("repetition_penalty", "frequency_penalty"):
+        check_refusal(complete(client, **{name: -3}), name, None)
+
+
+@tgi("1.5 errors in the stream")
+@pytest.mark.parametrize(
+    ("kind", "status", "code"),
+    [
+        (ErrorKind.OVERLOADED, 429, "overloaded"),
+        (ErrorKind.DEADLINE, 504, "deadline_exceeded"),
+        (ErrorKind.OUT_OF_MEMORY, 500, "out_of_memory"),
+        (ErrorKind.NUMERICAL, 500, "numerical_error"),
+        (ErrorKind.ENGINE_DEAD, 503, "engine_dead"),
+        (ErrorKind.SHUTTING_DOWN, 503, "unavailable"),
+        (ErrorKind.INTERNAL, 500, "internal_error"),
+    ],
+)
+def test_an_error_has_one_shape_before_and_in_the_stream(kind: ErrorKind, status: int, code: str) -> None:
+    error = RequestError(kind, "it failed")
+    answer, event = errors.error_response(error), errors.error_event(error)
+    assert answer.status_code == status
+    assert json.loads(event.removeprefix(b"data: ")) == json.loads(answer.body)
+    shown = json.loads(answer.body)["error"]
+    assert (shown["message"], shown["param"], shown["code"]) == ("it failed", None, code)

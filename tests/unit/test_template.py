@@ -53,13 +53,13 @@ def test_strftime_now() -> None:
     assert abs(int(render("{{ strftime_now('%Y') }}")) - datetime.now().year) <= 1
 
 
-@tgi("1.5 template")
+@tgi("1.5 template", "1.9 template_error")
 def test_template_may_refuse() -> None:
     with pytest.raises(TemplateError, match="roles must alternate"):
         render("{{ raise_exception('roles must alternate') }}")
 
 
-@tgi("1.9 missing_template_variable")
+@tgi("1.5 template", "1.9 missing_template_variable")
 def test_missing_field_is_named() -> None:
     with pytest.raises(TemplateError, match="tool_name"):
         render("{{ messages[0].tool_name.upper() }}")
