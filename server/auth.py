@@ -23,7 +23,7 @@ TELLING = frozenset({"/metrics", "/info"})
 _READING = frozenset({"GET", "HEAD"})
 _OPENAI_REFUSAL = ErrorResponse(
     ErrorBody(
-        "no valid API key was given; send the header `Authorization: Bearer KEY`",
+        "Incorrect API key provided; send the header `Authorization: Bearer KEY`",
         "invalid_request_error",
         None,
         "invalid_api_key",
