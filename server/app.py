@@ -181,6 +181,8 @@ async def serve(options: ServerOptions) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    if options.access.keys.file is not None:
+        loop.add_signal_handler(signal.SIGHUP, _reload_keys, options.access.keys)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     waiting = [asyncio.create_task(stop.wait()), asyncio.create_task(lifecycle.ended.wait())]
     await asyncio.wait([serving, *waiting], return_when=asyncio.FIRST_COMPLETED)
@@ -195,6 +197,14 @@ async def serve(options: ServerOptions) -> int:
     if lifecycle.startup_error is not None:
         raise lifecycle.startup_error
     return lifecycle.exit_code
+
+
+def _reload_keys(keys: KeyRing) -> None:
+    try:
+        keys.reload()
+        _log.info("the keys were read again")
+    except StartupError as error:
+        _log.error("%s; the keys stay as they were", error)
 
 
 def _summary(options: ServerOptions, listener: socket.socket) -> Summary:
