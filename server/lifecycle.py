@@ -6,6 +6,7 @@ Loading and draining take minutes in which probes and clients want true answers;
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -160,6 +161,8 @@ class Lifecycle:
             ready, (tokenizer, template) = engine.result(), text.result()
             model = self._build(ready, tokenizer, template)
             self._service = Service(self._engine, model, self.metrics, ready, spans=self._spans)
+            # What start-up made lives for ever: the collector need not look at it again, with every client waiting.
+            gc.freeze()
             if self._announce is not None:
                 self._announce(ready, time.monotonic() - self._begun)
             await self._engine.failed()
