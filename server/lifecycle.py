@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from mainspring.server.source import ModelSource
 from mainspring.server.template import ChatTemplate
 from mainspring.server.tokenizer import Tokenizer, load_tokenizer
 
+_log = logging.getLogger(__name__)
 _SEQUENCES_A_REQUEST = 8
 
 
@@ -154,6 +156,9 @@ class Lifecycle:
         except* StartupError as errors:
             reasons = [reason for error in _leaves(errors) for reason in error.reasons]
             self.startup_error = StartupError(reasons)
+        except* Exception:  # noqa: BLE001  the task's border: a server that can never serve must not wait for ever
+            _log.exception("start-up failed")
+            self.startup_error = StartupError("start-up failed; the log has the trace")
         finally:
             if self._loaded is not None:
                 self._loaded()
