@@ -31,6 +31,9 @@ _log = logging.getLogger(__name__)
 _SEQUENCES_A_REQUEST = 8
 
 
+_log = logging.getLogger(__name__)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestLimits:
     """What the operator allows clients; None takes what the engine can do."""
@@ -156,7 +159,7 @@ class Lifecycle:
         except* StartupError as errors:
             reasons = [reason for error in _leaves(errors) for reason in error.reasons]
             self.startup_error = StartupError(reasons)
-        except* Exception:  # noqa: BLE001  the task's border: a server that can never serve must not wait for ever
+        except* Exception:  # noqa: BLE001  the task's border: what can never serve must not wait for ever
             _log.exception("start-up failed")
             self.startup_error = StartupError("start-up failed; the log has the trace")
         finally:
