@@ -27,6 +27,7 @@ from mainspring.server.source import ModelSource
 from mainspring.server.template import ChatTemplate
 from mainspring.server.tokenizer import Tokenizer, load_tokenizer
 
+_log = logging.getLogger(__name__)
 _SEQUENCES_A_REQUEST = 8
 
 
