@@ -68,10 +68,10 @@ def attention(
     cache = Cache(kv.keys[layer], kv.values[layer])
     scoring = Scoring(scale, window, softcap, sinks)
     q_THD = q_THD if q_THD.stride(2) == 1 else q_THD.contiguous()
-    out_THD = torch.empty(q_THD.shape, dtype=q_THD.dtype, device=q_THD.device)
     count = min(plan.num_decodes, len(q_THD))
-    # Padded tokens belong to no row, and nobody else would write their zeros.
-    out_THD[count:] = 0
+    # Padded tokens beside chunks belong to no row, and nobody else would write their zeros.
+    make = torch.empty if count == len(q_THD) else torch.zeros
+    out_THD = make(q_THD.shape, dtype=q_THD.dtype, device=q_THD.device)
     decode(q_THD[:count], cache, plan.rows, scoring, out_THD[:count], splits=plan.splits)
     if not plan.whole:
         ragged(q_THD, cache, plan.rows, scoring, out_THD, first_row=count)

@@ -14,7 +14,7 @@ from torch import Tensor
 from mainspring.backends.triton.attention_kernels import decode_kernel, merge_kernel, ragged_kernel
 
 MAX_SPLITS = 32
-PROGRAMS_PER_PROCESSOR = 4
+PROGRAMS_PER_PROCESSOR = 2
 """Programs that keep a processor's memory pipes full: below that, sequences are split among several."""
 
 
@@ -140,4 +140,4 @@ def _ragged_tile(padded_dim: int, padded_group: int, dtype: torch.dtype) -> tupl
         return max(32, padded_group), 32, 4, 2
     if padded_dim > 128:
         return max(64, padded_group), 32, 4, 2
-    return max(128, padded_group), 64, 8, 3
+    return max(128, padded_group), 64, 4, 3

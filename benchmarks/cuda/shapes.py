@@ -151,8 +151,12 @@ def first_token(served: Serving, num_prompt: int) -> tuple[float, float]:
             pass
         times.append(time.perf_counter() - began)
         served.drain()
-    operations = weight_bytes(served.model) * num_prompt
-    return 1e3 * min(times), 1e3 * max(operations / OPERATIONS_PER_SECOND, weight_bytes(served.model) / 3.05e12)
+    model = served.model
+    # Two operations a weight and token, two bytes a weight; the head is asked for one token alone.
+    products = (weight_bytes(model) - 2 * model.hidden_size * model.vocab_size) * num_prompt
+    attention = 2 * num_prompt**2 * model.num_heads * model.head_dim * model.num_layers
+    compute = (products + attention) / OPERATIONS_PER_SECOND
+    return 1e3 * min(times), 1e3 * max(compute, weight_bytes(model) / READ_BYTES_PER_SECOND)
 
 
 def throughput(served: Serving, requests: int, num_prompt: int, num_tokens: int) -> float:
