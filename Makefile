@@ -37,7 +37,11 @@ check: lint ## what CI runs: lint, then the tests with coverage
 	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
 
 bench: $(VENV)/dev ## the benchmarks that need no accelerator
+	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/scheduler_cost.py
+	$(BIN)/python benchmarks/step_inputs.py
+	$(BIN)/python benchmarks/engine_throughput.py
+	$(BIN)/python benchmarks/host_cost.py --runs 3
 	$(BIN)/python benchmarks/cpu_step.py
 
 size: ## lines of code in each room

@@ -425,10 +425,10 @@ class Device(ABC):
     def compile(self, program: Program, bucket: Bucket | None) -> Program:
         """Makes `program` fast for one bucket (None: for steps of any shape). The default runs it as it is.
 
-        It is called as `program(inputs, plan)`: `core.inputs.StepTensors` and what `prepare_attention` returned; it
-        returns logits [N, V], None when no row of the step chooses a token. A bucket's `inputs` are the same tensors at
-        every step, so a captured program finds each step's integers where it was captured; what it returns may be
-        overwritten by its next run.
+        It is called as `program(inputs, plan)`: `core.inputs.StepTensors` and what `prepare_attention` returned. It
+        returns the final hidden states [T, E] and logits [N, V], None for these when no row of the step chooses a
+        token. A bucket's `inputs` are the same tensors at every step, so a captured program finds each step's integers
+        where it was captured; what it returns may be overwritten by its next run.
         """
         return program
 

@@ -80,6 +80,19 @@ class Admission:
     """The block table so far, prefix cache hits included."""
 
 
+@dataclass(frozen=True, slots=True)
+class PromptRange:
+    """Tokens of a prompt whose log-probabilities a step yields. Each comes of the logits one position before it."""
+
+    index: int
+    """Which of the batch's rows it belongs to; the row computes the position before each of these tokens."""
+    start: int
+    """Position of the first of these tokens, at least 1."""
+    count: int
+    top: int
+    """How many of the likeliest tokens to name at each position."""
+
+
 @dataclass(slots=True)
 class Batch:
     """One step. The four parallel lists describe its rows; rows that decode one token come first."""
@@ -99,16 +112,20 @@ class Batch:
     """(row, index in its block table, block): blocks that running sequences gained or exchanged."""
     copies: list[tuple[int, int]] = field(default_factory=list)
     """(source block, destination block): contents to copy before the step, all layers, keys and values."""
+    prompt_logprobs: list[PromptRange] = field(default_factory=list)
+    """Mostly empty. A prompt's tokens come once, in order, whatever chunks and preemptions cut it into."""
     bucket: Bucket | None = None
     """The shape to pad to; None where any shape is taken: on such machines, or for steps beside captured decodes."""
 
 
 @dataclass(slots=True)
 class StepResult:
-    """What a step produced, one entry for each row of the batch whose `samples` is True, in the batch's order."""
+    """What a step produced, one token for each row of the batch whose `samples` is True, in the batch's order."""
 
     tokens: list[int]
     logprobs: list[TokenLogprobs | None] | None = None
     """None when no row of the step asked for any."""
     bad: tuple[int, ...] = ()
     """Positions in `tokens` whose logits were not finite: those sequences end with `ErrorKind.NUMERICAL`."""
+    prompt_logprobs: Sequence[list[TokenLogprobs]] = ()
+    """One list for each of the batch's `prompt_logprobs`, with one entry a token."""

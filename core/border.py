@@ -13,6 +13,10 @@ MAX_SEED = (1 << 64) - 1
 """What a frame can carry. Sequence i of a request uses its seed plus i."""
 
 
+MAX_PROMPT_LOGPROBS = 1 << 18
+"""Numbers that a request may ask to be told of its prompt: about 4 MB on their way to the server."""
+
+
 def check_numbers(submit: Submit, vocab_size: int) -> None:
     """Raises `RequestError` (INVALID) for a number that would end the engine instead of the request."""
     params = submit.params
@@ -22,8 +26,20 @@ def check_numbers(submit: Submit, vocab_size: int) -> None:
             raise RequestError(
                 ErrorKind.INVALID, f"{noun} token {worst} is not in the vocabulary of {vocab_size} tokens"
             )
-    if params.logprobs is not None and not 0 <= params.logprobs <= vocab_size:
-        raise RequestError(ErrorKind.INVALID, f"{params.logprobs} log-probabilities a token; ask for 0 to {vocab_size}")
+    for asked in (params.logprobs, params.prompt_logprobs):
+        if asked is not None and not 0 <= asked <= vocab_size:
+            raise RequestError(ErrorKind.INVALID, f"{asked} log-probabilities a token; ask for 0 to {vocab_size}")
+    _check_prompt_logprobs(len(submit.tokens), params.prompt_logprobs)
     highest = MAX_SEED - submit.n + 1
     if params.seed is not None and not 0 <= params.seed <= highest:
         raise RequestError(ErrorKind.INVALID, f"seed {params.seed} is not one of 0 to {highest}")
+
+
+def _check_prompt_logprobs(num_tokens: int, asked: int | None) -> None:
+    if asked is not None and num_tokens * (asked + 1) > MAX_PROMPT_LOGPROBS:
+        most = MAX_PROMPT_LOGPROBS // num_tokens - 1
+        raise RequestError(
+            ErrorKind.INVALID,
+            f"{asked} log-probabilities at each of {num_tokens} prompt tokens; "
+            + (f"ask for at most {most}" if most >= 0 else f"a prompt of at most {MAX_PROMPT_LOGPROBS} tokens has any"),
+        )

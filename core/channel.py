@@ -14,7 +14,7 @@ from __future__ import annotations
 import shutil
 import struct
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +23,7 @@ import zmq
 import zmq.asyncio
 
 from mainspring.core.config import EngineConfig
-from mainspring.core.errors import ChannelClosed, ErrorKind, RequestError
+from mainspring.core.errors import ChannelClosed, ErrorKind, RequestError, StartupError
 from mainspring.core.request import FromEngine, RequestId, ToEngine
 
 MAX_FRAME_BYTES = 64 << 20
@@ -155,6 +155,8 @@ class ServerChannel:
         self._context = zmq.Context()
         self._outbox = _socket(self._context, zmq.PUSH)
         self._inbox = zmq.asyncio.Socket(self._context, zmq.PULL)
+        self._arrivals: zmq.Socket[bytes] = zmq.Socket.shadow(self._inbox)
+        """The same socket for reads that never wait."""
         _limit(self._inbox)
         try:
             self.to_engine = self._bind(self._outbox, "to_engine")
@@ -184,11 +186,16 @@ class ServerChannel:
 
     async def receive(self) -> FromEngine:
         """The next message. Raises `ChannelClosed` for a frame that is none: the two ends are different versions."""
-        frame = await self._inbox.recv()
-        try:
-            return self._decoder.decode(frame)
-        except msgspec.MsgspecError as error:
-            raise ChannelClosed(f"the engine sent a frame that cannot be read: {error}") from error
+        return self._decode(await self._inbox.recv())
+
+    def arrived(self, limit: int) -> Iterator[FromEngine]:
+        """Up to `limit` messages that are here already. Raises like `receive`."""
+        for _ in range(limit):
+            try:
+                frame = self._arrivals.recv(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            yield self._decode(frame)
 
     async def waiting(self, timeout: float = 0.0) -> bool:
         """Whether a message can be received within `timeout` seconds."""
@@ -209,10 +216,16 @@ class ServerChannel:
         self._context.destroy(linger=0)
         shutil.rmtree(self._directory, ignore_errors=True)
 
+    def _decode(self, frame: bytes) -> FromEngine:
+        try:
+            return self._decoder.decode(frame)
+        except msgspec.MsgspecError as error:
+            raise ChannelClosed(f"the engine sent a frame that cannot be read: {error}") from error
+
     def _bind(self, socket: zmq.Socket[bytes] | zmq.asyncio.Socket, name: str) -> str:
         path = str(self._directory / name)
         if len(path.encode()) > MAX_SOCKET_PATH:
-            raise OSError(f"socket path {path!r} is longer than {MAX_SOCKET_PATH} bytes; set TMPDIR to a shorter one")
+            raise StartupError(f"socket path {path} exceeds {MAX_SOCKET_PATH} bytes; set TMPDIR to a shorter one")
         socket.bind(f"ipc://{path}")
         return f"ipc://{path}"
 

@@ -168,13 +168,23 @@ class Engine:
         return self._scheduler.commit(step.batch, result)
 
     def _emit(self, deltas: list[Delta]) -> None:
+        large = []
         for delta in deltas:
             if delta.finish is not None:
                 self._answered(delta)
+            if delta.prompt_logprobs:
+                large.append(delta)
         step = self._in_flight
         bound = self._heartbeat_seconds if step is None else self._executor.step_seconds(step.batch)
         self._stats = self._scheduler.stats()
-        self._channel.send(StepOutput(self._step, deltas, self._stats, bound + self._grace_seconds))
+        deadline = bound + self._grace_seconds
+        if large:
+            # Each is bounded (`border.MAX_PROMPT_LOGPROBS`), but together they may be larger than a frame. They go
+            # ahead, being the first of their requests.
+            deltas = [delta for delta in deltas if not delta.prompt_logprobs]
+            for delta in large:
+                self._channel.send(StepOutput(self._step, [delta], self._stats, deadline))
+        self._channel.send(StepOutput(self._step, deltas, self._stats, deadline))
 
     def _answered(self, delta: Delta) -> None:
         indexes = self._live.get(delta.request_id)
@@ -308,8 +318,14 @@ def build_scheduler(setting: Setting, executor: Executor, max_length: int) -> Sc
 def describe(setting: Setting, plan: Plan, executor: Executor) -> Ready:
     """What the server must know to validate requests, and what the operator should."""
     block_size, num_blocks = executor.kv_spec().block_size, executor.num_blocks()
+    room = (num_blocks - 1) * block_size
+    notes = (setting.choice.reason, *plan.notes)
+    if room < plan.max_length:
+        notes += (
+            f"sequences are limited to {room} of {plan.max_length} tokens: no more memory was free for the cache",
+        )
     return Ready(
-        max_length=min(plan.max_length, (num_blocks - 1) * block_size),
+        max_length=min(plan.max_length, room),
         vocab_size=setting.model.vocab_size,
         block_size=block_size,
         num_blocks=num_blocks,
@@ -317,7 +333,7 @@ def describe(setting: Setting, plan: Plan, executor: Executor) -> Ready:
         backend=setting.choice.backend.name,
         device=executor.device_name(),
         dtype=plan.dtype,
-        notes=(setting.choice.reason, *plan.notes),
+        notes=notes,
     )
 
 

@@ -47,9 +47,15 @@ class Ledger:
         self.queue.push(request.sequences[0])
 
     def find_prefix(self, sequence: Sequence) -> list[int]:
-        """Blocks of the cached prefix; never all of the tokens, since the last one has to be computed."""
+        """Blocks of the cached prefix; never all of the tokens, since the last one has to be computed.
+
+        Nor any whose logits are wanted: a prompt that is to be scored finds only what was computed for its request.
+        """
         sequence.extend_hashes(self.pool)
-        full = (len(sequence.tokens) - 1) // self.pool.block_size
+        positions, scores = len(sequence.tokens) - 1, sequence.request.scores
+        if scores is not None:
+            positions = min(positions, scores.settled)
+        full = positions // self.pool.block_size
         return self.pool.prefixes.find(islice(sequence.hashes, full))
 
     def blocks_to_admit(self, sequence: Sequence) -> int:
@@ -183,6 +189,7 @@ class Ledger:
                     self.pool.forget(sequence.own_hashes())
                     self._restart(sequence)
                     requests.add(sequence.request)
+        self._score_again(requests, sequences)
         for fork in [fork for fork in self.forks if fork.request in requests]:
             self._drop_fork(fork)
 
@@ -236,6 +243,14 @@ class Ledger:
             self._requeue(sequence)
         elif sequence.state is State.RECALLED:
             sequence.discarded = sequence.in_flight
+
+    def _score_again(self, requests: set[Request], but: list[Sequence]) -> None:
+        """Prompt log-probabilities that steps in flight were to give are lost: whoever is past them starts again."""
+        for request in requests:
+            if request.scores is not None and request.scores.forget_open():
+                for sequence in request.sequences:
+                    if sequence not in but:
+                        self._restart(sequence)
 
     def _withdraw(self, sequence: Sequence) -> None:
         if sequence.state is State.WAITING:

@@ -65,7 +65,10 @@ class Limits:
     def length(self, num_prompt: int, params: SamplingParams) -> int:
         """Tokens at which a sequence ends; the last of them needs no position in the cache."""
         length = min(self.max_length, self.max_positions + 1)
-        return min(length, num_prompt + params.max_tokens) if params.max_tokens else length
+        if params.max_tokens is None:
+            return length
+        # Whoever generates nothing still has one token chosen, which is dropped, so that its prompt comes to an end.
+        return min(length, num_prompt + params.max_tokens) if params.max_tokens else num_prompt + 1
 
     def validate(self, submit: Submit) -> None:
         """Raises `RequestError` (INVALID) for a request that can never run."""
@@ -74,7 +77,7 @@ class Limits:
             raise _invalid("the prompt is empty; send at least one token")
         if submit.n < 1:
             raise _invalid(f"n is {submit.n}; ask for at least one sequence")
-        if given >= self.max_length:
+        if given > self.max_length - (submit.params.max_tokens != 0):
             raise _invalid(
                 f"prompt has {given} tokens; the context is {self.max_length} and must also hold the answer: "
                 f"send at most {self.max_length - 1}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
@@ -12,10 +13,11 @@ import torch
 from torch import Tensor
 
 from mainspring.core.backend import Event
-from mainspring.core.batch import StepResult
+from mainspring.core.batch import PromptRange, StepResult
 from mainspring.core.errors import DeviceOutOfMemory
 from mainspring.core.request import TokenLogprobs
 from mainspring.core.sampling import Selection
+from mainspring.core.scoring import Found, Scoring
 
 Pinned = Callable[[Sequence[int], torch.dtype], Tensor]
 
@@ -45,22 +47,36 @@ class Enqueued:
         self._num_samples = num_samples
         self._results: Tensor | None = None
         self._logprobs: _Logprobs | None = None
+        self._prompt_logprobs: _Logprobs | None = None
+        self._ranges: Sequence[PromptRange] = ()
 
     def take(self, chosen_2N: Tensor, staging: Staging) -> None:
         """Starts the copy of token ids and bad rows to the host."""
         self._results = staging.results[: chosen_2N.numel()].view(chosen_2N.shape)
         self._results.copy_(chosen_2N, non_blocking=True)
 
-    def take_logprobs(self, selection: Selection, found: tuple[Tensor, Tensor, Tensor], pinned: Pinned) -> None:
+    def take_logprobs(self, selection: Selection, found: Found, pinned: Pinned) -> None:
         """Starts the copy of what the op `logprobs` gave for `selection.logprob_rows`."""
-        hosts = [pinned(tensor.shape, tensor.dtype) for tensor in found]
-        for host, tensor in zip(hosts, found, strict=True):
-            host.copy_(tensor, non_blocking=True)
+        hosts = _to_host(found, pinned)
         self._logprobs = _Logprobs(selection.logprob_rows, selection.logprob_counts, *hosts)
+
+    def take_prompt_logprobs(self, scoring: Scoring, found: Found, pinned: Pinned) -> None:
+        """Starts the copy of what `score` gave; the padding behind it stays where it is."""
+        self._ranges = scoring.ranges
+        counts = [asked.top for asked in scoring.ranges for _ in range(asked.count)]
+        given, top_ids, top = (tensor[: len(counts)] for tensor in found)
+        self._prompt_logprobs = _Logprobs(range(len(counts)), counts, *_to_host((given, top_ids, top), pinned))
 
     def collect(self) -> StepResult:
         """Waits for the device and reads the results."""
         self.event.synchronize()
+        result = self._collect_chosen()
+        if self._prompt_logprobs is not None:
+            entries = (entry for _, entry in self._prompt_logprobs.entries())
+            result.prompt_logprobs = [list(islice(entries, asked.count)) for asked in self._ranges]
+        return result
+
+    def _collect_chosen(self) -> StepResult:
         if self._results is None:
             return StepResult([])
         tokens, flags = self._results[:, : self._num_samples].tolist()
@@ -76,18 +92,25 @@ class Enqueued:
 
 @dataclass(frozen=True, slots=True)
 class _Logprobs:
-    rows: tuple[int, ...]
-    counts: tuple[int, ...]
+    rows: Sequence[int]
+    counts: Sequence[int]
     chosen: Tensor
     top_ids: Tensor
     top: Tensor
 
     def entries(self) -> Iterator[tuple[int, TokenLogprobs]]:
-        """(row of the N, its log-probabilities) of the rows that asked."""
+        """(row, its log-probabilities) of the rows that asked."""
         columns = (self.chosen.tolist(), self.top_ids.tolist(), self.top.tolist())
         for row, count, chosen, ids, top in zip(self.rows, self.counts, *columns, strict=True):
             if count >= 0:
                 yield row, TokenLogprobs(chosen, ids[:count], top[:count])
+
+
+def _to_host(found: Found, pinned: Pinned) -> list[Tensor]:
+    hosts = [pinned(tensor.shape, tensor.dtype) for tensor in found]
+    for host, tensor in zip(hosts, found, strict=True):
+        host.copy_(tensor, non_blocking=True)
+    return hosts
 
 
 class StepPending:

@@ -24,6 +24,12 @@ from mainspring.core.config import Dtype, EngineConfig, KVDtype, ModelConfig
 from mainspring.core.errors import StartupError, unknown
 from mainspring.core.quantization import SCHEMES
 
+MARGIN = 0.02
+"""Share of a device's memory that is never planned with."""
+
+SCORED_ROWS = 128
+"""Positions of prompts whose logits are in memory at once: enough rows for a matrix product to be worth its weights."""
+
 
 @dataclass(frozen=True, slots=True)
 class Requirement:
@@ -133,29 +139,34 @@ def workspace_bytes(config: EngineConfig, model: ModelConfig, max_length: int) -
     """Memory that a step needs besides weights and cache, from above, counted in float32.
 
     Activations of the widest layer for a full token budget; logits of all rows three times over (raw, processed,
-    sorted); the token table.
+    sorted), of those that choose or of a part of a prompt that is scored; the token table.
     """
     widest = max(3 * model.intermediate_size, 3 * model.num_heads * model.head_dim) + 4 * model.hidden_size
     activations = 4 * config.max_batch_tokens * widest
-    logits = 3 * 4 * min(config.max_sequences, config.max_batch_tokens) * model.vocab_size
+    rows = min(max(config.max_sequences, SCORED_ROWS), config.max_batch_tokens)
+    logits = 3 * 4 * rows * model.vocab_size
     return activations + logits + 4 * config.max_sequences * max_length
 
 
 def blocks_wanted(config: EngineConfig, spec: KVSpec, max_length: int) -> int:
-    """Blocks past which more would never be used: every sequence at full length, and block 0."""
-    return 1 + config.max_sequences * -(-max_length // spec.block_size)
+    """Blocks past which more would never be used: every sequence at full length, or what the operator allows."""
+    blocks = config.max_sequences * -(-max_length // spec.block_size)
+    if config.max_cache_tokens is not None:
+        blocks = min(blocks, -(-config.max_cache_tokens // spec.block_size))
+    return 1 + blocks  # block 0 holds nothing
 
 
 def blocks_that_fit(plan: Plan, config: EngineConfig, free: int, total: int) -> int:
     """KV blocks for a device on which the weights already lie and `free` of `total` bytes remain.
 
-    What others use and what the operator reserved by `memory_fraction` is left alone.
+    The share that `memory_fraction` gives is this server's own, whatever others on the device use; and what they use is
+    left to them, with a margin for how that may grow.
     """
     if config.num_blocks is not None:
         return config.num_blocks
-    reserved = total - int(total * plan.usable_bytes / plan.total_bytes)
-    room = (free - reserved - plan.workspace_bytes) // plan.kv.block_bytes()
-    return max(0, min(room, blocks_wanted(config, plan.kv, plan.max_length)))
+    share = int(total * plan.usable_bytes / plan.total_bytes) - plan.weight_bytes
+    room = min(share, free - int(total * MARGIN)) - plan.workspace_bytes
+    return max(0, min(room // plan.kv.block_bytes(), blocks_wanted(config, plan.kv, plan.max_length)))
 
 
 def _compute_dtype(config: EngineConfig, model: ModelConfig, capabilities: Capabilities) -> tuple[Dtype, str]:
@@ -192,7 +203,7 @@ def _fitting_length(config: EngineConfig, max_length: int, num_blocks: int, spec
     room = max(0, num_blocks - 1) * spec.block_size
     if room >= max_length or config.max_length is not None or room == 0:
         return max_length, ""
-    return room, f"sequences are limited to {room} of the model's {max_length} tokens by the memory for the KV cache"
+    return room, f"sequences are limited to {room} of the model's {max_length} tokens by the size of the KV cache"
 
 
 def _capability_needs(

@@ -16,10 +16,12 @@ from mainspring.core.config import ModelConfig
 SCHEMES: Mapping[str, WeightScheme] = MappingProxyType(
     {
         "int8": WeightScheme(weight="int8", bits=8),
+        "int8-dynamic": WeightScheme(weight="int8", bits=8, activation="int8", activation_granularity="token"),
         "int4": WeightScheme(weight="int4", bits=4, group_size=32, symmetric=False),
     }
 )
-"""By the name that `--quantize` takes. Weights only: activations stay in the compute dtype.
+"""By the name that `--quantize` takes. Activations stay in the compute dtype, but for `int8-dynamic`, which rounds them
+too, with a scale a token, and multiplies integers: faster where the machine does that well.
 
 Embeddings, the output head, norms and biases keep the compute dtype: together they are small, and rounding the head
 costs the most quality for the least memory.

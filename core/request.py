@@ -41,8 +41,8 @@ class SamplingParams(msgspec.Struct, frozen=True, array_like=True, omit_defaults
     min_tokens, temperature, top_k, top_p, typical_p, min_p, choose.
     """
 
-    max_tokens: int = 0
-    """Tokens to generate; 0 asks for all that the context still holds."""
+    max_tokens: int | None = None
+    """Tokens to generate; None asks for all that the context still holds, 0 only has the prompt computed."""
     min_tokens: int = 0
     """End-of-sequence and stop tokens are impossible before this many tokens."""
     temperature: float = 0.0
@@ -63,6 +63,8 @@ class SamplingParams(msgspec.Struct, frozen=True, array_like=True, omit_defaults
     """None: none. 0: of the chosen tokens. k: of those and of the k likeliest. Always of the raw model distribution."""
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
+    prompt_logprobs: int | None = None
+    """As `logprobs`, of the prompt's own tokens. Such a prompt is computed whole: the prefix cache spares nothing."""
 
 
 class Submit(msgspec.Struct, frozen=True, tag="submit", array_like=True):
@@ -97,10 +99,10 @@ ToEngine = Submit | Cancel | Drain
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
-    """Log-probabilities at one generated position, natural logarithm, raw model distribution."""
+    """Log-probabilities at one position, natural logarithm, raw model distribution."""
 
     logprob: float
-    """Of the chosen token."""
+    """Of the token that stands there: chosen, or given by the prompt."""
     top_ids: list[int]
     top_logprobs: list[float]
     """The likeliest tokens, best first; as many as the request asked for."""
@@ -121,6 +123,9 @@ class Delta(msgspec.Struct, array_like=True, omit_defaults=True):
     """With `error`: a sentence that is safe to show to the client."""
     start: Start | None = None
     """On the sequence's first delta only."""
+    prompt_logprobs: list[TokenLogprobs] | None = None
+    """On the request's first delta only, if asked for: of the prompt's second token to its last. Nothing precedes the
+    first, so it has none."""
 
 
 class Start(msgspec.Struct, array_like=True):

@@ -45,6 +45,7 @@ from mainspring.core.pending import Enqueued, Staging, StepPending
 from mainspring.core.plan import Plan, blocks_that_fit
 from mainspring.core.quantization import unsupported
 from mainspring.core.sampling import Rows, SamplingTable, Selection, adjust, not_finite
+from mainspring.core.scoring import Scoring, plan_scoring, score
 from mainspring.core.table import StateTable
 from mainspring.core.warmup import Pace, dummy_batches, sampling_variants
 from mainspring.core.weights import fill_dummy, load_weights
@@ -71,6 +72,7 @@ class PlannedStep:
     staging: Staging
     selection: Selection | None
     num_samples: int
+    scoring: Scoring | None
 
 
 class GraphExecutor:
@@ -176,7 +178,8 @@ class GraphExecutor:
         staging = self._take_staging(shape)
         chosen = fill(staging.words, batch, self._table, shape)
         selection = self._select(chosen, shape) if shape.samples else None
-        return PlannedStep(batch, shape, staging, selection, len(chosen))
+        scoring = plan_scoring(batch, self._upload, padded=self._static) if batch.prompt_logprobs else None
+        return PlannedStep(batch, shape, staging, selection, len(chosen), scoring)
 
     def _select(self, chosen: Rows, shape: StepShape) -> Selection:
         """The step's sampling tensors, those of the step before when rows and requests are the same."""
@@ -224,10 +227,14 @@ class GraphExecutor:
         program = self._program((batch.bucket, batch.bucket is not None and all_decode(batch)), step.shape)
         inputs = self._load(program, step)
         plan = self._device.prepare_attention(inputs.metadata, self._kv)
-        logits_NV = program.run(inputs, plan)
+        hidden_TE, logits_NV = program.run(inputs, plan)
         results = Enqueued(step.num_samples, self._device.event())
         if step.selection is not None:
             self._choose(logits_NV, inputs, step, results)
+        del logits_NV  # scored in the memory that they leave
+        if step.scoring is not None:
+            found = score(step.scoring, hidden_TE, self._table.tokens, self._model.logits, self._ops.logprobs)
+            results.take_prompt_logprobs(step.scoring, found, self._device.pinned)
         results.event.record()
         return results
 
@@ -256,13 +263,16 @@ class GraphExecutor:
                 self._programs[key] = BucketProgram(run, buffer, view(buffer, shape))
         return self._programs[key]
 
-    def _forward(self, inputs: StepTensors, plan: AttentionPlan) -> Tensor | None:
-        """What a backend compiles: input ids from the token table, the model, logits [N, V] of the rows that choose."""
+    def _forward(self, inputs: StepTensors, plan: AttentionPlan) -> tuple[Tensor, Tensor | None]:
+        """What a backend compiles: input ids from the token table, the model, logits [N, V] of the rows that choose.
+
+        The hidden states [T, E] come out too, for prompts whose log-probabilities are wanted.
+        """
         tokens_T = self._table.tokens[inputs.token_rows, inputs.positions]
         hidden_TE = self._model.forward(tokens_T, inputs.positions, AttentionStep(self._kv, plan))
         if not inputs.sample_index.shape[0]:
-            return None
-        return self._model.logits(hidden_TE[inputs.sample_index])
+            return hidden_TE, None
+        return hidden_TE, self._model.logits(hidden_TE[inputs.sample_index])
 
     def _choose(self, logits_NV: Tensor, inputs: StepTensors, step: PlannedStep, results: Enqueued) -> None:
         """Chooses tokens, puts them where the next step reads them, and starts their way to the host."""

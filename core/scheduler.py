@@ -29,6 +29,7 @@ from mainspring.core.ledger import Ledger
 from mainspring.core.limits import derive_limits
 from mainspring.core.metrics import Stats
 from mainspring.core.planner import Planner
+from mainspring.core.prompt_scores import PromptScores
 from mainspring.core.request import Delta, FinishReason, RequestId, Submit
 from mainspring.core.sequence import Request, Sequence, State
 from mainspring.core.step import Step
@@ -94,7 +95,7 @@ class Scheduler:
         self._check_load(len(submit.tokens))
         now = self._clock()
         deadline = None if submit.timeout is None else now + submit.timeout
-        request = Request(submit, self._numbers, now, deadline)
+        request = Request(submit, self._numbers, now, deadline, _prompt_scores(submit))
         self._numbers += submit.n
         request.sequences = self._make_sequences(request)
         self._deadlines.add(request, len(self._ledger.requests))
@@ -140,7 +141,10 @@ class Scheduler:
         if len(tokens) != len(sampled):
             raise ValueError(f"step {batch.step} samples {len(sampled)} tokens, its result has {len(tokens)}")
         deltas = self._reject([sampled[position] for position in result.bad]) if result.bad else []
-        rejected = len(deltas)
+        if step.scored:
+            for request in step.answer_scores(result.prompt_logprobs):
+                deltas += self._reject(list(request.sequences))
+        uncounted = len(deltas)
         late: list[Sequence] = []
         decoding = State.DECODING
         for sequence, token, logprobs in zip(sampled, tokens, result.logprobs or repeat(None)):  # noqa: B905
@@ -156,14 +160,19 @@ class Scheduler:
             if length >= sequence.limit or (token in sequence.stop_ids and length > sequence.min_length):
                 delta.finish = self._finish_reason(sequence, token)
                 self._ledger.retire(sequence)
+                if sequence.params.max_tokens == 0:
+                    delta.tokens, delta.finish, logprobs = [], FinishReason.LENGTH, None
+                    uncounted += 1
             if logprobs is not None:
                 delta.logprobs = [logprobs]
             if sequence.start is not None:
                 delta.start, sequence.start = sequence.start, None
+                if sequence.request.scores is not None:
+                    delta.prompt_logprobs = sequence.request.scores.deliver()
             deltas.append(delta)
         for sequence in late:
             self._ledger.return_recalled(sequence)
-        self._ledger.counters.generated_tokens += len(deltas) - rejected
+        self._ledger.counters.generated_tokens += len(deltas) - uncounted
         return deltas
 
     def fail(self, batch: Batch, kind: ErrorKind, message: str) -> list[Delta]:
@@ -255,6 +264,11 @@ class Scheduler:
     ) -> Delta:
         self._ledger.retire(sequence)
         return Delta(sequence.request_id, sequence.index, [], finish, None, error, message)
+
+
+def _prompt_scores(submit: Submit) -> PromptScores | None:
+    top = submit.params.prompt_logprobs
+    return None if top is None else PromptScores(len(submit.tokens), top)
 
 
 def _is_live(sequence: Sequence) -> bool:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from mainspring.core.blocks import BlockPool
+from mainspring.core.prompt_scores import PromptScores
 from mainspring.core.request import RequestId, SamplingParams, Start, Submit
 
 Rank = tuple[float, int]
@@ -43,6 +44,8 @@ class Request:
     """Of the request's first sequence, in the order of submission; the others have the numbers after it."""
     arrival: float
     deadline: float | None
+    scores: PromptScores | None = None
+    """Of its prompt, if it asked for them."""
     sequences: list[Sequence] = field(default_factory=list)
     unforked: list[Sequence] = field(default_factory=list)
     """Sequences that wait for the first live one's prompt, to share its blocks."""

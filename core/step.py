@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from mainspring.core.batch import Admission, Batch
 from mainspring.core.limits import StepKind
-from mainspring.core.sequence import Sequence
+from mainspring.core.prompt_scores import PromptScores
+from mainspring.core.request import TokenLogprobs
+from mainspring.core.sequence import Request, Sequence
 
 
 @dataclass(slots=True, eq=False)
@@ -24,6 +27,8 @@ class Step:
     """Those that got their row in this step: only they can have hit what earlier, uncommitted steps compute."""
     chunks: list[tuple[Sequence, int, int]] = field(default_factory=list)
     """(sequence, start, count) of rows that compute more than one token, which go to the end of the batch."""
+    scored: list[tuple[Request, PromptScores, int]] = field(default_factory=list)
+    """Whose prompts the batch's `prompt_logprobs` are of, and the scores' epoch when they were asked for."""
     sources: list[int] = field(default_factory=list)
     """Blocks that the batch copies from, held until it is planned."""
     positions: int = 0
@@ -79,6 +84,8 @@ class Step:
         self.chunks.sort(key=_is_longer)
         for sequence, start, count in self.chunks:
             samples = start + count == len(sequence.tokens)
+            if sequence.request.scores is not None:
+                self._ask(sequence.request, sequence.request.scores, start, start + count)
             batch.rows.append(sequence.row)
             batch.starts.append(start)
             batch.counts.append(count)
@@ -89,6 +96,24 @@ class Step:
         longer = sum(1 for chunk in self.chunks if _is_longer(chunk))
         batch.num_decodes = len(batch.rows) - longer
         batch.num_tokens = sum(batch.counts)
+
+    def answer_scores(self, found: Iterable[list[TokenLogprobs]]) -> list[Request]:
+        """Hands what the batch's `prompt_logprobs` gave to those who asked; returns those whose numbers are none."""
+        broken = []
+        for (request, scores, epoch), tokens in zip(self.scored, found, strict=True):
+            if epoch != scores.epoch:
+                continue
+            if any(entry.logprob != entry.logprob for entry in tokens):
+                broken.append(request)
+            else:
+                scores.answer(tokens)
+        return broken
+
+    def _ask(self, request: Request, scores: PromptScores, start: int, end: int) -> None:
+        asked = scores.ask(len(self.batch.rows), start, end)
+        if asked is not None:
+            self.batch.prompt_logprobs.append(asked)
+            self.scored.append((request, scores, scores.epoch))
 
 
 def _is_longer(chunk: tuple[Sequence, int, int]) -> bool:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from mainspring.core.batch import Batch, Bucket, Buckets
+from mainspring.core.batch import Batch, Bucket, Buckets, PromptRange
+from mainspring.core.plan import SCORED_ROWS
 from mainspring.core.request import SamplingParams
 from mainspring.core.table import StateTable
 
@@ -82,6 +83,7 @@ def _decode(table: StateTable, rows: int, bucket: Bucket | None) -> Batch:
 
 
 def _prefill(table: StateTable, tokens: int, bucket: Bucket | None) -> Batch:
+    scored = min(tokens - 1, SCORED_ROWS)
     return Batch(
         step=-1,
         rows=[table.nobody],
@@ -89,5 +91,6 @@ def _prefill(table: StateTable, tokens: int, bucket: Bucket | None) -> Batch:
         counts=[tokens],
         samples=[True],
         num_tokens=tokens,
+        prompt_logprobs=[PromptRange(0, 1, scored, 0)] if scored else [],
         bucket=bucket,
     )

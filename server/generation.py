@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mainspring.core.errors import ErrorKind, RequestError
 from mainspring.core.request import Delta, FinishReason, SamplingParams, Start, TokenLogprobs
@@ -36,13 +36,14 @@ class Generation:
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A generated token."""
+    """A generated token, or one of a prompt whose log-probabilities were asked for."""
 
     id: int
     text: str
     """What it adds to the text; of a special token, what it is called. Empty while a character is unfinished."""
     special: bool
     logprobs: TokenLogprobs | None
+    """None when not asked for, and of a prompt's first token, which nothing precedes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,8 @@ class Piece:
     """Safe to show: no unfinished character, nothing that may still become a stop string."""
     start: Start | None
     finish: Finish | None
+    prompt: tuple[Token, ...] = ()
+    """On each sequence's first piece, if the prompt's log-probabilities were asked for."""
 
 
 class SequenceText:
@@ -126,10 +129,22 @@ class SequenceText:
         return Token(token_id, own_text, False, logprobs), found.text, found.stop is not None
 
 
+def prompt_tokens(tokenizer: Tokenizer, ids: Sequence[int], found: Sequence[TokenLogprobs]) -> tuple[Token, ...]:
+    """A prompt as if it had been generated; `found` begins at its second token."""
+    detokenizer = Detokenizer(tokenizer)
+    tokens = []
+    for token_id, logprobs in zip(ids, (None, *found), strict=True):
+        special = tokenizer.is_special(token_id)
+        text = tokenizer.token_text(token_id) if special else detokenizer.push(token_id)
+        tokens.append(Token(token_id, text, special, logprobs))
+    return tuple(tokens)
+
+
 async def generate(engine: EngineClient, tokenizer: Tokenizer, generation: Generation) -> AsyncGenerator[Piece, None]:
     """Run one generation. Raises RequestError when it fails; its other sequences end with it."""
     sequences = [SequenceText(tokenizer, generation) for _ in range(generation.n)]
     running = generation.n
+    prompt: tuple[Token, ...] = ()
     stream = engine.submit(
         generation.tokens,
         generation.params,
@@ -144,6 +159,10 @@ async def generate(engine: EngineClient, tokenizer: Tokenizer, generation: Gener
             if sequence.finished:  # a stop string was found here before the engine knew
                 continue
             piece = sequence.fold(delta)
+            if delta.start is not None and generation.params.prompt_logprobs is not None:
+                if delta.prompt_logprobs is not None:
+                    prompt = prompt_tokens(tokenizer, generation.tokens, delta.prompt_logprobs)
+                piece = replace(piece, prompt=prompt)
             if piece.finish is not None:
                 running -= 1
                 if delta.finish is None:
@@ -172,8 +191,7 @@ async def merge(streams: Sequence[AsyncGenerator[Piece, None]], width: int) -> A
                 except StopAsyncIteration:
                     continue
                 pending[asyncio.ensure_future(anext(streams[number]))] = number
-                index = number * width + piece.index
-                yield Piece(index, piece.tokens, piece.text, piece.start, piece.finish)
+                yield replace(piece, index=number * width + piece.index)
     finally:
         for task in pending:
             task.cancel()

@@ -19,7 +19,7 @@ from mainspring.core.errors import ErrorKind, RequestError
 KEEP_ALIVE_SECONDS = 15.0
 """Quiet for so long, a comment is sent, so that proxies do not take the stream for dead (TGI's interval)."""
 SEND_SECONDS = 60.0
-"""A client that takes nothing for so long is given up."""
+"""A client that takes nothing for so long is given up; at the latest when it has been twice as long."""
 
 _KEEP_ALIVE = b": keep-alive\n\n"
 DONE = b"data: [DONE]\n\n"
@@ -65,6 +65,7 @@ class EventStream(Response):
         self._refuse = refuse
         self._failure = failure
         self._num_sent = 0
+        self._sending = False
         self.status_code = 200
         self.background = None
         self.init_headers({"cache-control": "no-cache", "x-accel-buffering": "no", **headers})
@@ -73,12 +74,13 @@ class EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         answer = asyncio.ensure_future(self._answer(scope, receive, send))
         gone = asyncio.ensure_future(_disconnected(receive))
+        stuck = asyncio.ensure_future(self._stuck())
         try:
-            await asyncio.wait({answer, gone}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({answer, gone, stuck}, return_when=asyncio.FIRST_COMPLETED)
             if answer.done():
                 await answer
         finally:
-            await _end(answer, gone)
+            await _end(answer, gone, stuck)
             await self._events.aclose()
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -102,7 +104,9 @@ class EventStream(Response):
         try:
             chunk = await first
             while chunk is not None:
+                self._sending = True
                 await _send_body(send, chunk, more=True)
+                self._sending = False
                 self._num_sent += 1
                 chunk = await anext(self._events, None)
             failure = None
@@ -110,7 +114,8 @@ class EventStream(Response):
             failure = error
         finally:
             await _end(keep_alive)
-            await _send_body(send, self._failure(failure) if failure is not None else b"", more=False)
+            async with asyncio.timeout(SEND_SECONDS):
+                await _send_body(send, self._failure(failure) if failure is not None else b"", more=False)
 
     async def _keep_alive(self, send: Send) -> None:
         while True:
@@ -119,10 +124,16 @@ class EventStream(Response):
             if self._num_sent == before:
                 await _send_body(send, _KEEP_ALIVE, more=True)
 
+    async def _stuck(self) -> None:
+        """Returns when one event could not be sent all the while between two looks: cheaper than a timer an event."""
+        stuck_at: int | None = None
+        while stuck_at != self._num_sent:
+            stuck_at = self._num_sent if self._sending else None
+            await asyncio.sleep(SEND_SECONDS)
+
 
 async def _send_body(send: Send, body: bytes, more: bool) -> None:
-    async with asyncio.timeout(SEND_SECONDS):
-        await send({"type": "http.response.body", "body": body, "more_body": more})
+    await send({"type": "http.response.body", "body": body, "more_body": more})
 
 
 async def _disconnected(receive: Receive) -> None:

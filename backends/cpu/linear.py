@@ -44,9 +44,12 @@ class BlockedWeights:
         return cast("Tensor", out)
 
 
-def pack_float(weight_NK: Tensor) -> Weights:
-    """The form of an unquantized weight that multiplies fastest here. A copy where that is another layout."""
-    if not has_onednn(weight_NK.dtype):
+def pack_float(weight_NK: Tensor, *, opaque: bool = True) -> Weights:
+    """The form of an unquantized weight that multiplies fastest here. A copy where that is another layout.
+
+    `opaque` False keeps it a tensor that a tracing compiler can look into.
+    """
+    if not opaque or not has_onednn(weight_NK.dtype):
         return PlainWeights(weight_NK)
     return BlockedWeights(torch.ops.mkldnn._reorder_linear_weight(weight_NK.contiguous(), None))
 

@@ -14,7 +14,7 @@ from mainspring.backends.sim.faults import Faults
 from mainspring.backends.sim.latency import StepCost
 from mainspring.backends.sim.tokens import EMPTY, SPOILT, Vocabulary, extend, salt_of
 from mainspring.core.backend import KVSpec
-from mainspring.core.batch import Admission, Batch, Buckets, StepResult
+from mainspring.core.batch import Admission, Batch, Buckets, PromptRange, StepResult
 from mainspring.core.errors import DeviceOutOfMemory
 from mainspring.core.request import SamplingParams, TokenLogprobs
 
@@ -225,7 +225,17 @@ class SimExecutor:
                     None if wanted is None else self._spec.vocabulary.logprobs(row.state, tokens[-1], wanted)
                 )
         asked = any(entry is not None for entry in logprobs)
-        return StepResult(tokens, logprobs if asked else None, tuple(bad))
+        prompts = [self._score(batch, asked_of) for asked_of in batch.prompt_logprobs]
+        return StepResult(tokens, logprobs if asked else None, tuple(bad), prompts)
+
+    def _score(self, batch: Batch, asked: PromptRange) -> list[TokenLogprobs]:
+        """From the states that the step left in the cache, one position before each token."""
+        row, found = self._rows[batch.rows[asked.index]], []
+        for position in range(asked.start, asked.start + asked.count):
+            index, offset = divmod(position - 1, self._block_size)
+            state = self._cells_of(row.blocks[index])[offset]
+            found.append(self._spec.vocabulary.score(state, row.tokens[position], asked.top))
+        return found
 
     def _sample(self, row: Row) -> int:
         vocabulary = self._spec.vocabulary

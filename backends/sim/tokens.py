@@ -80,14 +80,24 @@ class Vocabulary:
         return token
 
     def logprobs(self, state: int, token: int, count: int) -> TokenLogprobs:
-        """The chosen token's, at least one half, and those of the `count` likeliest, each half of the one before."""
+        """Of a token that was chosen: it has at least one half, and is the likeliest."""
+        return self._logprobs(state, token, token, count)
+
+    def score(self, state: int, token: int, count: int) -> TokenLogprobs:
+        """Of a token that a prompt gives: the likeliest is what a greedy request would draw."""
+        return self._logprobs(state, self.draw(state, 0, may_end=True), token, count)
+
+    def _logprobs(self, state: int, likeliest: int, token: int, count: int) -> TokenLogprobs:
+        """The likeliest token has at least one half, those from a random one on each half of the one before."""
         probability = 0.5 + (scramble(state, 1) >> 12) / (1 << 54)
-        ids, logprobs = [token], [math.log(probability)]
-        remaining = 1 - probability
-        first_other = scramble(state, 2) % self.size
-        candidates = ((first_other + step) % self.size for step in range(self.size))
-        for other in islice((candidate for candidate in candidates if candidate != token), max(0, count - 1)):
-            remaining /= 2
-            ids.append(other)
-            logprobs.append(math.log(remaining))
-        return TokenLogprobs(logprobs[0], ids[:count], logprobs[:count])
+        first = scramble(state, 2) % self.size
+        others = (other for step in range(self.size) if (other := (first + step) % self.size) != likeliest)
+        ids = [likeliest, *islice(others, max(0, count - 1))]
+        # In logarithms, because a token far behind has too small a probability for a float.
+        rest, half = math.log(1 - probability), math.log(0.5)
+        logprobs = [math.log(probability), *(rest + half * place for place in range(1, len(ids)))]
+        if token == likeliest:
+            return TokenLogprobs(logprobs[0], ids[:count], logprobs[:count])
+        behind, skipped = (token - first) % self.size, (likeliest - first) % self.size
+        place = behind + (1 if behind < skipped else 0)
+        return TokenLogprobs(rest + half * place, ids[:count], logprobs[:count])

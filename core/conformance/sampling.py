@@ -6,7 +6,7 @@ Legend: N rows that choose, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 import torch
@@ -15,9 +15,9 @@ from torch import Tensor
 from mainspring.core.backend import Device
 from mainspring.core.conformance.report import Finding
 from mainspring.core.conformance.trial import TOLERANCES, Trial
-from mainspring.core.ops import SamplingTensors, resolve
+from mainspring.core.ops import resolve
 from mainspring.core.ops.logprobs import logprobs
-from mainspring.core.ops.sample import sample, seed_key
+from mainspring.core.ops.sample import SamplingTensors, sample, seed_key
 
 CHECKED = frozenset({"sample", "logprobs"})
 ROWS, VOCABULARIES = 7, (40, 1500)
@@ -113,8 +113,17 @@ def sampling_tensors(wishes: tuple[Wish, ...]) -> SamplingTensors:
 
 
 def _placed(tensors: SamplingTensors, device: str) -> SamplingTensors:
-    values = {field.name: getattr(tensors, field.name) for field in fields(tensors)}
-    return SamplingTensors(**{name: x.to(device) if isinstance(x, Tensor) else x for name, x in values.items()})
+    return replace(
+        tensors,
+        temperature=tensors.temperature.to(device),
+        top_k=tensors.top_k.to(device),
+        top_p=tensors.top_p.to(device),
+        typical_p=tensors.typical_p.to(device),
+        min_p=tensors.min_p.to(device),
+        key=tensors.key.to(device),
+        position=tensors.position.to(device),
+        sampled=None if tensors.sampled is None else tensors.sampled.to(device),
+    )
 
 
 def _joined(parts: tuple[Tensor, Tensor, Tensor]) -> Tensor:

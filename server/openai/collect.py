@@ -6,10 +6,12 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
+from msgspec import UNSET, UnsetType
+
 from mainspring.core.errors import ErrorKind, RequestError
 from mainspring.server.generation import Piece, Token
 from mainspring.server.openai.identity import Identity
-from mainspring.server.openai.logprobs import chat_logprobs, completion_logprobs
+from mainspring.server.openai.logprobs import chat_logprobs, completion_logprobs, echoed_offset, prompt_logprobs
 from mainspring.server.openai.parse import Call
 from mainspring.server.openai.stream import FINISH_WORDS, usage
 from mainspring.server.openai.types import (
@@ -19,6 +21,7 @@ from mainspring.server.openai.types import (
     Completion,
     CompletionChoice,
     FinishWord,
+    PromptLogprobs,
 )
 from mainspring.server.service import Timing
 from mainspring.server.tokenizer import Tokenizer
@@ -28,7 +31,12 @@ from mainspring.server.tokenizer import Tokenizer
 class _Answer:
     text: list[str] = field(default_factory=list)
     tokens: list[Token] = field(default_factory=list)
+    prompt: tuple[Token, ...] = ()
     finish: FinishWord | None = None
+
+    def mean_logprob(self) -> float:
+        logprobs = [token.logprobs.logprob for token in self.tokens if token.logprobs is not None]
+        return sum(logprobs) / max(len(logprobs), 1)
 
     def finish_word(self) -> FinishWord:
         if self.finish is None:
@@ -58,6 +66,7 @@ async def collect_chat(
         system_fingerprint=identity.fingerprint,
         choices=choices,
         usage=usage(timing),
+        prompt_logprobs=_prompt_logprobs(answers[0], call, identity.tokenizer),
     )
 
 
@@ -65,7 +74,7 @@ async def collect_completion(
     pieces: AsyncGenerator[Piece, None], call: Call, timing: Timing, identity: Identity
 ) -> Completion:
     """The whole completion; choice i of prompt p has the index p * n + i."""
-    answers = await _answers(pieces, call)
+    answers = _best(await _answers(pieces, call), call)
     choices = [_completion_choice(index, answer, call, identity.tokenizer) for index, answer in enumerate(answers)]
     return Completion(
         id=identity.id,
@@ -84,14 +93,42 @@ async def _answers(pieces: AsyncGenerator[Piece, None], call: Call) -> list[_Ans
             answer = answers[piece.index]
             answer.text.append(piece.text)
             answer.tokens.extend(piece.tokens)
+            answer.prompt = piece.prompt or answer.prompt
             if piece.finish is not None:
                 answer.finish = FINISH_WORDS[piece.finish.reason]
     return answers
 
 
+def _best(answers: list[_Answer], call: Call) -> list[_Answer]:
+    """Each prompt's best answers, best first, where more were generated than are wanted."""
+    if call.num_choices is None:
+        return answers
+    width = call.generations[0].n
+    prompts = [answers[start : start + width] for start in range(0, len(answers), width)]
+    return [
+        answer
+        for sequences in prompts
+        for answer in sorted(sequences, key=_Answer.mean_logprob, reverse=True)[: call.num_choices]
+    ]
+
+
 def _completion_choice(index: int, answer: _Answer, call: Call, tokenizer: Tokenizer) -> CompletionChoice:
-    echo = call.echoes[index // call.generations[0].n] if call.echoes else ""
+    echo = call.echoes[index // (call.num_choices or call.generations[0].n)] if call.echoes else ""
     logprobs = None
     if call.num_top_logprobs is not None:
-        logprobs = completion_logprobs(answer.tokens, tokenizer, call.num_top_logprobs, offset=len(echo))
-    return CompletionChoice(index, echo + "".join(answer.text), logprobs, answer.finish_word())
+        shown, offset = answer.tokens, len(echo)
+        if call.echoes:
+            shown, offset = [*answer.prompt, *shown], echoed_offset(echo, answer.prompt)
+        logprobs = completion_logprobs(shown, tokenizer, call.num_top_logprobs, offset)
+    return CompletionChoice(
+        index,
+        echo + "".join(answer.text),
+        logprobs,
+        answer.finish_word(),
+        _prompt_logprobs(answer, call, tokenizer),
+    )
+
+
+def _prompt_logprobs(answer: _Answer, call: Call, tokenizer: Tokenizer) -> PromptLogprobs | UnsetType:
+    asked = call.num_prompt_logprobs
+    return UNSET if asked is None else prompt_logprobs(answer.prompt, asked, tokenizer)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import replace
 
 from msgspec import UNSET
 
@@ -11,7 +12,7 @@ from mainspring.core.request import FinishReason
 from mainspring.server import sse
 from mainspring.server.generation import Piece
 from mainspring.server.openai.identity import Identity
-from mainspring.server.openai.logprobs import chat_logprobs, completion_logprobs
+from mainspring.server.openai.logprobs import chat_logprobs, completion_logprobs, echoed_offset
 from mainspring.server.openai.parse import Call
 from mainspring.server.openai.types import (
     ChatChunk,
@@ -60,6 +61,9 @@ async def stream_completion(
             if piece.index not in lengths:
                 echo = call.echoes[piece.index // call.generations[0].n] if call.echoes else ""
                 lengths[piece.index] = 0
+                if call.echoes and piece.prompt:
+                    lengths[piece.index] = echoed_offset(echo, piece.prompt)
+                    piece = replace(piece, tokens=(*piece.prompt, *piece.tokens))
             if echo or _says_something(piece, call):
                 choice = _completion_choice(piece, echo, lengths[piece.index], call, identity)
                 yield sse.event(_completion_chunk(identity, [choice]))

@@ -13,7 +13,7 @@ from mainspring.server import generation
 from mainspring.server.generation import Finish, Piece
 from mainspring.server.tgi.parse import GenerateCall
 from mainspring.server.tgi.stream import FINISH_WORDS, reported_seed, top_tokens, wire_token
-from mainspring.server.tgi.types import BestOfSequence, Details, GenerateResponse, Token
+from mainspring.server.tgi.types import BestOfSequence, Details, GenerateResponse, PrefillToken, Token
 from mainspring.server.tokenizer import Tokenizer
 
 
@@ -21,6 +21,7 @@ from mainspring.server.tokenizer import Tokenizer
 class _Answer:
     text: list[str] = field(default_factory=list)
     tokens: list[generation.Token] = field(default_factory=list)
+    prompt: tuple[generation.Token, ...] = ()
     finish: Finish | None = None
 
     def mean_logprob(self) -> float:
@@ -36,6 +37,7 @@ async def collect(pieces: AsyncGenerator[Piece, None], call: GenerateCall, token
             answer = answers[piece.index]
             answer.text.append(piece.text)
             answer.tokens.extend(piece.tokens)
+            answer.prompt = piece.prompt or answer.prompt
             answer.finish = piece.finish
     answers.sort(key=_Answer.mean_logprob, reverse=True)
     best, *others = [_sequence(answer, call, tokenizer) for answer in answers]
@@ -50,10 +52,15 @@ def _sequence(answer: _Answer, call: GenerateCall, tokenizer: Tokenizer) -> Best
         finish_reason=FINISH_WORDS[answer.finish.reason],
         generated_tokens=answer.finish.num_tokens,
         seed=reported_seed(answer.finish, call),
-        prefill=[],
+        prefill=[_prefill_token(token, tokenizer) for token in answer.prompt],
         tokens=[wire_token(token) for token in answer.tokens],
         top_tokens=_top_tokens(answer.tokens, tokenizer) if call.top_n_tokens else UNSET,
     )
+
+
+def _prefill_token(token: generation.Token, tokenizer: Tokenizer) -> PrefillToken:
+    logprob = None if token.logprobs is None else token.logprobs.logprob
+    return PrefillToken(token.id, tokenizer.token_text(token.id), logprob)
 
 
 def _top_tokens(tokens: Sequence[generation.Token], tokenizer: Tokenizer) -> list[list[Token]] | UnsetType:

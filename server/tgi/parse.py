@@ -8,7 +8,7 @@ from mainspring.core.request import SamplingParams
 from mainspring.server.body import parse_wire
 from mainspring.server.errors import UnsupportedError, invalid
 from mainspring.server.generation import Generation
-from mainspring.server.model import Limits, ServedModel
+from mainspring.server.model import MAX_STOP_CHARACTERS, Limits, ServedModel
 from mainspring.server.tgi.types import CompatGenerateRequest, GenerateParameters, GenerateRequest
 
 
@@ -40,6 +40,11 @@ def parse_compat(body: bytes, model: ServedModel) -> GenerateCall:
     return _call(request, model, stream=request.stream, full_text=True)
 
 
+def vertex_call(request: GenerateRequest, model: ServedModel) -> GenerateCall:
+    """One instance of a body of `/vertex`, which has been parsed with the others. Raises RequestError."""
+    return _call(request, model, stream=False, full_text=False)
+
+
 def _call(request: GenerateRequest, model: ServedModel, *, stream: bool, full_text: bool) -> GenerateCall:
     # Without any `parameters` TGI samples; with an empty object it does not.
     parameters = request.parameters or GenerateParameters(do_sample=True)
@@ -58,14 +63,14 @@ def _call(request: GenerateRequest, model: ServedModel, *, stream: bool, full_te
         generation=generation,
         inputs=request.inputs,
         return_full_text=full_text if parameters.return_full_text is None else parameters.return_full_text,
-        details=bool(parameters.details),
+        details=bool(parameters.details or parameters.decoder_input_details),
         top_n_tokens=parameters.top_n_tokens or 0,
         stream=stream,
     )
 
 
 def _check_supported(parameters: GenerateParameters) -> None:
-    for field in ("watermark", "grammar", "adapter_id", "decoder_input_details"):
+    for field in ("watermark", "grammar", "adapter_id"):
         if getattr(parameters, field):
             raise UnsupportedError(field)
 
@@ -78,6 +83,9 @@ def _samples(parameters: GenerateParameters) -> bool:
 def _check(parameters: GenerateParameters, limits: Limits, stream: bool) -> None:
     best_of = parameters.best_of or 1
     _check_best_of(best_of, parameters, limits, stream)
+    if stream and parameters.decoder_input_details:
+        message = "`decoder_input_details` == true is not supported when streaming tokens"
+        raise invalid(message, "decoder_input_details")
     if parameters.temperature is not None and parameters.temperature <= 0:
         raise invalid("`temperature` must be strictly positive", "temperature")
     if parameters.repetition_penalty is not None and parameters.repetition_penalty <= 0:
@@ -120,14 +128,22 @@ def _check_stops(stops: list[str], limits: Limits) -> None:
         raise invalid(f"`stop` supports up to {limits.max_stop_sequences} stop sequences. Given: {len(stops)}", "stop")
     if "" in stops:
         raise invalid("`stop` must not hold an empty string", "stop")
+    longest = max(map(len, stops), default=0)
+    if longest > MAX_STOP_CHARACTERS:
+        raise invalid(f"`stop` sequences have at most {MAX_STOP_CHARACTERS} characters. Given: {longest}", "stop")
 
 
-def _encode(inputs: str, truncate: int | None, model: ServedModel) -> list[int]:
-    limit = model.limits.max_input_tokens
+def check_inputs(inputs: str, truncate: int | None, limits: Limits) -> None:
+    """What can be said of a prompt before it is tokenised. Raises RequestError."""
+    limit = limits.max_input_tokens
     if not inputs:
         raise invalid("`inputs` cannot be empty", "inputs")
     if truncate is not None and not 0 < truncate <= limit:
         raise invalid(f"`truncate` must be strictly positive and less than {limit}. Given: {truncate}", "truncate")
+
+
+def _encode(inputs: str, truncate: int | None, model: ServedModel) -> list[int]:
+    check_inputs(inputs, truncate, model.limits)
     tokens = model.tokenizer.encode(inputs)
     if not tokens:
         raise invalid("`inputs` cannot be empty: the tokenizer makes no token of it", "inputs")
@@ -148,7 +164,8 @@ def _max_tokens(input_length: int, max_new_tokens: int | None, limits: Limits) -
 
 def _sampling(parameters: GenerateParameters, max_tokens: int, with_logprobs: bool) -> SamplingParams:
     samples = _samples(parameters)
-    with_logprobs = with_logprobs or bool(parameters.details) or (parameters.best_of or 1) > 1
+    with_details = bool(parameters.details or parameters.decoder_input_details)
+    with_logprobs = with_logprobs or with_details or (parameters.best_of or 1) > 1
     default_temperature = 1.0 if samples else 0.0
     return SamplingParams(
         max_tokens=max_tokens,
@@ -160,4 +177,5 @@ def _sampling(parameters: GenerateParameters, max_tokens: int, with_logprobs: bo
         frequency_penalty=parameters.frequency_penalty or 0.0,
         seed=parameters.seed,
         logprobs=(parameters.top_n_tokens or 0) if with_logprobs else None,
+        prompt_logprobs=0 if parameters.decoder_input_details else None,
     )

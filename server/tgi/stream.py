@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 from msgspec import UNSET
+from msgspec.structs import replace
 
 from mainspring.core.errors import ErrorKind, RequestError
 from mainspring.core.request import FinishReason, TokenLogprobs
@@ -32,19 +33,23 @@ async def stream(
     async with aclosing(pieces):
         async for piece in pieces:
             text.append(piece.text)
-            for position, token in enumerate(piece.tokens):
-                index += 1
-                last = piece.finish if position == len(piece.tokens) - 1 else None
-                finished = last is not None
-                yield sse.event(
-                    StreamResponse(
-                        index=index,
-                        token=wire_token(token),
-                        top_tokens=top_tokens(token, tokenizer) if call.top_n_tokens else UNSET,
-                        generated_text=None if last is None else "".join(text),
-                        details=_details(last, call) if last is not None and call.details else None,
-                    )
+            responses = [
+                StreamResponse(
+                    index=number,
+                    token=wire_token(token),
+                    top_tokens=top_tokens(token, tokenizer) if call.top_n_tokens else UNSET,
+                    generated_text=None,
+                    details=None,
                 )
+                for number, token in enumerate(piece.tokens, start=index + 1)
+            ]
+            index += len(responses)
+            if responses and piece.finish is not None:
+                finished = True
+                details = _details(piece.finish, call) if call.details else None
+                responses[-1] = replace(responses[-1], generated_text="".join(text), details=details)
+            if responses:  # what came together leaves together
+                yield b"".join(map(sse.event, responses))
     if not finished:
         raise RequestError(ErrorKind.INTERNAL, "the sequence ended without a last token")
 

@@ -5,10 +5,11 @@ Bounds that have a text of their own in TGI are checked in `parse.py`, in TGI's 
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import UNSET, UnsetType
+from pydantic import Field
 
 from mainspring.server.body import Finite, Signed32, Unsigned32, Unsigned64, WireModel
 
@@ -28,7 +29,7 @@ class GenerateParameters(WireModel):
     do_sample: bool = False
     max_new_tokens: Unsigned32 | None = None
     return_full_text: bool | None = None
-    stop: list[str] | None = None
+    stop: Annotated[list[str], Field(fail_fast=True)] | None = None
     truncate: Unsigned32 | None = None
     watermark: bool | None = None
     details: bool | None = None
@@ -61,6 +62,15 @@ class Token(msgspec.Struct, frozen=True):
     special: bool
 
 
+class PrefillToken(msgspec.Struct, frozen=True):
+    """A token of the prompt."""
+
+    id: int
+    text: str
+    logprob: float | None
+    """null for the first, which nothing precedes."""
+
+
 class BestOfSequence(msgspec.Struct, frozen=True, kw_only=True):
     """One of the sequences that `best_of` ranked lower."""
 
@@ -68,18 +78,18 @@ class BestOfSequence(msgspec.Struct, frozen=True, kw_only=True):
     finish_reason: FinishWord
     generated_tokens: int
     seed: int | None
-    prefill: list[Token]
+    prefill: list[PrefillToken]
     tokens: list[Token]
     top_tokens: list[list[Token]] | UnsetType = UNSET
 
 
 class Details(msgspec.Struct, frozen=True, kw_only=True):
-    """What `details: true` adds. `prefill` is empty: no log-probabilities of prompts here."""
+    """What `details: true` adds; `decoder_input_details: true` fills `prefill` too."""
 
     finish_reason: FinishWord
     generated_tokens: int
     seed: int | None
-    prefill: list[Token]
+    prefill: list[PrefillToken]
     tokens: list[Token]
     top_tokens: list[list[Token]] | UnsetType = UNSET
     best_of_sequences: list[BestOfSequence] | UnsetType = UNSET

@@ -24,9 +24,10 @@ from mainspring.core.conformance import elementwise, linear, sampling
 from mainspring.core.conformance.attention import AttentionChecks
 from mainspring.core.conformance.checks import check_device
 from mainspring.core.conformance.report import Finding
-from mainspring.core.ops import Ops, SamplingTensors
+from mainspring.core.ops import Ops
 from mainspring.core.ops.attention import PagedKV, attention
 from mainspring.core.ops.quantized import quantize_weight, quantized_linear
+from mainspring.core.ops.sample import SamplingTensors
 
 INT8 = WeightScheme(weight="int8", bits=8)
 INT4 = WeightScheme(weight="int4", bits=4, group_size=32, symmetric=False)

@@ -7,14 +7,16 @@ the next token, a function of the digest, is the same however the sequence was b
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from mainspring.core.batch import Batch, Buckets, StepResult
 from mainspring.core.blocks import BlockPool
 from mainspring.core.errors import ErrorKind
-from mainspring.core.request import Delta, FinishReason, RequestId, SamplingParams, Start, Submit
+from mainspring.core.request import Delta, FinishReason, RequestId, SamplingParams, Start, Submit, TokenLogprobs
 from mainspring.core.scheduler import Scheduler
 
 EOS = 0
@@ -39,6 +41,13 @@ def choose(prefix: int, seed: int, params: SamplingParams, generated: int) -> in
     return token
 
 
+def logprobs(prefix: int, token: int, top: int) -> TokenLogprobs:
+    """Of a prompt's token after a prefix: numbers that only this prefix has, and none after a broken one."""
+    if prefix < 0:
+        return TokenLogprobs(math.nan, [], [])
+    return TokenLogprobs(-float(hash((prefix, token)) & 0xFFFF), list(range(top)), [float(prefix)] * top)
+
+
 def alone(submit: Submit, seed: int, limit: int) -> list[int]:
     """What a sequence generates when nothing else runs, up to `limit` tokens of prompt and output."""
     params, tokens, prefix = submit.params, list(submit.tokens), 1
@@ -46,7 +55,7 @@ def alone(submit: Submit, seed: int, limit: int) -> list[int]:
         prefix = digest(prefix, token)
     stops = {*params.stop_token_ids} | (set() if params.ignore_eos else {EOS})
     prompt = len(tokens)
-    most = min(limit, prompt + params.max_tokens) if params.max_tokens else limit
+    most = limit if params.max_tokens is None else min(limit, prompt + params.max_tokens)
     while len(tokens) < most:
         token = choose(prefix, seed, params, len(tokens) - prompt)
         tokens.append(token)
@@ -54,6 +63,15 @@ def alone(submit: Submit, seed: int, limit: int) -> list[int]:
         if token in stops and len(tokens) - prompt > params.min_tokens:
             break
     return tokens[prompt:]
+
+
+def scored_alone(submit: Submit) -> list[TokenLogprobs]:
+    """The log-probabilities of a request's prompt."""
+    prefix, found = 1, []
+    for before, token in pairwise(submit.tokens):
+        prefix = digest(prefix, before)
+        found.append(logprobs(prefix, token, submit.params.prompt_logprobs or 0))
+    return found
 
 
 @dataclass
@@ -100,7 +118,9 @@ class PagedOracle:
         for row, start, count in self._ranges(batch):
             self._compute(self.rows[row], start, count, fail, nan_tokens)
         self.computed_tokens += batch.num_tokens
-        return self._sample(batch, fail)
+        result = self._sample(batch, fail)
+        result.prompt_logprobs = self._score(batch)
+        return result
 
     def check_shape(self, batch: Batch) -> None:
         """What every executor may rely on."""
@@ -113,6 +133,11 @@ class PagedOracle:
         )
         assert {admission.row for admission in batch.admissions} <= set(rows)
         assert {row for row, _, _ in batch.new_blocks} <= set(rows)
+        for asked in batch.prompt_logprobs:
+            end = batch.starts[asked.index] + counts[asked.index]
+            assert asked.count >= 1
+            assert batch.starts[asked.index] < asked.start
+            assert asked.start + asked.count <= end + 1
         if not self.mixes:
             assert batch.num_decodes in (0, len(rows)), "decodes beside prefills"
         if self.buckets is None:
@@ -179,6 +204,18 @@ class PagedOracle:
             tokens.append(token)
         return StepResult(tokens, None, tuple(bad))
 
+    def _score(self, batch: Batch) -> list[list[TokenLogprobs]]:
+        size, found = self.block_size, []
+        for asked in batch.prompt_logprobs:
+            row = self.rows[batch.rows[asked.index]]
+            assert asked.start + asked.count <= row.num_prompt
+            assert asked.top == row.params.prompt_logprobs
+            found.append([])
+            for position in range(asked.start, asked.start + asked.count):
+                held = self.slots[row.blocks[(position - 1) // size] * size + (position - 1) % size]
+                found[-1].append(logprobs(held, row.tokens[position], asked.top))
+        return found
+
 
 @dataclass
 class Output:
@@ -190,6 +227,7 @@ class Output:
     error: ErrorKind | None = None
     message: str = ""
     start: Start | None = None
+    prompt_logprobs: list[TokenLogprobs] | None = None
     token_turns: list[int] = field(default_factory=list)
 
 
@@ -268,6 +306,11 @@ class Simulation:
             assert GARBAGE not in delta.tokens
             if delta.tokens:
                 assert (delta.start is not None) == (not output.tokens), "the first token comes with the start's facts"
+            if delta.prompt_logprobs is not None:
+                assert delta.start is not None
+                siblings = [self.outputs[delta.request_id, index] for index in range(output.submit.n)]
+                assert not any(sibling.start or sibling.prompt_logprobs for sibling in siblings), "once, and first"
+                output.prompt_logprobs = delta.prompt_logprobs
             output.tokens += delta.tokens
             output.token_turns += [self.turns] * len(delta.tokens)
             output.finish, output.error, output.message = delta.finish, delta.error, delta.message
@@ -303,3 +346,14 @@ class Simulation:
                 assert output.tokens == expected[: len(output.tokens)]
             else:
                 assert output.tokens == expected
+
+    def check_prompt_logprobs(self) -> None:
+        """Every request that asked, and began to answer, was told the whole of its prompt; nobody else was."""
+        for (request_id, index), output in self.outputs.items():
+            if index:
+                continue
+            outputs = [self.outputs[request_id, sibling] for sibling in range(output.submit.n)]
+            told = [sibling.prompt_logprobs for sibling in outputs if sibling.prompt_logprobs is not None]
+            asked = output.submit.params.prompt_logprobs is not None
+            begun = any(sibling.start for sibling in outputs)
+            assert told == ([scored_alone(output.submit)] if asked and begun else [])

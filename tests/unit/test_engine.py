@@ -266,6 +266,7 @@ def test_r14_refused_requests_are_answered_and_stop_nothing() -> None:
 GOOD = Submit(RequestId(1), [0, 9], SamplingParams(logit_bias={9: 1.0}, stop_token_ids=(0,), logprobs=10, seed=0), n=2)
 
 
+@pytest.mark.promise("P10")
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
@@ -298,3 +299,30 @@ def test_composing_an_engine_on_the_simulator_imports_no_torch(tmp_path: Path) -
         "sys.exit('torch' in sys.modules)\n"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_what_is_told_of_a_prompt_has_a_message_of_its_own_ahead_of_the_others():
+    async def test(bench: Bench) -> None:
+        bench.submit(1, 8)
+        await bench.turn()
+        for request_id in (2, 3):
+            params = SamplingParams(max_tokens=0, prompt_logprobs=1)
+            bench.server.send(Submit(RequestId(request_id), [5, 6, 7, request_id], params))
+        while not any(delta.prompt_logprobs for output in bench.outputs for delta in output.deltas):
+            bench.engine.turn()
+            await bench.read_all()
+        messages = [[delta.request_id for delta in output.deltas] for output in bench.outputs if output.deltas]
+        assert messages[-3:] == [[2], [3], [1]]
+        assert len({output.step for output in bench.outputs[-3:]}) == 1
+
+    on_a_bench(test)
+
+
+@pytest.mark.parametrize(("tokens", "asked", "fits"), [(1000, 200, True), (1 << 15, 7, True), (1 << 15, 8, False)])
+def test_the_numbers_told_of_a_prompt_are_bounded(tokens: int, asked: int, fits: bool):
+    submit = Submit(RequestId(1), [1] * tokens, SamplingParams(prompt_logprobs=asked))
+    if fits:
+        check_numbers(submit, 1000)
+        return
+    with pytest.raises(RequestError, match="8 log-probabilities at each of 32768 prompt tokens; ask for at most 7"):
+        check_numbers(submit, 1000)

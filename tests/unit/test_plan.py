@@ -113,10 +113,12 @@ def test_the_checkpoints_16_bit_dtype_is_kept_where_16_bits_are_preferred() -> N
 def test_after_loading_what_is_free_decides() -> None:
     config = EngineConfig(model="m", memory_fraction=0.5)
     plan = make_plan(config, MODEL, Declares(FULL), device())
-    free = 13 * GIB
-    blocks = blocks_that_fit(plan, config, free, 24 * GIB)
-    assert blocks == (GIB - plan.workspace_bytes) // plan.kv.block_bytes()
-    assert blocks_that_fit(plan, EngineConfig(model="m", num_blocks=7), free, 24 * GIB) == 7
+    share = (12 * GIB - plan.weight_bytes - plan.workspace_bytes) // plan.kv.block_bytes()
+    assert blocks_that_fit(plan, config, 23 * GIB, 24 * GIB) == share
+    assert blocks_that_fit(plan, config, 13 * GIB, 24 * GIB) == share, "what others use does not count as ours"
+    left = (2 * GIB - int(0.02 * 24 * GIB) - plan.workspace_bytes) // plan.kv.block_bytes()
+    assert blocks_that_fit(plan, config, 2 * GIB, 24 * GIB) == left
+    assert blocks_that_fit(plan, EngineConfig(model="m", num_blocks=7), 2 * GIB, 24 * GIB) == 7
 
 
 def test_an_unknown_quantization_is_refused_with_the_nearest_beside_the_other_reasons() -> None:

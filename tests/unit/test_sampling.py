@@ -406,3 +406,15 @@ def test_only_rows_that_asked_get_logprobs() -> None:
     selection = select(params)
     assert (selection.logprob_rows, selection.logprob_counts, selection.max_logprobs) == ((1, 2), (0, 5), 8)
     assert select(params[:1]).logprob_index is None
+
+
+@pytest.mark.parametrize("k", [2, 3, 4])
+def test_ties_come_in_the_order_of_their_ids(k: int) -> None:
+    logits = torch.zeros(3, 4000)
+    logits[:, [3999, 17, 1234, 900]] = torch.tensor([2.0, 2.0, 2.0, 5.0])
+    own, top_ids, top = logprobs(logits, torch.tensor([17, 900, 5]), k)
+    assert top_ids[0, 0] == 900
+    assert all(ids == sorted(ids) for ids in top_ids[:, 1:].tolist())
+    assert set(top_ids[:, 1:].flatten().tolist()) <= {17, 1234, 3999}
+    assert own[1] == top[1, 0]
+    assert own[0] == top[0, 1]

@@ -3,22 +3,19 @@ ones that it gets alone."""
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
-from collections.abc import Sequence
-
 import pytest
 
 from mainspring.core.backend import Capabilities
-from mainspring.core.batch import Batch, Bucket, Buckets
+from mainspring.core.batch import Bucket, Buckets
 from mainspring.core.blocks import BlockPool
-from mainspring.core.errors import DeviceOutOfMemory, ErrorKind
+from mainspring.core.errors import ErrorKind
 from mainspring.core.ops import Ops
-from mainspring.core.pending import StepPending
-from mainspring.core.request import Delta, FinishReason, RequestId, SamplingParams, Submit
+from mainspring.core.request import FinishReason, RequestId, SamplingParams, Submit
 from mainspring.core.runner import GraphExecutor
 from mainspring.core.sampling import SamplingTable
 from mainspring.core.scheduler import Scheduler
 from mainspring.core.table import StateTable
+from tests.support.engine_loop import EngineLoop, Outputs
 from tests.support.plain_device import DYNAMIC, PlainDevice
 from tests.support.tiny_model import GREEDY_TOKEN, NAN_TOKEN, VOCAB, TinyModel, spec
 
@@ -30,11 +27,9 @@ BUCKETS = Buckets(
 BUCKETED = Capabilities(compute_dtypes=("float32",), kv_dtypes=("float32",), shapes="bucketed")
 SHARED = [11, 45, 23, 8, 64, 2, 31, 77, 15]
 
-Outputs = dict[tuple[int, int], list[int]]
 
-
-class Loop:
-    """The engine's loop without processes: schedule, execute, commit up to `ahead` steps later."""
+class Loop(EngineLoop):
+    """Over the tiny model, in a cache full of NaN."""
 
     def __init__(
         self, *, num_blocks: int = 200, ahead: int = 1, max_batch_tokens: int = 24, buckets: Buckets | None = None
@@ -43,7 +38,7 @@ class Loop:
         kv = self.device.allocate_kv(spec(BLOCK_SIZE), num_blocks)
         self.device.poison(range(1, num_blocks))
         sampling = SamplingTable(ROWS + 1, VOCAB, (EOS,))
-        self.executor = GraphExecutor(
+        executor = GraphExecutor(
             TinyModel(),
             self.device,
             StateTable(ROWS, LENGTH, BLOCK_SIZE, sampling=sampling, torch_device="cpu"),
@@ -55,7 +50,7 @@ class Loop:
             buckets=buckets,
             name="plain",
         )
-        self.scheduler = Scheduler(
+        scheduler = Scheduler(
             pool=BlockPool(num_blocks, BLOCK_SIZE),
             max_sequences=ROWS,
             max_length=LENGTH,
@@ -64,38 +59,7 @@ class Loop:
             buckets=buckets,
             clock=lambda: 0.0,
         )
-        self.ahead = ahead
-        self.deltas: list[Delta] = []
-        self.flying: deque[tuple[Batch, StepPending]] = deque()
-
-    def serve(self, submits: Sequence[Submit]) -> Outputs:
-        """Tokens of each (request, index)."""
-        for submit in submits:
-            self.scheduler.submit(submit)
-        while self.scheduler.has_work:
-            batch = self.scheduler.schedule()
-            if batch is not None:
-                self.flying.append((batch, self.executor.execute(batch)))
-            if self.flying and (len(self.flying) > self.ahead or batch is None):
-                self._commit(*self.flying.popleft())
-            assert self.scheduler.check() == []
-        self.executor.close()
-        return self.outputs()
-
-    def _commit(self, batch: Batch, pending: StepPending) -> None:
-        try:
-            self.deltas += self.scheduler.commit(batch, pending.result())
-        except DeviceOutOfMemory as error:
-            self.deltas += self.scheduler.fail(batch, ErrorKind.OUT_OF_MEMORY, str(error))
-
-    def outputs(self) -> Outputs:
-        outputs: Outputs = defaultdict(list)
-        for delta in self.deltas:
-            outputs[delta.request_id, delta.index] += delta.tokens
-        return dict(outputs)
-
-    def errors(self) -> dict[int, ErrorKind]:
-        return {delta.request_id: delta.error for delta in self.deltas if delta.error is not None}
+        super().__init__(executor, scheduler, ahead)
 
 
 def submit(number: int, tokens: list[int], params: SamplingParams, n: int = 1) -> Submit:

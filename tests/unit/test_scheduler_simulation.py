@@ -63,12 +63,14 @@ def submit_random(simulation: Simulation, source: random.Random, *, poison: bool
             timeout=source.choice([None, None, 20.0]),
             cache_salt=source.choice(["", "", "other"]),
             temperature=source.choice([0, 1]),
-            max_tokens=source.randint(0, 20),
+            max_tokens=source.choice([None, *range(20)]),
+            prompt_logprobs=source.choice([None, None, 0, 2]),
             min_tokens=source.choice([0, 0, 3]),
             stop_token_ids=source.choice([(), (7,)]),
         )
 
 
+@pytest.mark.promise("F8", "P7", "P9")
 @pytest.mark.parametrize("seed", range(150))
 def test_load_changes_no_tokens_and_leaks_nothing(seed):
     source = random.Random(seed)
@@ -81,8 +83,10 @@ def test_load_changes_no_tokens_and_leaks_nothing(seed):
             simulation.cancel(source.randint(1, 20), source.choice([None, 0, 1]))
     simulation.run()
     simulation.check_tokens()
+    simulation.check_prompt_logprobs()
 
 
+@pytest.mark.promise("F8", "P9", "P10")
 @pytest.mark.parametrize("seed", range(150))
 def test_faults_of_some_requests_change_no_tokens_of_others(seed):
     """Some prompts make their rows NaN and some steps fail as a whole, while others share prefixes with them."""
@@ -102,6 +106,7 @@ def test_faults_of_some_requests_change_no_tokens_of_others(seed):
             # Generated tokens may be the poisonous one too.
             assert NAN_TOKEN in output.submit.tokens + output.tokens
     simulation.check_tokens()
+    simulation.check_prompt_logprobs()
 
 
 class SchedulerMachine(RuleBasedStateMachine):
@@ -158,7 +163,8 @@ class SchedulerMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         self.simulation.run()
         self.simulation.check_tokens()
+        self.simulation.check_prompt_logprobs()
 
 
 SchedulerMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
-TestSchedulerMachine = SchedulerMachine.TestCase
+TestSchedulerMachine = pytest.mark.promise("F8", "P7")(SchedulerMachine.TestCase)

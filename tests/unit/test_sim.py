@@ -13,10 +13,10 @@ from mainspring.backends.sim.device import SimBackend, parse_options
 from mainspring.backends.sim.executor import SimExecutor
 from mainspring.backends.sim.latency import MACHINES, step_cost
 from mainspring.core.backend import ExecutorRequest, KVSpec
-from mainspring.core.batch import Batch
+from mainspring.core.batch import Batch, PromptRange
 from mainspring.core.config import EngineConfig
 from mainspring.core.errors import BackendError, DeviceOutOfMemory
-from mainspring.core.request import SamplingParams
+from mainspring.core.request import SamplingParams, TokenLogprobs
 from tests.support.model_directory import TINY
 from tests.support.plans import GREEDY, Planner, run
 
@@ -375,3 +375,41 @@ def test_bad_values_say_what_would_be_right(options: dict[str, str], sentence: s
 def test_the_simulator_needs_no_torch() -> None:
     code = "import sys, mainspring.backends.sim, mainspring.core.channel; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_log_probabilities_of_a_prompt_depend_on_the_prompt_alone():
+    whole = scored(PROMPT, [(0, 10)])
+    assert whole == scored(PROMPT, [(0, 3), (3, 7), (7, 10)])
+    misled = scored(PROMPT, [(0, 10)], wrong_block=True)
+    assert len(misled) == 5
+    assert all(entry != true for entry, true in zip(misled, whole[4:], strict=True))
+    for entry in whole:
+        assert -1000 < entry.logprob < 0
+        assert entry.top_logprobs == sorted(entry.top_logprobs, reverse=True)
+        assert entry.logprob <= entry.top_logprobs[0]
+        assert sum(map(math.exp, entry.top_logprobs)) < 1
+        if entry.top_ids[0] == PROMPT[-1]:
+            assert entry.logprob == entry.top_logprobs[0]
+
+
+def test_the_likeliest_token_of_a_prompt_is_what_greedy_requests_draw():
+    (drawn,) = generate(PROMPT, 1)
+    last = scored([*PROMPT, drawn], [(0, 11)])[-1]
+    assert (last.top_ids[0], last.top_logprobs[0]) == (drawn, last.logprob)
+
+
+def scored(prompt: list[int], pieces: list[tuple[int, int]], *, wrong_block: bool = False) -> list[TokenLogprobs]:
+    """Log-probabilities of a prompt that is computed in pieces."""
+    machine, planner = executor(), Planner(BLOCK)
+    admission = planner.admission(prompt)
+    if wrong_block:
+        run(machine, planner.prefill(planner.admission([90, *prompt[1:]])))
+        admission = planner.admission(prompt, blocks=[1, 40, 41])
+        pieces = [(4, 10)]
+    found = []
+    for start, stop in pieces:
+        batch = planner.prefill(admission, start=start, stop=stop)
+        batch.admissions = [admission] if (start, stop) == pieces[0] else []
+        batch.prompt_logprobs = [PromptRange(0, start + 1, min(stop, len(prompt) - 1) - start, 3)]
+        found += run(machine, batch).prompt_logprobs[0]
+    return found
