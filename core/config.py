@@ -106,6 +106,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Tokens a KV block holds; None takes the backend's preferred size."""
     num_blocks: int | None = None
     """KV blocks; None takes what `memory_fraction` leaves."""
+    max_cache_tokens: int | None = None
+    """Tokens that all sequences together may hold in the KV cache; None: what memory leaves."""
     memory_fraction: float | None = None
     """Share of the device's memory to use in all; None takes the backend's default."""
     prefix_caching: bool = True

@@ -149,8 +149,11 @@ def workspace_bytes(config: EngineConfig, model: ModelConfig, max_length: int) -
 
 
 def blocks_wanted(config: EngineConfig, spec: KVSpec, max_length: int) -> int:
-    """Blocks past which more would never be used: every sequence at full length, and block 0."""
-    return 1 + config.max_sequences * -(-max_length // spec.block_size)
+    """Blocks past which more would never be used: every sequence at full length, or what the operator allows."""
+    blocks = config.max_sequences * -(-max_length // spec.block_size)
+    if config.max_cache_tokens is not None:
+        blocks = min(blocks, -(-config.max_cache_tokens // spec.block_size))
+    return 1 + blocks  # block 0 holds nothing
 
 
 def blocks_that_fit(plan: Plan, config: EngineConfig, free: int, total: int) -> int:
@@ -200,7 +203,7 @@ def _fitting_length(config: EngineConfig, max_length: int, num_blocks: int, spec
     room = max(0, num_blocks - 1) * spec.block_size
     if room >= max_length or config.max_length is not None or room == 0:
         return max_length, ""
-    return room, f"sequences are limited to {room} of the model's {max_length} tokens by the memory for the KV cache"
+    return room, f"sequences are limited to {room} of the model's {max_length} tokens by the size of the KV cache"
 
 
 def _capability_needs(

@@ -44,7 +44,7 @@ class Request:
     """Of the request's first sequence, in the order of submission; the others have the numbers after it."""
     arrival: float
     deadline: float | None
-    scores: PromptScores | None
+    scores: PromptScores | None = None
     """Of its prompt, if it asked for them."""
     sequences: list[Sequence] = field(default_factory=list)
     unforked: list[Sequence] = field(default_factory=list)

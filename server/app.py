@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import ipaddress
 import logging
-import re
 import signal
 import socket
 import sys
-import uuid
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
@@ -19,33 +18,74 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp
 
 from mainspring.core.config import EngineConfig
 from mainspring.core.errors import ErrorKind, RequestError, StartupError
 from mainspring.core.plugins import load_plugins
-from mainspring.server import probes
+from mainspring.core.request import Ready
+from mainspring.server import clouds, docs, loop_lag, probes
 from mainspring.server.answers import json_response
-from mainspring.server.chunks import StreamingProtocol
+from mainspring.server.auth import PROBES, TELLING, Authentication, KeyRing
+from mainspring.server.certificate import Certificate
 from mainspring.server.client import EngineClient, Observer
+from mainspring.server.connection import MAX_HEADER_BYTES, ConnectionLimits, HeaderLimits, limited_protocol
 from mainspring.server.lifecycle import Lifecycle, RequestLimits, build_model, engine_state
 from mainspring.server.openai import errors as openai_errors
 from mainspring.server.openai import routes as openai_routes
 from mainspring.server.openai.types import ErrorBody, ErrorResponse
+from mainspring.server.outcome import Spans
 from mainspring.server.progress import ProgressBars
 from mainspring.server.prometheus import Metrics
+from mainspring.server.request_ids import RequestIds
 from mainspring.server.source import ModelSource
+from mainspring.server.step_metrics import StepMetrics
+from mainspring.server.summary import Summary
 from mainspring.server.tgi import errors as tgi_errors
 from mainspring.server.tgi import routes as tgi_routes
 from mainspring.server.tgi.types import ErrorResponse as TGIErrorResponse
+from mainspring.server.tracing import Callers, SpanRecorder, start_tracing
 
 _log = logging.getLogger(__name__)
 _CLOSE_SECONDS = 5
 """For connections that still send their last bytes after the drain."""
-_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
+_COLLECTION_THRESHOLDS = (20_000, 20, 100)
+"""A prompt is a list of up to millions of numbers, and a collection walks through all of it while the event loop waits.
+The default (700, 10, 10) walks through each one several times in its short life.
+"""
+_SEND_BUFFER_BYTES = 64 << 10
+_BACKLOG = 2048
+"""Connections that wait to be accepted; the kernel may take fewer (listen(2))."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Access:
+    """Who may reach the server, and what of it without a key."""
+
+    keys: KeyRing = field(default_factory=lambda: KeyRing(()))
+    private_metrics: bool = False
+    """Whether /metrics and /info need a key too."""
+    insecure: bool = False
+    """Serve other machines without a key."""
+    origins: tuple[str, ...] = ()
+    """Web pages of these origins may call the server from a browser; `*` is any."""
+
+    @property
+    def public(self) -> frozenset[str]:
+        """Paths that may be read without a key."""
+        return PROBES if self.private_metrics else PROBES | TELLING
+
+
+@dataclass(frozen=True, slots=True)
+class Traces:
+    """Where spans are sent, and under what name."""
+
+    endpoint: str
+    service_name: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,26 +96,37 @@ class ServerOptions:
     engine: EngineConfig
     host: str = "127.0.0.1"
     port: int = 3000
+    access: Access = field(default_factory=Access)
+    certificate: Certificate | None = None
     limits: RequestLimits = field(default_factory=RequestLimits)
+    connections: ConnectionLimits = field(default_factory=ConnectionLimits)
     drain_seconds: float = 90.0
-    access_log: bool = False
     vllm_metric_names: bool = False
+    compute_type: str | None = None
+    """For the header x-compute-type; None takes the backend's name."""
+    traces: Traces | None = None
+    notes: tuple[str, ...] = ()
+    """What the operator asked for and does not get, one sentence each."""
 
 
-def create_app(lifecycle: Lifecycle, payload_limit: int, extra_routes: Sequence[BaseRoute] = ()) -> Starlette:
+def create_app(
+    lifecycle: Lifecycle, payload_limit: int, extra_routes: Sequence[BaseRoute] = (), *, access: Access | None = None
+) -> Starlette:
     """The ASGI application. Its lifespan starts the engine and ends it; it answers from the first moment."""
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         lifecycle.begin()
+        watch = asyncio.create_task(loop_lag.watch(lifecycle.metrics.loop_lag), name="loop-lag")
         try:
             yield
         finally:
+            watch.cancel()
             await lifecycle.close()
 
     app = Starlette(
-        routes=[*probes.ROUTES, *tgi_routes.ROUTES, *openai_routes.ROUTES, *extra_routes],
-        middleware=[Middleware(RequestIds)],
+        routes=[*probes.ROUTES, *tgi_routes.ROUTES, *openai_routes.ROUTES, *clouds.ROUTES, *docs.ROUTES, *extra_routes],
+        middleware=list(_middleware(access or Access())),
         exception_handlers={HTTPException: _unrouted, Exception: _defect},
         lifespan=lifespan,
     )
@@ -84,32 +135,52 @@ def create_app(lifecycle: Lifecycle, payload_limit: int, extra_routes: Sequence[
     return app
 
 
-def create_lifecycle(options: ServerOptions, observers: Sequence[Observer] = ()) -> Lifecycle:
+def _middleware(access: Access) -> Iterator[Middleware]:
+    """From the outside in: even refusals have ids, and a browser may read them."""
+    yield Middleware(RequestIds)
+    yield Middleware(Callers)
+    yield Middleware(HeaderLimits)
+    if access.origins:
+        yield Middleware(
+            CORSMiddleware,
+            allow_origins=access.origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["authorization", "content-type", "x-request-id"],
+            expose_headers=["x-request-id"],
+        )
+    yield Middleware(Authentication, keys=access.keys, public=access.public)
+
+
+def create_lifecycle(
+    options: ServerOptions,
+    observers: Sequence[Observer] = (),
+    *,
+    announce: Callable[[Ready, float], None] | None = None,
+    spans: Spans | None = None,
+) -> Lifecycle:
     """The engine client with what watches it. Must be called inside the event loop."""
     bars = ProgressBars(sys.stderr)
-    engine = EngineClient(options.engine, on_progress=bars.show, observers=observers)
+    steps = StepMetrics()
+    engine = EngineClient(options.engine, on_progress=bars.show, observers=[steps.observe, *observers])
     metrics = Metrics(options.source.model_id, lambda: engine_state(engine), options.vllm_metric_names)
-    build = build_model(options.source, options.engine.revision, options.limits, options.engine.max_waiting_requests)
-    return Lifecycle(engine, options.source, metrics, build)
+    metrics.registry.register(steps)
+    build = build_model(options.source, options.engine, options.limits, options.compute_type)
+    return Lifecycle(engine, options.source, metrics, build, loaded=bars.close, announce=announce, spans=spans)
 
 
 async def serve(options: ServerOptions) -> int:
     """Listen, load, serve, drain. Returns the exit code; raises StartupError when it cannot even listen."""
+    stop = _told_to_stop()  # first: whoever finds the port open may already stop the server
+    if options.certificate is not None:
+        options.certificate.check()
+    gc.set_threshold(*_COLLECTION_THRESHOLDS)
     listener = listen(options.host, options.port)
-    plugins = load_plugins()
-    for problem in plugins.problems:
-        _log.warning("%s", problem)
-    lifecycle = create_lifecycle(options, [*chain.from_iterable(plugins.manager.hook.mainspring_observers())])
-    extra_routes = [*chain.from_iterable(plugins.manager.hook.mainspring_routes())]
-    app = create_app(lifecycle, options.limits.payload_limit, extra_routes)
-    server = HTTPServer(app, options.access_log)
-    _log.info("listening on http://%s:%d, loading %s", *listener.getsockname()[:2], options.source.model_id)
-    if not ipaddress.ip_address(listener.getsockname()[0]).is_loopback:
-        _log.warning("whoever reaches this address can use the model: there is no authentication")
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    check_exposure(listener, options.access)
+    recorder = None
+    if options.traces is not None:
+        recorder = start_tracing(options.traces.endpoint, options.traces.service_name)
+    lifecycle, app = _compose(options, listener, recorder)
+    server = HTTPServer(app, options.connections, options.certificate)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     waiting = [asyncio.create_task(stop.wait()), asyncio.create_task(lifecycle.ended.wait())]
     await asyncio.wait([serving, *waiting], return_when=asyncio.FIRST_COMPLETED)
@@ -119,18 +190,62 @@ async def serve(options: ServerOptions) -> int:
         await lifecycle.drain(options.drain_seconds)
     server.should_exit = True
     await serving
+    if recorder is not None:
+        await asyncio.to_thread(recorder.close)
     if lifecycle.startup_error is not None:
         raise lifecycle.startup_error
     return lifecycle.exit_code
 
 
+def _told_to_stop() -> asyncio.Event:
+    """Set by the first SIGTERM or SIGINT."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    return stop
+
+
+def _compose(
+    options: ServerOptions, listener: socket.socket, recorder: SpanRecorder | None
+) -> tuple[Lifecycle, Starlette]:
+    """The application with what plugins add to it."""
+    plugins = load_plugins()
+    for problem in plugins.problems:
+        _log.warning("%s", problem)
+    summary = _summary(options, listener)
+    _log.debug("listening at %s, loading %s", summary.url, options.source.model_id)
+    observers = [*chain.from_iterable(plugins.manager.hook.mainspring_observers())]
+    lifecycle = create_lifecycle(options, observers, announce=summary.show, spans=recorder)
+    extra_routes = [*chain.from_iterable(plugins.manager.hook.mainspring_routes())]
+    return lifecycle, create_app(lifecycle, options.limits.payload_limit, extra_routes, access=options.access)
+
+
+def _summary(options: ServerOptions, listener: socket.socket) -> Summary:
+    scheme = "http" if options.certificate is None else "https"
+    host, port = listener.getsockname()[:2]
+    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104
+    return Summary(
+        url=f"{scheme}://{shown}:{port}",
+        model_id=options.source.model_id,
+        needs_key=bool(options.access.keys),
+        notes=options.notes,
+        stream=sys.stderr,
+    )
+
+
 def listen(host: str, port: int) -> socket.socket:
-    """A bound socket, so that a port that is taken is said before anything is loaded. Port 0 takes a free one."""
+    """A socket that listens: a port that is taken is said before anything is loaded, and whoever connects meanwhile
+    waits instead of being refused. Port 0 takes a free one.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
+        # Connections inherit it. What a client does not read waits here; unasked, the kernel takes megabytes.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
         listener.bind((host, port))
+        listener.listen(_BACKLOG)
     except OSError as error:
         listener.close()
         raise StartupError(f"cannot listen on {host}:{port}: {error.strerror}; choose another --port") from error
@@ -138,46 +253,43 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
+def check_exposure(listener: socket.socket, access: Access) -> None:
+    """Raises StartupError where other machines could use the model without a key and nobody said that they may."""
+    host = listener.getsockname()[0]
+    if access.keys or access.insecure or ipaddress.ip_address(host).is_loopback:
+        return
+    listener.close()
+    raise StartupError(
+        f"whoever reaches {host} could use the model; set --api-key (or API_KEY), or say --insecure where a network "
+        "or a proxy keeps strangers away"
+    )
+
+
 class HTTPServer(uvicorn.Server):
     """uvicorn with its limits set and its signal handlers off: `serve` decides when to end."""
 
-    def __init__(self, app: ASGIApp, access_log: bool = False) -> None:
+    def __init__(
+        self, app: ASGIApp, connections: ConnectionLimits | None = None, certificate: Certificate | None = None
+    ) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
-                http=StreamingProtocol,  # h11's parser: httptools takes headers of any size
+                http=limited_protocol(connections or ConnectionLimits()),  # httptools takes headers of any size
+                h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+                ws="none",
                 lifespan="on",
-                log_level="info" if access_log else "warning",
-                access_log=access_log,
+                log_level="error",  # of the rest, clients' mistakes among it, our own log tells
+                access_log=False,
                 timeout_graceful_shutdown=_CLOSE_SECONDS,
                 server_header=False,
+                ssl_certfile=certificate.file if certificate else None,
+                ssl_keyfile=certificate.key_file if certificate else None,
             )
         )
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
-
-
-class RequestIds:
-    """Gives every request an id, the client's own where it is well-formed, and says it in the answer."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        given = dict(scope["headers"]).get(b"x-request-id", b"")
-        request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex.encode()
-
-        async def send_with_id(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], (b"x-request-id", request_id)]
-            await send(message)
-
-        await self._app(scope, receive, send_with_id)
 
 
 async def _unrouted(request: Request, error: Exception) -> Response:

@@ -6,67 +6,25 @@ Nothing heavy is imported at the top: `--help` must not wait for a web server or
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 import mainspring
 from mainspring.core.errors import RequestError, StartupError
+from mainspring.server.engine_flags import POSITIVE, engine_config, engine_flags
+from mainspring.server.serve_flags import serve_flags, server_options
+from mainspring.server.tgi.flags import foreign_flags, notes
 
 if TYPE_CHECKING:
-    from mainspring.core.config import EngineConfig
     from mainspring.server.source import ModelSource
 
 EXIT_STARTUP = 71
-_Command = TypeVar("_Command", bound=Callable[..., Any])
-_POSITIVE = click.IntRange(min=1)
-
-
-def flag(*names: str, envvar: str | None = None, **options: Any) -> Callable[[_Command], _Command]:
-    """A click option that also reads the environment variable named like its first long name."""
-    variable = envvar or names[0].removeprefix("--").partition("/")[0].replace("-", "_").upper()
-    return click.option(*names, envvar=variable, show_envvar=True, show_default=True, **options)
-
-
-def engine_flags(command: _Command) -> _Command:
-    """The flags that end in an `EngineConfig`; TGI's name where TGI has one."""
-    for option in reversed(_ENGINE_FLAGS):
-        command = option(command)
-    return command
-
-
-_ENGINE_FLAGS = [
-    flag("--backend", default="auto", help="What computes; `mainspring backends` lists them."),
-    flag("--device-index", default=0, type=click.IntRange(min=0), help="Which of the backend's devices."),
-    flag("--revision", help="Branch, tag or commit of a hub model."),
-    flag("--dtype", type=click.Choice(["auto", "float32", "float16", "bfloat16"]), default="auto"),
-    flag(
-        "--kv-cache-dtype",
-        type=click.Choice(["auto", "float32", "float16", "bfloat16", "fp8_e4m3fn", "fp8_e5m2", "int8"]),
-        default="auto",
-    ),
-    flag("--quantize", help="Quantize weights while loading, by scheme name."),
-    flag("--load-format", type=click.Choice(["auto", "dummy"]), default="auto", help="`dummy`: random weights."),
-    flag("--max-total-tokens", type=_POSITIVE, help="Tokens of a sequence, prompt and output.  [default: the model's]"),
-    flag("--max-batch-size", type=_POSITIVE, default=256, help="Sequences that run at once."),
-    flag("--max-batch-prefill-tokens", type=_POSITIVE, default=2048, help="Tokens computed in one step."),
-    flag("--max-prefill-chunk", type=_POSITIVE, help="Tokens of one prompt computed in one step."),
-    flag("--max-queued-requests", type=_POSITIVE, default=1024, help="Sequences that may wait; above it: 429."),
-    flag("--max-queued-tokens", type=_POSITIVE, default=4_000_000, help="Prompt tokens that may wait; above it: 429."),
-    flag("--block-size", type=_POSITIVE, help="Tokens a KV block holds.  [default: the backend's]"),
-    flag("--num-blocks", type=_POSITIVE, help="KV blocks.  [default: what memory leaves]"),
-    flag("--memory-fraction", type=click.FloatRange(0, 1, min_open=True), help="Share of the device's memory to use."),
-    flag("--prefix-caching/--no-prefix-caching", default=True, help="Reuse the KV cache of equal prompt beginnings."),
-    flag("--seed", default=0, type=click.IntRange(min=0), help="Of requests that name none."),
-    flag("--threads", type=_POSITIVE, help="Host threads for backends that compute on the host.  [default: all cores]"),
-    flag("--compile/--no-compile", default=False, help="Trade start-up time for speed where the backend can."),
-    flag("--backend-option", multiple=True, metavar="KEY=VALUE", help="Passed to the backend; may be repeated."),
-]
 
 
 class _NearestCommand(click.Group):
@@ -90,54 +48,34 @@ def main() -> None:
 
 @main.command()
 @click.argument("model", required=False)
-@flag("--model-id", help="MODEL, as TGI's launcher takes it.")
-@click.option(  # HOST and HOSTNAME are set by shells and containers to the machine's own name
-    "--host", "--hostname", envvar="MAINSPRING_HOST", show_envvar=True, show_default=True, default="127.0.0.1"
-)
-@flag("--port", "-p", type=click.IntRange(0, 65535), default=3000, help="0 takes a free one.")
-@flag("--max-input-tokens", "--max-input-length", type=_POSITIVE, help="Tokens of a prompt.  [default: total - 1]")
-@flag("--max-concurrent-requests", type=_POSITIVE, help="Requests in progress; above it: 429.  [default: the queue's]")
-@flag("--max-best-of", type=_POSITIVE, default=2)
-@flag("--max-stop-sequences", type=_POSITIVE, default=4)
-@flag("--max-top-n-tokens", type=click.IntRange(min=0), default=5)
-@flag("--max-client-batch-size", type=_POSITIVE, default=4, help="Prompts in one /v1/completions request.")
-@flag("--validation-workers", type=_POSITIVE, default=2, help="Threads that template and tokenise.")
-@flag("--payload-limit", type=_POSITIVE, default=2_000_000, help="Bytes of a request body.")
-@flag("--graceful-termination-timeout", "-g", type=click.FloatRange(min=0), default=90.0, help="Seconds of a drain.")
-@flag("--access-log/--no-access-log", default=False)
-@flag("--vllm-metric-names/--no-vllm-metric-names", default=False, help="Metrics also under `vllm:` names.")
+@serve_flags
 @engine_flags
-def serve(model: str | None, model_id: str | None, **flags: Any) -> None:
-    """Serve MODEL over HTTP: TGI's API and OpenAI's."""
+@foreign_flags
+@click.pass_context
+def serve(context: click.Context, /, model: str | None, **flags: Any) -> None:
+    """Serve MODEL over HTTP: TGI's API and OpenAI's.
+
+    TGI's flags and variables are taken as they are. Those that have no effect here are said at the start, those that
+    ask for what is not here are refused.
+    """
+    if flags["env"]:
+        from mainspring.server.environment import environment
+
+        click.echo("\n".join(environment()))
+        return
     import asyncio
 
-    from mainspring.server.app import ServerOptions
+    from mainspring.server import logs
     from mainspring.server.app import serve as serve_http
-    from mainspring.server.lifecycle import RequestLimits
 
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
-    logging.getLogger("mainspring").setLevel(logging.INFO)
+    logs.configure(
+        level=flags["log_level"],
+        as_json=flags["json_output"],
+        requests=flags["access_log"] or flags["json_output"],
+    )
     with startup_errors():
-        source = _source(model or model_id, flags["revision"])
-        options = ServerOptions(
-            source=source,
-            engine=engine_config(str(source.path), flags),
-            host=flags["host"],
-            port=flags["port"],
-            limits=RequestLimits(
-                max_input_tokens=flags["max_input_tokens"],
-                max_concurrent_requests=flags["max_concurrent_requests"],
-                max_best_of=flags["max_best_of"],
-                max_stop_sequences=flags["max_stop_sequences"],
-                max_top_n_tokens=flags["max_top_n_tokens"],
-                max_client_batch_size=flags["max_client_batch_size"],
-                validation_workers=flags["validation_workers"],
-                payload_limit=flags["payload_limit"],
-            ),
-            drain_seconds=flags["graceful_termination_timeout"],
-            access_log=flags["access_log"],
-            vllm_metric_names=flags["vllm_metric_names"],
-        )
+        source = _source(model or flags["model_id"], flags["revision"], flags["huggingface_hub_cache"])
+        options = server_options(source, flags, notes(context))
         code = asyncio.run(serve_http(options))
     sys.exit(code)
 
@@ -145,7 +83,7 @@ def serve(model: str | None, model_id: str | None, **flags: Any) -> None:
 @main.command()
 @click.argument("model")
 @click.argument("prompt")
-@click.option("--max-tokens", type=_POSITIVE, default=128, show_default=True)
+@click.option("--max-tokens", type=POSITIVE, default=128, show_default=True)
 @click.option("--temperature", type=click.FloatRange(min=0), default=0.0, show_default=True)
 @click.option("--chat/--no-chat", default=False, help="Put the prompt through the model's chat template.")
 @engine_flags
@@ -157,7 +95,9 @@ def generate(model: str, prompt: str, **flags: Any) -> None:
 
     config = engine_config(model, flags)
     params = SamplingParams(max_tokens=flags["max_tokens"], temperature=flags["temperature"])
-    with startup_errors(), LLM.of(config, on_progress=ProgressBars(sys.stderr).show) as llm:
+    bars = ProgressBars(sys.stderr)
+    with closing(bars), startup_errors(), LLM.of(config, on_progress=bars.show) as llm:
+        bars.close()
         start = llm.chat_prompt([{"role": "user", "content": prompt}]) if flags["chat"] else prompt
         for text in llm.stream(start, params):
             click.echo(text, nl=False)
@@ -215,52 +155,12 @@ def startup_errors() -> Iterator[None]:
         raise click.ClickException(error.message) from error
 
 
-def _source(model: str | None, revision: str | None) -> ModelSource:
+def _source(model: str | None, revision: str | None, hub_cache: Path | None = None) -> ModelSource:
     from mainspring.server.source import resolve
 
     if model is None:
         raise click.UsageError("name a model: `mainspring serve MODEL` (try `demo`)")
-    return resolve(model, revision)
-
-
-def engine_config(model: str, flags: Mapping[str, Any]) -> EngineConfig:
-    from mainspring.core.config import EngineConfig
-
-    kv_dtype = flags["kv_cache_dtype"]
-    return EngineConfig(
-        model=model,
-        revision=flags["revision"],
-        backend=flags["backend"],
-        device_index=flags["device_index"],
-        dtype=flags["dtype"],
-        kv_dtype=kv_dtype.replace("fp8", "float8"),
-        quantize=flags["quantize"],
-        load_format=flags["load_format"],
-        max_length=flags["max_total_tokens"],
-        max_sequences=flags["max_batch_size"],
-        max_batch_tokens=flags["max_batch_prefill_tokens"],
-        max_prefill_chunk=flags["max_prefill_chunk"],
-        max_waiting_requests=flags["max_queued_requests"],
-        max_waiting_tokens=flags["max_queued_tokens"],
-        block_size=flags["block_size"],
-        num_blocks=flags["num_blocks"],
-        memory_fraction=flags["memory_fraction"],
-        prefix_caching=flags["prefix_caching"],
-        seed=flags["seed"],
-        threads=flags["threads"],
-        compile=flags["compile"],
-        backend_options=_backend_options(flags["backend_option"]),
-    )
-
-
-def _backend_options(pairs: Sequence[str]) -> dict[str, str]:
-    options = {}
-    for pair in pairs:
-        key, separator, value = pair.partition("=")
-        if not separator or not key:
-            raise click.BadParameter(f"{pair!r} is not KEY=VALUE", param_hint="--backend-option")
-        options[key] = value
-    return options
+    return resolve(model, revision, hub_cache)
 
 
 def _run_module(module: str, *arguments: str) -> NoReturn:

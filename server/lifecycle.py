@@ -11,20 +11,24 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from mainspring.core.channel import EXIT_STARTUP
+from mainspring.core.config import EngineConfig
 from mainspring.core.errors import ErrorKind, RequestError, StartupError
 from mainspring.core.metrics import Stats
 from mainspring.core.request import Ready
 from mainspring.server.client import EngineClient
 from mainspring.server.errors import NotReadyError
 from mainspring.server.model import Limits, ServedModel
+from mainspring.server.outcome import Spans
 from mainspring.server.prometheus import Metrics
 from mainspring.server.service import Service
 from mainspring.server.source import ModelSource
 from mainspring.server.template import ChatTemplate
 from mainspring.server.tokenizer import Tokenizer, load_tokenizer
+
+_SEQUENCES_A_REQUEST = 8
+
 
 _log = logging.getLogger(__name__)
 
@@ -35,6 +39,8 @@ class RequestLimits:
 
     max_input_tokens: int | None = None
     max_concurrent_requests: int | None = None
+    max_request_tokens: int | None = None
+    """None takes `_SEQUENCES_A_REQUEST` sequences of full length."""
     max_best_of: int = 2
     max_stop_sequences: int = 4
     max_top_n_tokens: int = 5
@@ -49,6 +55,7 @@ class RequestLimits:
             max_input_tokens=min(self.max_input_tokens or ready.max_length, ready.max_length - 1),
             max_total_tokens=ready.max_length,
             max_concurrent_requests=self.max_concurrent_requests or ready.max_sequences + max_waiting_requests,
+            max_request_tokens=self.max_request_tokens or _SEQUENCES_A_REQUEST * ready.max_length,
             max_best_of=self.max_best_of,
             max_stop_sequences=self.max_stop_sequences,
             max_top_n_tokens=self.max_top_n_tokens,
@@ -66,7 +73,16 @@ class Lifecycle:
         source: ModelSource,
         metrics: Metrics,
         build: Callable[[Ready, Tokenizer, ChatTemplate | None], ServedModel],
+        *,
+        loaded: Callable[[], None] | None = None,
+        announce: Callable[[Ready, float], None] | None = None,
+        spans: Spans | None = None,
     ) -> None:
+        self._spans = spans
+        self._loaded = loaded
+        """Called when loading has ended, well or not."""
+        self._announce = announce
+        """Called once with the seconds that starting took."""
         self.metrics = metrics
         self.ended = asyncio.Event()
         """Set when the server cannot go on: it could not start, or the engine is dead."""
@@ -138,32 +154,30 @@ class Lifecycle:
         try:
             async with asyncio.TaskGroup() as group:
                 engine = group.create_task(self._engine.start())
-                text = group.create_task(asyncio.to_thread(_load_text, self._source.path))
+                text = group.create_task(asyncio.to_thread(_load_text, self._source))
         except* StartupError as errors:
             reasons = [reason for error in _leaves(errors) for reason in error.reasons]
             self.startup_error = StartupError(reasons)
-        else:
+        except* Exception:  # noqa: BLE001  the task's border: what can never serve must not wait for ever
+            _log.exception("start-up failed")
+            self.startup_error = StartupError("start-up failed; the log has the trace")
+        finally:
+            if self._loaded is not None:
+                self._loaded()
+        if self.startup_error is None:
             ready, (tokenizer, template) = engine.result(), text.result()
-            self._service = Service(self._engine, self._build(ready, tokenizer, template), self.metrics, ready)
+            model = self._build(ready, tokenizer, template)
+            self._service = Service(self._engine, model, self.metrics, ready, spans=self._spans)
             # What start-up made lives for ever: the collector need not look at it again, with every client waiting.
             gc.freeze()
-            self._announce(ready)
+            if self._announce is not None:
+                self._announce(ready, time.monotonic() - self._begun)
             await self._engine.failed()
         self.ended.set()
 
-    def _announce(self, ready: Ready) -> None:
-        seconds = time.monotonic() - self._begun
-        _log.info(
-            "serving %s on %s (%s, %s) after %.1f s; context %d tokens, KV cache %d tokens",
-            *(self._source.model_id, ready.device, ready.backend, ready.dtype, seconds, ready.max_length),
-            ready.num_blocks * ready.block_size,
-        )
-        for note in ready.notes:
-            _log.info("%s", note)
-
 
 def build_model(
-    source: ModelSource, revision: str | None, limits: RequestLimits, max_waiting_requests: int
+    source: ModelSource, engine: EngineConfig, limits: RequestLimits, compute_type: str | None = None
 ) -> Callable[[Ready, Tokenizer, ChatTemplate | None], ServedModel]:
     """How the served model is put together once the engine has said what it can do."""
 
@@ -171,12 +185,12 @@ def build_model(
         return ServedModel(
             id=source.model_id,
             created=int(time.time()),
-            revision=revision,
+            revision=engine.revision,
             tokenizer=tokenizer,
             template=template,
-            limits=limits.resolve(ready, max_waiting_requests),
+            limits=limits.resolve(ready, engine.max_waiting_requests),
             vocab_size=ready.vocab_size,
-            compute_type=ready.backend,
+            compute_type=compute_type or ready.backend,
         )
 
     return build
@@ -187,10 +201,10 @@ def engine_state(engine: EngineClient) -> tuple[Stats, Ready] | None:
     return None if engine.ready is None else (engine.stats, engine.ready)
 
 
-def _load_text(path: Path) -> tuple[Tokenizer, ChatTemplate | None]:
-    tokenizer = load_tokenizer(path)
-    source = tokenizer.chat_template
-    return tokenizer, None if source is None else ChatTemplate(source, tokenizer.special)
+def _load_text(source: ModelSource) -> tuple[Tokenizer, ChatTemplate | None]:
+    tokenizer = load_tokenizer(source.path, source.tokenizer_config)
+    template = tokenizer.chat_template
+    return tokenizer, None if template is None else ChatTemplate(template, tokenizer.special)
 
 
 def _leaves(group: BaseExceptionGroup[StartupError]) -> list[StartupError]:

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from mainspring.server.template import ChatTemplate
 from mainspring.server.tokenizer import Tokenizer
 
+MAX_STOP_CHARACTERS = 1000
+"""Of one stop string; with the bound on their number this bounds the work of looking for them."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
@@ -17,6 +20,8 @@ class Limits:
     """Prompt and output together."""
     max_concurrent_requests: int
     """Prompts queued and running; above it requests are refused as overload."""
+    max_request_tokens: int
+    """All tokens that one request may have generated: prompts x sequences x tokens."""
     max_best_of: int = 2
     max_stop_sequences: int = 4
     """On TGI's routes; OpenAI's allow `MAX_STOPS`."""

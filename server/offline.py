@@ -18,10 +18,10 @@ import msgspec
 from mainspring.core.config import Dtype, EngineConfig, KVDtype
 from mainspring.core.errors import StartupError
 from mainspring.core.metrics import Stats
-from mainspring.core.request import FinishReason, Ready, SamplingParams
+from mainspring.core.request import FinishReason, Ready, SamplingParams, TokenLogprobs
 from mainspring.server.client import EngineClient, ProgressListener
 from mainspring.server.errors import TemplateError
-from mainspring.server.generation import Generation, Piece, generate
+from mainspring.server.generation import Generation, Piece, Token, generate
 from mainspring.server.source import resolve
 from mainspring.server.template import ChatTemplate, Message
 from mainspring.server.tokenizer import load_tokenizer
@@ -40,6 +40,10 @@ class Output:
     finish_reason: FinishReason
     prompt_token_ids: list[int]
     seed: int
+    logprobs: list[TokenLogprobs] | None = None
+    """One entry a token of `token_ids`, if `params.logprobs` asked for them."""
+    prompt_logprobs: list[TokenLogprobs | None] | None = None
+    """One entry a token of the prompt, None for the first, if `params.prompt_logprobs` asked for them."""
 
 
 class LLM:
@@ -210,15 +214,26 @@ def _one_by_one(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
 
 async def _collect(pieces: AsyncGenerator[Piece, None], generation: Generation) -> Output:
     text: list[str] = []
-    tokens: list[int] = []
+    tokens: list[Token] = []
+    prompt: tuple[Token, ...] = ()
     reason, seed = FinishReason.ERROR, 0
     async with aclosing(pieces):
         async for piece in pieces:
             text.append(piece.text)
-            tokens.extend(token.id for token in piece.tokens)
+            tokens.extend(piece.tokens)
+            prompt = piece.prompt or prompt
             if piece.finish is not None:
                 reason, seed = piece.finish.reason, piece.finish.seed
-    return Output("".join(text), tokens, reason, generation.tokens, seed)
+    asked = generation.params
+    return Output(
+        "".join(text),
+        [token.id for token in tokens],
+        reason,
+        generation.tokens,
+        seed,
+        None if asked.logprobs is None else [token.logprobs for token in tokens if token.logprobs is not None],
+        None if asked.prompt_logprobs is None else [token.logprobs for token in prompt],
+    )
 
 
 async def _next(pieces: AsyncGenerator[Piece, None]) -> Piece | None:

@@ -28,5 +28,9 @@ class ProgressBars:
         if progress.phase not in self._tasks:
             self._tasks[progress.phase] = self._bars.add_task(progress.phase, total=progress.total or None)
         self._bars.update(self._tasks[progress.phase], completed=progress.done, total=progress.total or None)
-        if self._bars.finished:
+
+    def close(self) -> None:
+        """Loading has ended, well or not: the screen belongs to others again."""
+        if self._shows:
             self._bars.stop()
+        self._shows = False

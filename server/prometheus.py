@@ -27,6 +27,7 @@ _TGI_SECONDS = [0.00015 * 1.5**power for power in range(35)]
 _TOKENS = [float(mantissa * 10**power) for power in range(6) for mantissa in (1, 2, 5)] + [1e6]
 _TTFT_SECONDS = [0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80]
 _GAP_SECONDS = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5]
+_LAG_SECONDS = [0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.25, 0.5, 1, 5]
 _LATENCY_SECONDS = [0.05, 0.1, 0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920]
 
 _TGI_FAILURES = {
@@ -84,6 +85,12 @@ class Metrics:
         self._model_id = model_id
         self._tgi = {name: self._tgi_histogram(name) for name in _TGI_HISTOGRAMS}
         self._gaps = TokenGaps()
+        self._loop_lag = Histogram(
+            f"{PREFIX}event_loop_lag_seconds",
+            "By how much the server's event loop was late",
+            buckets=_LAG_SECONDS,
+            registry=self.registry,
+        )
         self._shared = {name: self._shared_histograms(name) for name in _SHARED_HISTOGRAMS}
         self.registry.register(_Snapshot(self, engine))
 
@@ -106,6 +113,10 @@ class Metrics:
     def token_gap(self, seconds: float) -> None:
         """Time between two deltas of one sequence."""
         self._gaps.observe(seconds)
+
+    def loop_lag(self, seconds: float) -> None:
+        """How late the event loop woke somebody."""
+        self._loop_lag.observe(seconds)
 
     def finished(self, record: RequestRecord) -> None:
         """A request ended with a result."""

@@ -16,8 +16,10 @@ from typing import TypeVar
 from mainspring.core.errors import ErrorKind, RequestError
 from mainspring.core.request import FinishReason, Ready
 from mainspring.server.client import EngineClient
+from mainspring.server.errors import invalid
 from mainspring.server.generation import Generation, Piece, generate, merge
 from mainspring.server.model import ServedModel
+from mainspring.server.outcome import Outcome, Spans
 from mainspring.server.prometheus import Metrics, RequestRecord
 
 T = TypeVar("T")
@@ -38,6 +40,7 @@ class Timing:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     generated_tokens: int = 0
+    failed: bool = False
 
     @property
     def total_seconds(self) -> float:
@@ -55,11 +58,14 @@ class Timing:
 class Service:
     """The served model behind its engine. All methods belong to the event loop's thread."""
 
-    def __init__(self, engine: EngineClient, model: ServedModel, metrics: Metrics, ready: Ready) -> None:
+    def __init__(
+        self, engine: EngineClient, model: ServedModel, metrics: Metrics, ready: Ready, *, spans: Spans | None = None
+    ) -> None:
         self.model = model
         self.ready = ready
         self._engine = engine
         self._metrics = metrics
+        self._spans = spans
         self._threads = ThreadPoolExecutor(model.limits.validation_workers, "validation")
         self._live = 0
         """Prompts in the threads, queued, or running."""
@@ -71,20 +77,25 @@ class Service:
     async def parse(self, parser: Callable[[bytes, ServedModel], T], body: bytes, timing: Timing) -> T:
         """Validate, template and tokenise off the event loop. Raises RequestError."""
         self._metrics.count("tgi_request_count")
-        self._admit(1)
         try:
-            call = await asyncio.get_running_loop().run_in_executor(self._threads, parser, body, self.model)
+            call = await self.compute(parser, body)
         except RequestError as error:
-            self._metrics.failed(error.kind)
+            self._failed(error, timing)
             raise
-        finally:
-            self._live -= 1
         timing.validated = time.monotonic()
         return call
 
+    async def compute(self, work: Callable[[bytes, ServedModel], T], body: bytes) -> T:
+        """Anything that takes a while and no engine, off the event loop. Raises RequestError."""
+        self._admit(1)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, work, body, self.model)
+        finally:
+            self._live -= 1
+
     async def run(self, generations: Sequence[Generation], timing: Timing) -> AsyncGenerator[Piece, None]:
         """Pieces of all sequences of all prompts, numbered prompt by prompt. Raises RequestError."""
-        self._admit(len(generations))
+        self._begin(generations, timing)
         timing.prompt_tokens = sum(len(generation.tokens) for generation in generations)
         streams = [generate(self._engine, self.model.tokenizer, generation) for generation in generations]
         last_seen: dict[int, float] = {}
@@ -99,15 +110,66 @@ class Service:
                             self._finish(generations, timing, reasons)
                     yield piece
         except RequestError as error:
-            self._metrics.failed(error.kind)
+            self._failed(error, timing, generations)
             raise
         finally:
             self._live -= len(generations)
+            if not timing.finished and not timing.failed:
+                self._tell(timing, generations, aborted=True)
+
+    def _begin(self, generations: Sequence[Generation], timing: Timing) -> None:
+        """Take the request in. Raises RequestError where it asks for too much, or too much is asked for already."""
+        limit = self.model.limits.max_request_tokens
+        asked = sum(generation.n * (generation.params.max_tokens or 0) for generation in generations)
+        try:
+            if asked > limit:
+                raise invalid(
+                    f"the request asks for {asked} tokens in all (prompts x sequences x tokens); at most {limit} are "
+                    "allowed, so send several requests"
+                )
+            self._admit(len(generations))
+        except RequestError as error:
+            self._failed(error, timing, generations)
+            raise
+
+    def _failed(self, error: RequestError, timing: Timing, generations: Sequence[Generation] = ()) -> None:
+        timing.failed = True
+        self._metrics.failed(error.kind)
+        self._tell(timing, generations, error=error.kind)
+
+    def _tell(
+        self,
+        timing: Timing,
+        generations: Sequence[Generation],
+        *,
+        reasons: Sequence[str] = (),
+        error: ErrorKind | None = None,
+        aborted: bool = False,
+    ) -> None:
+        """The log and the traces hear how a request ended."""
+        outcome = Outcome(
+            model=self.model.id,
+            params=generations[0].params if generations else None,
+            choices=sum(generation.n for generation in generations),
+            received=timing.received,
+            first_token=timing.first_token,
+            ended=timing.finished or time.monotonic(),
+            validation_seconds=max(timing.validation_seconds, 0.0),
+            queue_seconds=timing.queue_seconds,
+            prompt_tokens=timing.prompt_tokens,
+            cached_tokens=timing.cached_tokens,
+            generated_tokens=timing.generated_tokens,
+            finish_reasons=tuple(reasons),
+            error=error,
+            aborted=aborted,
+        )
+        outcome.log()
+        if self._spans is not None:
+            self._spans.record(outcome)
 
     def _admit(self, num_prompts: int) -> None:
         limit = self.model.limits.max_concurrent_requests
         if self._live + num_prompts > limit:
-            self._metrics.failed(ErrorKind.OVERLOADED)
             raise RequestError(ErrorKind.OVERLOADED, f"{limit} requests are already in progress", retry_after=1.0)
         self._live += num_prompts
 
@@ -129,6 +191,7 @@ class Service:
 
     def _finish(self, generations: Sequence[Generation], timing: Timing, reasons: list[str]) -> None:
         timing.finished = time.monotonic()
+        self._tell(timing, generations, reasons=reasons)
         self._metrics.finished(
             RequestRecord(
                 prompt_tokens=timing.prompt_tokens,

@@ -23,10 +23,15 @@ class ModelSource:
 
     path: Path
     model_id: str
+    tokenizer_config: Path | None = None
+    """To be read instead of the model's own tokenizer_config.json."""
 
 
-def resolve(model: str, revision: str | None = None) -> ModelSource:
-    """Find the model, downloading it from the hub when it is a hub id. Raises ModelError with the way out."""
+def resolve(model: str, revision: str | None = None, hub_cache: Path | None = None) -> ModelSource:
+    """Find the model, downloading it from the hub when it is a hub id. Raises ModelError with the way out.
+
+    Downloads are kept in `hub_cache`; None takes the hub library's own place.
+    """
     if model == "demo":
         return ModelSource(_demo_file(), DEMO_MODEL_ID)
     path = Path(model).expanduser()
@@ -38,7 +43,7 @@ def resolve(model: str, revision: str | None = None) -> ModelSource:
         return ModelSource(path, path.stem)
     if path.suffix == ".gguf" or path.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1:
         raise ModelError(f"{model} does not exist; give a directory, a .gguf file, a hub id (owner/name), or `demo`")
-    return ModelSource(_download(model, revision), model)
+    return ModelSource(_download(model, revision, hub_cache), model)
 
 
 def _demo_file() -> Path:
@@ -52,12 +57,12 @@ def _demo_file() -> Path:
     raise ModelError(f"the package {_DEMO_PACKAGE} holds no .gguf file; {_DEMO_REMEDY}")
 
 
-def _download(model: str, revision: str | None) -> Path:
+def _download(model: str, revision: str | None, hub_cache: Path | None) -> Path:
     from huggingface_hub import snapshot_download  # half a second that local models need not pay
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(model, revision=revision, allow_patterns=_HUB_FILES))
+        return Path(snapshot_download(model, revision=revision, cache_dir=hub_cache, allow_patterns=_HUB_FILES))
     except HFValidationError as error:
         raise ModelError(
             f"{model!r} is neither a path that exists nor a hub id (owner/name); for the built-in model say `demo`"

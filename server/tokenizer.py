@@ -60,10 +60,21 @@ class Tokenizer:
             (encoding,) = self._encoder.encode_batch_fast([text], add_special_tokens=add_special_tokens)
         except TypeError as error:
             raise invalid("text holds a lone surrogate and is not valid Unicode", "inputs") from error
-        ids: list[int] = encoding.ids
-        if add_special_tokens and len(ids) > 1 and ids[0] == ids[1] == self.special.bos_id:
-            return ids[1:]
-        return ids
+        return self._without_doubled_bos(encoding.ids, add_special_tokens)
+
+    def spans(self, text: str, add_special_tokens: bool = True) -> list[tuple[int, int, int]]:
+        """As `encode`, each id with the characters of `text` that it covers: first, and one past the last.
+
+        Tokens that stand for no text, and parts of a character after its first byte, may cover none of their own.
+        """
+        try:
+            encoding = self._encoder.encode(text, add_special_tokens=add_special_tokens)
+        except TypeError as error:
+            raise invalid("text holds a lone surrogate and is not valid Unicode", "inputs") from error
+        found = [
+            (token_id, start, stop) for token_id, (start, stop) in zip(encoding.ids, encoding.offsets, strict=True)
+        ]
+        return found[len(found) - len(self._without_doubled_bos(encoding.ids, add_special_tokens)) :]
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of a whole list of ids, special tokens left out, as the detokenizer would have streamed it."""
@@ -84,6 +95,10 @@ class Tokenizer:
         """Whether the token has a meaning for the model and no text for the reader."""
         return token_id in self._special_ids
 
+    def _without_doubled_bos(self, ids: list[int], add_special_tokens: bool) -> list[int]:
+        doubled = add_special_tokens and len(ids) > 1 and ids[0] == ids[1] == self.special.bos_id
+        return ids[1:] if doubled else ids
+
     def _find_bytes(self, token_id: int) -> bytes:
         if token_id in self._added:
             return self._added[token_id]
@@ -91,16 +106,21 @@ class Tokenizer:
         return b"" if token is None else self._ordinary_bytes(token)
 
 
-def load_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer of a model directory or of a GGUF file. Raises ModelError when there is none to be read."""
+def load_tokenizer(path: Path, config_file: Path | None = None) -> Tokenizer:
+    """The tokenizer of a model directory or of a GGUF file. Raises ModelError when there is none to be read.
+
+    `config_file` takes the place of the directory's tokenizer_config.json; a chat template in it wins over all others.
+    """
     if path.is_dir():
-        return _from_directory(path)
+        return _from_directory(path, config_file)
+    if config_file is not None:
+        raise ModelError(f"{path} brings its own tokenizer config; leave --tokenizer-config-path out")
     vocabulary = GGUFVocabulary.of(read_metadata(path))
     special = SpecialTokens(vocabulary.text(vocabulary.bos_id), vocabulary.bos_id, vocabulary.text(vocabulary.eos_id))
     return Tokenizer(build_encoder(vocabulary), special, vocabulary.chat_template)
 
 
-def _from_directory(directory: Path) -> Tokenizer:
+def _from_directory(directory: Path, config_file: Path | None) -> Tokenizer:
     file = directory / "tokenizer.json"
     if not file.is_file():
         raise ModelError(
@@ -113,8 +133,14 @@ def _from_directory(directory: Path) -> Tokenizer:
         raise ModelError(f"{file} cannot be read as a tokenizer: {error}") from error
     encoder.no_padding()
     encoder.no_truncation()
-    config = read_json(directory / "tokenizer_config.json")
-    return Tokenizer(encoder, _special_tokens(encoder, config), _chat_template(directory, config))
+    if config_file is None:
+        config = read_json(directory / "tokenizer_config.json")
+        return Tokenizer(encoder, _special_tokens(encoder, config), _chat_template(directory, config))
+    if not config_file.is_file():
+        raise ModelError(f"{config_file} does not exist; --tokenizer-config-path names a tokenizer_config.json")
+    config = read_json(config_file)
+    template = _default_template(config.get("chat_template")) or _chat_template(directory, config)
+    return Tokenizer(encoder, _special_tokens(encoder, config), template)
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -144,7 +170,13 @@ def _chat_template(directory: Path, config: Mapping[str, Any]) -> str | None:
     """The template, wherever the model keeps it; a file of its own wins over tokenizer_config.json, as in TGI."""
     if (directory / "chat_template.jinja").is_file():
         return (directory / "chat_template.jinja").read_text(encoding="utf-8")
-    template = read_json(directory / "chat_template.json").get("chat_template", config.get("chat_template"))
+    return _default_template(
+        read_json(directory / "chat_template.json").get("chat_template", config.get("chat_template"))
+    )
+
+
+def _default_template(template: Any) -> str | None:
+    """A template as tokenizer_config.json may write it."""
     if isinstance(template, list):  # several templates by name; "default" is the one for plain chats
         named = {entry["name"]: entry["template"] for entry in template}
         template = named.get("default")

@@ -34,6 +34,10 @@ class _Answer:
     prompt: tuple[Token, ...] = ()
     finish: FinishWord | None = None
 
+    def mean_logprob(self) -> float:
+        logprobs = [token.logprobs.logprob for token in self.tokens if token.logprobs is not None]
+        return sum(logprobs) / max(len(logprobs), 1)
+
     def finish_word(self) -> FinishWord:
         if self.finish is None:
             raise RequestError(ErrorKind.INTERNAL, "a sequence ended without a finish reason")
@@ -70,7 +74,7 @@ async def collect_completion(
     pieces: AsyncGenerator[Piece, None], call: Call, timing: Timing, identity: Identity
 ) -> Completion:
     """The whole completion; choice i of prompt p has the index p * n + i."""
-    answers = await _answers(pieces, call)
+    answers = _best(await _answers(pieces, call), call)
     choices = [_completion_choice(index, answer, call, identity.tokenizer) for index, answer in enumerate(answers)]
     return Completion(
         id=identity.id,
@@ -95,8 +99,21 @@ async def _answers(pieces: AsyncGenerator[Piece, None], call: Call) -> list[_Ans
     return answers
 
 
+def _best(answers: list[_Answer], call: Call) -> list[_Answer]:
+    """Each prompt's best answers, best first, where more were generated than are wanted."""
+    if call.num_choices is None:
+        return answers
+    width = call.generations[0].n
+    prompts = [answers[start : start + width] for start in range(0, len(answers), width)]
+    return [
+        answer
+        for sequences in prompts
+        for answer in sorted(sequences, key=_Answer.mean_logprob, reverse=True)[: call.num_choices]
+    ]
+
+
 def _completion_choice(index: int, answer: _Answer, call: Call, tokenizer: Tokenizer) -> CompletionChoice:
-    echo = call.echoes[index // call.generations[0].n] if call.echoes else ""
+    echo = call.echoes[index // (call.num_choices or call.generations[0].n)] if call.echoes else ""
     logprobs = None
     if call.num_top_logprobs is not None:
         shown, offset = answer.tokens, len(echo)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mainspring.core.request import SamplingParams
@@ -52,24 +52,22 @@ class Call:
     """None: no log-probabilities in the answer."""
     echoes: tuple[str, ...] = ()
     """Per prompt, text to put before the answer; empty when not asked for."""
+    num_choices: int | None = None
+    """Of each prompt's sequences, how many are answered with: those of the highest mean log-probability. None: all."""
     num_prompt_logprobs: int | None = None
     """None: none in vLLM's form; those of an echo are in OpenAI's."""
 
 
 def parse_chat(body: bytes, model: ServedModel) -> Call:
     """Body of `/v1/chat/completions`. Raises RequestError."""
-    request = parse_wire(ChatRequest, body)
-    _check_shared(request, model)
-    _refuse(request, _CHAT_UNSUPPORTED)
-    if request.tool_choice not in (None, "none", "auto"):
-        raise UnsupportedError("tool_choice")
-    if request.modalities not in (None, ["text"]):
-        raise UnsupportedError("modalities")
+    return chat_call(parse_wire(ChatRequest, body), model)
+
+
+def chat_call(request: ChatRequest, model: ServedModel) -> Call:
+    """A chat request, checked. Raises RequestError."""
     if request.top_logprobs is not None and not request.logprobs:
         raise invalid("`top_logprobs` needs `logprobs: true`", "top_logprobs")
-    if model.template is None:
-        raise TemplateError("this model has no chat template; use /v1/completions")
-    prompt = model.template.render([_template_message(i, m) for i, m in enumerate(request.messages)])
+    prompt = chat_prompt(request, model)
     tokens = model.tokenizer.encode(prompt, add_special_tokens=False)
     max_tokens = request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens
     num_top_logprobs = (request.top_logprobs or 0) if request.logprobs else None
@@ -83,27 +81,61 @@ def parse_chat(body: bytes, model: ServedModel) -> Call:
     )
 
 
+def chat_prompt(request: ChatRequest, model: ServedModel) -> str:
+    """The messages as the model's template writes them. Raises RequestError for what no prompt can be made of."""
+    _check_shared(request, model)
+    _refuse(request, _CHAT_UNSUPPORTED)
+    if request.tool_choice not in (None, "none", "auto"):
+        raise UnsupportedError("tool_choice")
+    if request.modalities not in (None, ["text"]):
+        raise UnsupportedError("modalities")
+    if model.template is None:
+        raise TemplateError("this model has no chat template; use /v1/completions")
+    return model.template.render([_template_message(i, m) for i, m in enumerate(request.messages)])
+
+
 def parse_completion(body: bytes, model: ServedModel) -> Call:
     """Body of `/v1/completions`. Raises RequestError."""
     request = parse_wire(CompletionRequest, body)
     _check_shared(request, model)
     _refuse(request, ("suffix",))
-    if request.best_of is not None and request.best_of != (request.n or 1):
-        raise UnsupportedError("best_of")
+    num_choices = _num_choices(request)
     prompts = [_prompt_tokens(prompt, model) for prompt in _prompts(request, model)]
     texts = [text for text, _ in prompts]
     max_tokens = _DEFAULT_COMPLETION_TOKENS if request.max_tokens is None else request.max_tokens
     if max_tokens == 0 and not request.echo and request.prompt_logprobs is None:
         raise invalid("`max_tokens` is 0, which needs `echo` or `prompt_logprobs`", "max_tokens")
     return Call(
-        generations=[_generation(request, tokens, max_tokens, request.logprobs, model) for _, tokens in prompts],
+        generations=[_completion_generation(request, tokens, max_tokens, model) for _, tokens in prompts],
         prompt_characters=sum(len(text) for text in texts),
         stream=bool(request.stream),
         include_usage=request.stream_options is not None and request.stream_options.include_usage,
         num_top_logprobs=request.logprobs,
         echoes=tuple(texts) if request.echo else (),
+        num_choices=num_choices,
         num_prompt_logprobs=request.prompt_logprobs,
     )
+
+
+def _num_choices(request: CompletionRequest) -> int | None:
+    n, best_of = request.n or 1, request.best_of
+    if best_of is None or best_of == n:
+        return None
+    if best_of < n:
+        raise invalid(f"`best_of` is {best_of}, less than the {n} choices of `n`", "best_of")
+    if request.stream:
+        raise invalid("`best_of` cannot be streamed: which is best is known at the end", "best_of")
+    return n
+
+
+def _completion_generation(
+    request: CompletionRequest, tokens: list[int], max_tokens: int, model: ServedModel
+) -> Generation:
+    if request.best_of is None or request.best_of == (request.n or 1):
+        return _generation(request, tokens, max_tokens, request.logprobs, model)
+    # Ranking needs log-probabilities, asked for or not.
+    generation = _generation(request, tokens, max_tokens, request.logprobs or 0, model)
+    return replace(generation, n=request.best_of)
 
 
 def _check_shared(request: SamplingFields, model: ServedModel) -> None:

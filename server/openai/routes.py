@@ -29,7 +29,7 @@ Pieces = AsyncGenerator[Piece, None]
 
 
 @dataclass(frozen=True, slots=True)
-class _Endpoint:
+class Endpoint:
     """What differs between the two generation routes."""
 
     id_prefix: str
@@ -38,25 +38,34 @@ class _Endpoint:
     collect: Callable[[Pieces, Call, Timing, Identity], Coroutine[Any, Any, ChatCompletion | Completion]]
 
 
-_CHAT = _Endpoint("chatcmpl", parse_chat, stream_chat, collect_chat)
-_COMPLETION = _Endpoint("cmpl", parse_completion, stream_completion, collect_completion)
+CHAT = Endpoint("chatcmpl", parse_chat, stream_chat, collect_chat)
+COMPLETION = Endpoint("cmpl", parse_completion, stream_completion, collect_completion)
 
 
 async def chat_completions(request: Request) -> Response:
     """`POST /v1/chat/completions`."""
-    return await _answer(request, _CHAT)
+    return await _answer(request, CHAT)
 
 
 async def completions(request: Request) -> Response:
     """`POST /v1/completions`."""
-    return await _answer(request, _COMPLETION)
+    return await _answer(request, COMPLETION)
 
 
-async def _answer(request: Request, endpoint: _Endpoint) -> Response:
+async def _answer(request: Request, endpoint: Endpoint) -> Response:
+    try:
+        body = await read_body(request, request.app.state.payload_limit)
+    except RequestError as error:
+        return error_response(error)
+    return await answer_body(request, body, endpoint)
+
+
+async def answer_body(request: Request, body: bytes, endpoint: Endpoint) -> Response:
+    """The answer to a body that has been read, whichever route it came by."""
     timing = Timing()
     try:
         service = service_of(request)
-        call = await service.parse(endpoint.parse, await read_body(request, request.app.state.payload_limit), timing)
+        call = await service.parse(endpoint.parse, body, timing)
         pieces = service.run(call.generations, timing)
         identity = new_identity(endpoint.id_prefix, service.model)
         if call.stream:

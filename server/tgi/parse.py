@@ -8,7 +8,7 @@ from mainspring.core.request import SamplingParams
 from mainspring.server.body import parse_wire
 from mainspring.server.errors import UnsupportedError, invalid
 from mainspring.server.generation import Generation
-from mainspring.server.model import Limits, ServedModel
+from mainspring.server.model import MAX_STOP_CHARACTERS, Limits, ServedModel
 from mainspring.server.tgi.types import CompatGenerateRequest, GenerateParameters, GenerateRequest
 
 
@@ -38,6 +38,11 @@ def parse_compat(body: bytes, model: ServedModel) -> GenerateCall:
     """Body of `POST /`, where the prompt is part of the answer unless it is told not to be. Raises RequestError."""
     request = parse_wire(CompatGenerateRequest, body)
     return _call(request, model, stream=request.stream, full_text=True)
+
+
+def vertex_call(request: GenerateRequest, model: ServedModel) -> GenerateCall:
+    """One instance of a body of `/vertex`, which has been parsed with the others. Raises RequestError."""
+    return _call(request, model, stream=False, full_text=False)
 
 
 def _call(request: GenerateRequest, model: ServedModel, *, stream: bool, full_text: bool) -> GenerateCall:
@@ -123,14 +128,22 @@ def _check_stops(stops: list[str], limits: Limits) -> None:
         raise invalid(f"`stop` supports up to {limits.max_stop_sequences} stop sequences. Given: {len(stops)}", "stop")
     if "" in stops:
         raise invalid("`stop` must not hold an empty string", "stop")
+    longest = max(map(len, stops), default=0)
+    if longest > MAX_STOP_CHARACTERS:
+        raise invalid(f"`stop` sequences have at most {MAX_STOP_CHARACTERS} characters. Given: {longest}", "stop")
 
 
-def _encode(inputs: str, truncate: int | None, model: ServedModel) -> list[int]:
-    limit = model.limits.max_input_tokens
+def check_inputs(inputs: str, truncate: int | None, limits: Limits) -> None:
+    """What can be said of a prompt before it is tokenised. Raises RequestError."""
+    limit = limits.max_input_tokens
     if not inputs:
         raise invalid("`inputs` cannot be empty", "inputs")
     if truncate is not None and not 0 < truncate <= limit:
         raise invalid(f"`truncate` must be strictly positive and less than {limit}. Given: {truncate}", "truncate")
+
+
+def _encode(inputs: str, truncate: int | None, model: ServedModel) -> list[int]:
+    check_inputs(inputs, truncate, model.limits)
     tokens = model.tokenizer.encode(inputs)
     if not tokens:
         raise invalid("`inputs` cannot be empty: the tokenizer makes no token of it", "inputs")

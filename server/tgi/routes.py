@@ -19,6 +19,7 @@ from mainspring.server.tgi.collect import collect
 from mainspring.server.tgi.errors import error_event, error_response
 from mainspring.server.tgi.parse import GenerateCall, parse_compat, parse_generate, parse_generate_stream
 from mainspring.server.tgi.stream import stream
+from mainspring.server.tgi.tokenize import chat_tokenize, tokenize
 from mainspring.server.tgi.types import Info
 
 Parser = Callable[[bytes, ServedModel], GenerateCall]
@@ -69,10 +70,19 @@ async def info(request: Request) -> Response:
 
 
 async def _answer(request: Request, parser: Parser, *, in_list: bool) -> Response:
+    try:
+        body = await read_body(request, request.app.state.payload_limit)
+    except RequestError as error:
+        return error_response(error)
+    return await answer_body(request, body, parser, in_list=in_list)
+
+
+async def answer_body(request: Request, body: bytes, parser: Parser, *, in_list: bool) -> Response:
+    """The answer to a body that has been read, whichever route it came by."""
     timing = Timing()
     try:
         service = service_of(request)
-        call = await service.parse(parser, await read_body(request, request.app.state.payload_limit), timing)
+        call = await service.parse(parser, body, timing)
         if call.stream:
             return _event_stream(service, call, timing)
         pieces = service.run([call.generation], timing)
@@ -95,4 +105,6 @@ ROUTES = [
     Route("/generate", generate, methods=["POST"]),
     Route("/generate_stream", generate_stream, methods=["POST"]),
     Route("/info", info, methods=["GET"]),
+    Route("/tokenize", tokenize, methods=["POST"]),
+    Route("/chat_tokenize", chat_tokenize, methods=["POST"]),
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -28,7 +29,8 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (site / "mainspring_and_its_dependencies.pth").write_text(
         f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n"
     )
-    subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-deps", str(EXAMPLE)], check=True)
+    copy = shutil.copytree(EXAMPLE, home.parent / "backend_plugin")  # building leaves files beside the source
+    subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-deps", str(copy)], check=True)
     return python
 
 

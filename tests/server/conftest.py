@@ -51,7 +51,9 @@ class RunningServer:
 
     async def _serve(self) -> None:
         self.lifecycle = create_lifecycle(self._options)
-        self._server = HTTPServer(create_app(self.lifecycle, self._options.limits.payload_limit))
+        options = self._options
+        app = create_app(self.lifecycle, options.limits.payload_limit, access=options.access)
+        self._server = HTTPServer(app, options.connections, options.certificate)
         self._started.set()
         await self._server.serve(sockets=[self._listener])
 

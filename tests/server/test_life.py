@@ -21,6 +21,7 @@ import pytest
 from mainspring.server.lifecycle import RequestLimits
 from tests.server.conftest import RunningServer, options_for
 from tests.server.sse_client import events
+from tests.support.tgi_rows import tgi
 
 LONG: dict[str, Any] = {"inputs": "hello", "parameters": {"max_new_tokens": 2000}}
 
@@ -46,6 +47,7 @@ def wait_until(condition: Any, seconds: float = 10) -> None:
         threading.Event().wait(0.02)
 
 
+@tgi("1.1 GET /", "1.1 GET /metrics", "1.1 GET /health", "1.1 GET /ping", "1.8 health", "1.9 healthcheck")
 def test_probes_while_loading_and_after(model_directory: Path) -> None:
     with RunningServer(options_for(model_directory)) as running, httpx.Client(base_url=running.url) as client:
         assert client.get("/livez").status_code == 200
@@ -74,6 +76,8 @@ def test_a_client_that_leaves_ends_its_request(slow_server: RunningServer, route
     assert metric(slow_server.url, "mainspring_kv_cache_usage_perc") == 0
 
 
+@tgi("1.9 overloaded", "1.4 refusals", "3 --max-concurrent-requests")
+@pytest.mark.promise("F23")
 def test_overload_is_429_with_retry_after(model_directory: Path) -> None:
     options = replace(
         options_for(model_directory, speed="1", overhead="0.02"), limits=RequestLimits(max_concurrent_requests=1)
@@ -94,6 +98,7 @@ def test_overload_is_429_with_retry_after(model_directory: Path) -> None:
         assert metric(running.url, 'tgi_request_failure{err="overloaded"}') >= 3
 
 
+@tgi("1.4 errors in the stream")
 def test_engine_death_ends_streams_with_an_event_and_the_server_with_70(model_directory: Path) -> None:
     with process(model_directory, "--backend-option", "overhead=0.02") as (url, server):
         with httpx.stream("POST", f"{url}/generate_stream", json=LONG, timeout=30) as response:
@@ -106,6 +111,7 @@ def test_engine_death_ends_streams_with_an_event_and_the_server_with_70(model_di
         assert server.wait(15) == 70
 
 
+@tgi("3 --graceful-termination-timeout")
 def test_sigterm_drains_and_exits_0(model_directory: Path) -> None:
     with process(model_directory, "--backend-option", "overhead=0.01") as (url, server):
         body = {"inputs": "x", "parameters": {"max_new_tokens": 100}}
@@ -121,6 +127,7 @@ def test_sigterm_drains_and_exits_0(model_directory: Path) -> None:
         assert server.wait(15) == 0
 
 
+@tgi("3 --graceful-termination-timeout")
 def test_drain_is_bounded(model_directory: Path) -> None:
     flags = ("--backend-option", "overhead=0.02", "--graceful-termination-timeout", "0.3")
     with process(model_directory, *flags) as (url, server):
@@ -133,6 +140,7 @@ def test_drain_is_bounded(model_directory: Path) -> None:
         assert server.wait(15) == 72
 
 
+@pytest.mark.promise("P4")
 def test_sigterm_while_loading_exits_0(model_directory: Path) -> None:
     command = [sys.executable, "-m", "mainspring.server.cli", "serve", str(model_directory), "--backend", "sim"]
     port = free_port()
@@ -142,6 +150,7 @@ def test_sigterm_while_loading_exits_0(model_directory: Path) -> None:
     assert server.wait(15) == 0
 
 
+@pytest.mark.promise("P4")
 @pytest.mark.parametrize(
     ("flags", "reason"),
     [
@@ -157,6 +166,7 @@ def test_what_cannot_start_says_why_and_exits_71(model_directory: Path, flags: l
     assert "Traceback" not in ended.stderr
 
 
+@pytest.mark.promise("F18")
 def test_port_that_is_taken(model_directory: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
@@ -172,6 +182,7 @@ def test_model_without_a_tokenizer(tmp_path: Path, model_directory: Path) -> Non
     assert (ended.returncode, "holds no tokenizer.json" in ended.stderr) == (71, True)
 
 
+@tgi("1.9 generation")
 def test_a_failed_step_is_an_error_of_its_request(model_directory: Path) -> None:
     with RunningServer(options_for(model_directory, budget="64")) as running:
         running.wait_until_ready()

@@ -48,6 +48,16 @@ def test_leaving_a_stream_ends_the_request(llm: LLM) -> None:
     assert llm.generate("hi", SIX)[0].finish_reason is FinishReason.LENGTH
 
 
+def test_logprobs_of_prompt_and_answer(llm: LLM) -> None:
+    (output,) = llm.generate("hello", SamplingParams(max_tokens=3, logprobs=2, prompt_logprobs=1))
+    assert [entry and len(entry.top_ids) for entry in output.prompt_logprobs] == [None, 1, 1, 1, 1]
+    assert [len(entry.top_ids) for entry in output.logprobs] == [2, 2, 2]
+    (plain,) = llm.generate("hello", SIX)
+    assert (plain.logprobs, plain.prompt_logprobs) == (None, None)
+    (scored,) = llm.generate("hello", SamplingParams(max_tokens=0, prompt_logprobs=1))
+    assert (scored.token_ids, scored.prompt_logprobs) == ([], output.prompt_logprobs)
+
+
 def test_stop(llm: LLM) -> None:
     words = llm.generate("hi", SIX)[0].text.split(" ")
     output = llm.generate("hi", SIX, stop=[words[3]])[0]

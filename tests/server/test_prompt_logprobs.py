@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from tests.server.sse_client import events
+from tests.support.tgi_rows import tgi
 
 PROMPT = "hi there you"
 """A token a character."""
@@ -29,6 +30,7 @@ def generate(client: httpx.Client, **parameters: Any) -> Any:
 # --- TGI
 
 
+@tgi("1.2 decoder_input_details", "1.3 prefill")
 def test_decoder_input_details_fill_prefill(client: httpx.Client) -> None:
     details = generate(client, decoder_input_details=True)["details"]
     assert [token["text"] for token in details["prefill"]] == list(PROMPT)

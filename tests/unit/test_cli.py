@@ -14,12 +14,13 @@ from click.testing import CliRunner
 
 from mainspring.core.config import EngineConfig
 from mainspring.server import cli
+from mainspring.server.engine_flags import engine_config, engine_flags
 
 
 @click.command()
-@cli.engine_flags
+@engine_flags
 def show(**flags: Any) -> None:
-    click.echo(repr(cli.engine_config("m", flags)))
+    click.echo(repr(engine_config("m", flags)))
 
 
 def config_of(*arguments: str, **variables: str) -> str:

@@ -6,6 +6,7 @@ from mainspring.core.errors import ErrorKind
 from mainspring.core.metrics import Stats
 from mainspring.core.request import Ready
 from mainspring.server.prometheus import Metrics, RequestRecord
+from tests.support.tgi_rows import tgi
 
 READY = Ready(100, 1000, 16, 64, 8, "sim", "machine", "float32")
 STATS = Stats(running=3, waiting=2, blocks_used=16, blocks_total=64, prefix_queries=40, prefix_hits=10)
@@ -26,6 +27,23 @@ def samples(metrics: Metrics) -> dict[str, float]:
     return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines}
 
 
+@tgi(
+    "2.1 tgi_request_count",
+    "2.1 tgi_request_success",
+    "2.1 tgi_request_failure",
+    "2.1 tgi_queue_size",
+    "2.1 tgi_batch_current_size",
+    "2.1 tgi_batch_current_max_tokens",
+    "2.1 tgi_batch_max_total_tokens",
+    "2.1 tgi_request_duration",
+    "2.1 tgi_request_validation_duration",
+    "2.1 tgi_request_queue_duration",
+    "2.1 tgi_request_inference_duration",
+    "2.1 tgi_request_mean_time_per_token_duration",
+    "2.1 tgi_request_generated_tokens",
+    "2.1 tgi_request_input_length",
+    "2.1 tgi_request_max_new_tokens",
+)
 def test_names_of_tgi() -> None:
     metrics = Metrics("m", lambda: (STATS, READY), vllm_names=False)
     metrics.count("tgi_request_count")

@@ -135,6 +135,7 @@ def watch_preemptions(simulation: Simulation) -> dict[tuple[int, int], int]:
     return seen
 
 
+@pytest.mark.promise("P8")
 @pytest.mark.parametrize("depth", [1, 2, 3])
 @pytest.mark.parametrize("seed", range(5))
 def test_three_times_more_demand_than_blocks_ends_with_bounded_preemptions(depth, seed):
@@ -149,6 +150,7 @@ def test_three_times_more_demand_than_blocks_ends_with_bounded_preemptions(depth
     simulation.check_tokens()
 
 
+@pytest.mark.promise("P8")
 @pytest.mark.parametrize("seed", range(5))
 def test_the_oldest_sequence_is_never_preempted(seed):
     simulation = Simulation(num_blocks=20, block_size=4, max_sequences=8)

@@ -12,6 +12,7 @@ from mainspring.server import template
 from mainspring.server.errors import TemplateError
 from mainspring.server.template import ChatTemplate
 from mainspring.server.tokenizer import SpecialTokens
+from tests.support.tgi_rows import tgi
 from tests.support.tiny_tokenizers import TINY_CHAT_TEMPLATE
 
 SPECIAL = SpecialTokens(bos="<s>", bos_id=1, eos="</s>")
@@ -50,11 +51,13 @@ def test_strftime_now() -> None:
     assert abs(int(render("{{ strftime_now('%Y') }}")) - datetime.now().year) <= 1
 
 
+@tgi("1.5 template", "1.9 template_error")
 def test_template_may_refuse() -> None:
     with pytest.raises(TemplateError, match="roles must alternate"):
         render("{{ raise_exception('roles must alternate') }}")
 
 
+@tgi("1.5 template")
 def test_missing_field_is_named() -> None:
     with pytest.raises(TemplateError, match="tool_name"):
         render("{{ messages[0].tool_name.upper() }}")
