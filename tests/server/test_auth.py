@@ -21,6 +21,8 @@ from tests.server.test_life import process, wait_until
 from tests.support.serving import in_time
 from tests.support.tgi_rows import tgi
 
+pytestmark = pytest.mark.promise("P18")
+
 KEYS = ("first-key", "second-key")
 BODY = {"inputs": "x", "parameters": {"max_new_tokens": 1}}
 
@@ -163,11 +165,13 @@ def test_browsers_may_ask_from_the_origins_that_are_named(model_directory: Path)
         assert (readable.status_code, readable.headers["access-control-allow-origin"]) == (401, "https://chat.example")
 
 
+@pytest.mark.promise("P24")
 def test_cors_is_off_by_default(locked: httpx.Client) -> None:
     answered = locked.get("/health", headers={"origin": "https://chat.example"})
     assert "access-control-allow-origin" not in answered.headers
 
 
+@pytest.mark.promise("P25")
 @pytest.mark.parametrize("host", ["0.0.0.0", "::"])
 def test_other_machines_need_a_key_or_a_word(host: str) -> None:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -184,6 +188,7 @@ def test_other_machines_need_a_key_or_a_word(host: str) -> None:
             check_exposure(exposed, access)
 
 
+@pytest.mark.promise("P25")
 def test_loopback_needs_neither() -> None:
     with socket.create_server(("127.0.0.2", 0)) as listener:
         check_exposure(listener, Access())
