@@ -23,7 +23,7 @@ import zmq
 import zmq.asyncio
 
 from mainspring.core.config import EngineConfig
-from mainspring.core.errors import ChannelClosed, ErrorKind, RequestError
+from mainspring.core.errors import ChannelClosed, ErrorKind, RequestError, StartupError
 from mainspring.core.request import FromEngine, RequestId, ToEngine
 
 MAX_FRAME_BYTES = 64 << 20
@@ -225,7 +225,7 @@ class ServerChannel:
     def _bind(self, socket: zmq.Socket[bytes] | zmq.asyncio.Socket, name: str) -> str:
         path = str(self._directory / name)
         if len(path.encode()) > MAX_SOCKET_PATH:
-            raise OSError(f"socket path {path!r} is longer than {MAX_SOCKET_PATH} bytes; set TMPDIR to a shorter one")
+            raise StartupError(f"socket path {path} exceeds {MAX_SOCKET_PATH} bytes; set TMPDIR to a shorter one")
         socket.bind(f"ipc://{path}")
         return f"ipc://{path}"
 

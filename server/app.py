@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import ipaddress
 import logging
 import signal
@@ -27,7 +28,7 @@ from mainspring.core.config import EngineConfig
 from mainspring.core.errors import ErrorKind, RequestError, StartupError
 from mainspring.core.plugins import load_plugins
 from mainspring.core.request import Ready
-from mainspring.server import clouds, docs, probes
+from mainspring.server import clouds, docs, loop_lag, probes
 from mainspring.server.answers import json_response
 from mainspring.server.auth import PROBES, TELLING, Authentication, KeyRing
 from mainspring.server.certificate import Certificate
@@ -47,11 +48,18 @@ from mainspring.server.summary import Summary
 from mainspring.server.tgi import errors as tgi_errors
 from mainspring.server.tgi import routes as tgi_routes
 from mainspring.server.tgi.types import ErrorResponse as TGIErrorResponse
-from mainspring.server.tracing import Callers, start_tracing
+from mainspring.server.tracing import Callers, SpanRecorder, start_tracing
 
 _log = logging.getLogger(__name__)
 _CLOSE_SECONDS = 5
 """For connections that still send their last bytes after the drain."""
+_COLLECTION_THRESHOLDS = (20_000, 20, 100)
+"""A prompt is a list of up to millions of numbers, and a collection walks through all of it while the event loop waits.
+The default (700, 10, 10) walks through each one several times in its short life.
+"""
+_SEND_BUFFER_BYTES = 64 << 10
+_BACKLOG = 2048
+"""Connections that wait to be accepted; the kernel may take fewer (listen(2))."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,9 +117,11 @@ def create_app(
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         lifecycle.begin()
+        watch = asyncio.create_task(loop_lag.watch(lifecycle.metrics.loop_lag), name="loop-lag")
         try:
             yield
         finally:
+            watch.cancel()
             await lifecycle.close()
 
     app = Starlette(
@@ -160,27 +170,17 @@ def create_lifecycle(
 
 async def serve(options: ServerOptions) -> int:
     """Listen, load, serve, drain. Returns the exit code; raises StartupError when it cannot even listen."""
+    stop = _told_to_stop(options.access.keys)  # first: whoever finds the port open may already stop the server
     if options.certificate is not None:
         options.certificate.check()
+    gc.set_threshold(*_COLLECTION_THRESHOLDS)
+    listener = listen(options.host, options.port)
+    check_exposure(listener, options.access)
     recorder = None
     if options.traces is not None:
         recorder = start_tracing(options.traces.endpoint, options.traces.service_name)
-    listener = listen(options.host, options.port)
-    check_exposure(listener, options.access)
-    plugins = load_plugins()
-    for problem in plugins.problems:
-        _log.warning("%s", problem)
-    summary = _summary(options, listener)
-    observers = [*chain.from_iterable(plugins.manager.hook.mainspring_observers())]
-    lifecycle = create_lifecycle(options, observers, announce=summary.show, spans=recorder)
-    extra_routes = [*chain.from_iterable(plugins.manager.hook.mainspring_routes())]
-    app = create_app(lifecycle, options.limits.payload_limit, extra_routes, access=options.access)
+    lifecycle, app = _compose(options, listener, recorder)
     server = HTTPServer(app, options.connections, options.certificate)
-    _log.debug("listening at %s, loading %s", summary.url, options.source.model_id)
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     waiting = [asyncio.create_task(stop.wait()), asyncio.create_task(lifecycle.ended.wait())]
     await asyncio.wait([serving, *waiting], return_when=asyncio.FIRST_COMPLETED)
@@ -197,6 +197,40 @@ async def serve(options: ServerOptions) -> int:
     return lifecycle.exit_code
 
 
+def _told_to_stop(keys: KeyRing) -> asyncio.Event:
+    """Set by the first SIGTERM or SIGINT. SIGHUP reads the file of keys again, where there is one."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    if keys.file is not None:
+        loop.add_signal_handler(signal.SIGHUP, _reload_keys, keys)
+    return stop
+
+
+def _reload_keys(keys: KeyRing) -> None:
+    try:
+        keys.reload()
+        _log.info("the keys were read again")
+    except StartupError as error:
+        _log.error("%s; the keys stay as they were", error)
+
+
+def _compose(
+    options: ServerOptions, listener: socket.socket, recorder: SpanRecorder | None
+) -> tuple[Lifecycle, Starlette]:
+    """The application with what plugins add to it."""
+    plugins = load_plugins()
+    for problem in plugins.problems:
+        _log.warning("%s", problem)
+    summary = _summary(options, listener)
+    _log.debug("listening at %s, loading %s", summary.url, options.source.model_id)
+    observers = [*chain.from_iterable(plugins.manager.hook.mainspring_observers())]
+    lifecycle = create_lifecycle(options, observers, announce=summary.show, spans=recorder)
+    extra_routes = [*chain.from_iterable(plugins.manager.hook.mainspring_routes())]
+    return lifecycle, create_app(lifecycle, options.limits.payload_limit, extra_routes, access=options.access)
+
+
 def _summary(options: ServerOptions, listener: socket.socket) -> Summary:
     scheme = "http" if options.certificate is None else "https"
     host, port = listener.getsockname()[:2]
@@ -211,12 +245,17 @@ def _summary(options: ServerOptions, listener: socket.socket) -> Summary:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A bound socket, so that a port that is taken is said before anything is loaded. Port 0 takes a free one."""
+    """A socket that listens: a port that is taken is said before anything is loaded, and whoever connects meanwhile
+    waits instead of being refused. Port 0 takes a free one.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
+        # Connections inherit it. What a client does not read waits here; unasked, the kernel takes megabytes.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
         listener.bind((host, port))
+        listener.listen(_BACKLOG)
     except OSError as error:
         listener.close()
         raise StartupError(f"cannot listen on {host}:{port}: {error.strerror}; choose another --port") from error

@@ -36,6 +36,7 @@ from mainspring.core.request import (
     StepOutput,
     Submit,
 )
+from mainspring.server.flight_record import FlightRecord
 from mainspring.server.process import EngineProcess
 from mainspring.server.request_stream import RequestStream
 
@@ -78,6 +79,7 @@ class EngineClient:
         self._ready: Ready | None = None
         self._progress: Progress | None = None
         self._stats = Stats()
+        self._record = FlightRecord()
         self._failure: str | None = None
         self._exit_code = 0
         self._stopping = False
@@ -270,8 +272,10 @@ class EngineClient:
                 self._settle(StartupError(message.reasons))
 
     def _on_step(self, output: StepOutput) -> None:
-        self._due = asyncio.get_running_loop().time() + output.deadline
+        now = asyncio.get_running_loop().time()
+        self._due = now + output.deadline
         self._stats = output.stats
+        self._record.note(now, output)
         streams = self._streams
         for delta in output.deltas:
             stream = streams.get(delta.request_id)
@@ -326,7 +330,9 @@ class EngineClient:
             overdue = overdue + 1 if late else 0
         if process.returncode is not None:
             return
-        _log.error("the engine hangs: nothing for longer than it announced; its stacks follow")
+        _log.error("the engine hangs: nothing for longer than it announced; its last steps and its stacks follow")
+        for line in self._record.lines(loop.time()):
+            _log.error("%s", line)
         await process.dump_stacks()
         process.kill()
         await self._fail("the engine hung: a step took longer than its bound")

@@ -6,11 +6,13 @@ histograms are fed by the server. Names: TGI router/src/server.rs; docs.vllm.ai/
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, GCCollector, Histogram, PlatformCollector, ProcessCollector
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
@@ -25,6 +27,7 @@ _TGI_SECONDS = [0.00015 * 1.5**power for power in range(35)]
 _TOKENS = [float(mantissa * 10**power) for power in range(6) for mantissa in (1, 2, 5)] + [1e6]
 _TTFT_SECONDS = [0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80]
 _GAP_SECONDS = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5]
+_LAG_SECONDS = [0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.25, 0.5, 1, 5]
 _LATENCY_SECONDS = [0.05, 0.1, 0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920]
 
 _TGI_FAILURES = {
@@ -48,6 +51,27 @@ class RequestRecord:
     finish_reasons: Sequence[str]
 
 
+class TokenGaps:
+    """The one histogram that is fed with every token, so without the client library's lock around each number."""
+
+    def __init__(self) -> None:
+        self._counts = [0] * (len(_GAP_SECONDS) + 1)
+        self._sum = 0.0
+
+    def observe(self, seconds: float) -> None:
+        """Counts one gap. All calls come from the event loop's thread, and so do scrapes."""
+        self._counts[bisect_left(_GAP_SECONDS, seconds)] += 1
+        self._sum += seconds
+
+    def family(self, name: str, labels: Mapping[str, str]) -> Metric:
+        """As of now."""
+        family = HistogramMetricFamily(name, "ITL", labels=list(labels))
+        bounds = [*(str(float(bound)) for bound in _GAP_SECONDS), "+Inf"]
+        buckets = [(bound, float(count)) for bound, count in zip(bounds, accumulate(self._counts), strict=True)]
+        family.add_metric(list(labels.values()), buckets, self._sum)
+        return family
+
+
 class Metrics:
     """The server's numbers. `engine` tells the engine's state at each scrape, None while it loads."""
 
@@ -60,6 +84,13 @@ class Metrics:
         self._prefixes = [PREFIX, VLLM_PREFIX] if vllm_names else [PREFIX]
         self._model_id = model_id
         self._tgi = {name: self._tgi_histogram(name) for name in _TGI_HISTOGRAMS}
+        self._loop_lag = Histogram(
+            f"{PREFIX}event_loop_lag_seconds",
+            "By how much the server's event loop was late",
+            buckets=_LAG_SECONDS,
+            registry=self.registry,
+        )
+        self._gaps = TokenGaps()
         self._shared = {name: self._shared_histograms(name) for name in _SHARED_HISTOGRAMS}
         self.registry.register(_Snapshot(self, engine))
 
@@ -81,7 +112,11 @@ class Metrics:
 
     def token_gap(self, seconds: float) -> None:
         """Time between two deltas of one sequence."""
-        self._observe("inter_token_latency_seconds", seconds)
+        self._gaps.observe(seconds)
+
+    def loop_lag(self, seconds: float) -> None:
+        """How late the event loop woke somebody."""
+        self._loop_lag.observe(seconds)
 
     def finished(self, record: RequestRecord) -> None:
         """A request ended with a result."""
@@ -124,6 +159,10 @@ class Metrics:
         """All that is not a histogram, as of now."""
         for name, (text, label) in _TGI_COUNTERS.items():
             yield self._tgi_counter(name, text, label)
+        for prefix in self._prefixes:
+            yield self._gaps.family(
+                prefix + "inter_token_latency_seconds", {"model_name": self._model_id, "engine": "0"}
+            )
         if state is None:
             return
         stats, ready = state
@@ -218,7 +257,6 @@ _TGI_HISTOGRAMS = {
 }
 _SHARED_HISTOGRAMS = {
     "time_to_first_token_seconds": ("TTFT", _TTFT_SECONDS),
-    "inter_token_latency_seconds": ("ITL", _GAP_SECONDS),
     "e2e_request_latency_seconds": ("Seconds from arrival to the end", _LATENCY_SECONDS),
     "request_queue_time_seconds": ("Seconds in the queue", _LATENCY_SECONDS),
     "request_inference_time_seconds": ("Seconds from the first step to the end", _LATENCY_SECONDS),

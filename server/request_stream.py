@@ -15,8 +15,8 @@ from typing import Self
 from mainspring.core.errors import ErrorKind
 from mainspring.core.request import Delta, FinishReason, RequestId
 
-MAX_UNREAD_TOKENS = 4096
-"""Tokens (and alternatives, where log-probabilities were asked for) that wait for the reader: about 200 kB."""
+MAX_UNREAD_TOKENS = 2048
+"""What may wait for the reader, in tokens of about 50 bytes: 100 kB. Log-probabilities count for more (`_weight`)."""
 
 Abort = Callable[["RequestStream", int | None], None]
 """Cancels one sequence of the stream's request, or with None the request; the client forgets the stream then."""
@@ -119,7 +119,8 @@ class RequestStream:
 def _weight(delta: Delta) -> int:
     weight = len(delta.tokens)
     if delta.logprobs is not None:
-        weight += sum(len(entry.top_ids) for entry in delta.logprobs)
+        # An entry is a struct and two lists, and each alternative two numbers: measured in tokens' 50 bytes.
+        weight += sum(4 + 2 * len(entry.top_ids) for entry in delta.logprobs)
     return weight
 
 

@@ -16,10 +16,12 @@ from mainspring.backends.sim.executor import SimExecutor, SimSpec
 from mainspring.backends.sim.faults import parse_faults
 from mainspring.backends.sim.latency import MACHINES, Machine, step_cost
 from mainspring.backends.sim.tokens import EOS_BITS, Vocabulary
-from mainspring.core.backend import Backend, Capabilities, Device, DeviceInfo, ExecutorRequest
+from mainspring.core.backend import Backend, Capabilities, Device, DeviceInfo, ExecutorRequest, ProgressCallback
 from mainspring.core.batch import Bucket, Buckets
 from mainspring.core.config import EngineConfig, ModelConfig
 from mainspring.core.errors import BackendError, unknown
+
+_LOADING_PARTS = 20
 
 
 class SimOptions(msgspec.Struct, frozen=True):
@@ -41,6 +43,8 @@ class SimOptions(msgspec.Struct, frozen=True):
     """Tokens past which a step is out of memory."""
     verify: bool = True
     """Check the cache's contents against the sequences; `false` is faster."""
+    loading: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    """Seconds that reading the weights takes."""
     fault: str = ""
     """What goes wrong (`faults.py`)."""
 
@@ -96,7 +100,15 @@ class SimBackend(Backend):
             budget_tokens=options.budget,
             verify=options.verify,
         )
+        self._load(options.loading, request.progress)
         return SimExecutor(spec, self._clock, self._sleep)
+
+    def _load(self, seconds: float, progress: ProgressCallback) -> None:
+        """Takes as long as it was told and says where it is, as a backend that reads weights does."""
+        if seconds:
+            for done in range(_LOADING_PARTS):
+                progress("weights", done, _LOADING_PARTS)
+                self._sleep(seconds / _LOADING_PARTS)
 
 
 def machine_named(name: str) -> Machine:

@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import UNSET, UnsetType
-from pydantic import Field
+from pydantic import BeforeValidator, Discriminator, Field, Tag
+from pydantic_core import PydanticCustomError
 
 from mainspring.server.body import Finite, Signed32, Signed64, Unsigned32, WireModel
 from mainspring.server.model import MAX_STOP_CHARACTERS
@@ -19,11 +20,42 @@ FinishWord = Literal["stop", "length"]
 MAX_STOPS = 16
 MAX_N = 8
 MAX_LOGPROBS = 20
+MAX_ITEMS = 4096
+"""Messages, parts of one, prompts, biased tokens: more than anybody means, and few enough to be checked in no time."""
 
 Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
 Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
 Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
+Bias = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
+
+# A body of two megabytes can be wrong in half a million places, and telling them all holds the interpreter for seconds.
+# So a list ends at its first mistake, and of a prompt's four forms only the one that its beginning has is tried.
+_BRIEF = Field(fail_fast=True, max_length=MAX_ITEMS)
+
+
+def _form(prompt: object) -> str:
+    """Which of a prompt's forms is meant, by its first entry."""
+    if not isinstance(prompt, list):
+        return "str"
+    first = prompt[0] if prompt else 0
+    return "list[str]" if isinstance(first, str) else "list[list[int]]" if isinstance(first, list) else "list[int]"
+
+
+def _not_too_many(entries: object) -> object:
+    if isinstance(entries, dict) and len(entries) > MAX_ITEMS:
+        raise PydanticCustomError("too_long", "At most {most} entries are allowed", {"most": MAX_ITEMS})
+    return entries
+
+
+TokenIds = Annotated[list[TokenId], Field(fail_fast=True)]
+Prompt = Annotated[
+    Annotated[str, Tag("str")]
+    | Annotated[TokenIds, Tag("list[int]")]
+    | Annotated[list[str], _BRIEF, Tag("list[str]")]
+    | Annotated[list[TokenIds], _BRIEF, Tag("list[list[int]]")],
+    Discriminator(_form),
+]
 
 
 class StreamOptions(WireModel):
@@ -41,10 +73,10 @@ class SamplingFields(WireModel):
     max_tokens: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
     n: Annotated[int, Field(ge=1, le=MAX_N)] | None = None
     seed: Signed64 | None = None
-    stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None = None
+    stop: Stop | Annotated[list[Stop], Field(fail_fast=True, max_length=MAX_STOPS)] | None = None
     frequency_penalty: Penalty | None = None
     presence_penalty: Penalty | None = None
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]] | None = None
+    logit_bias: Annotated[dict[str, Bias], BeforeValidator(_not_too_many)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     # vLLM's extras
@@ -53,7 +85,7 @@ class SamplingFields(WireModel):
     repetition_penalty: Annotated[Finite, Field(gt=0)] | None = None
     ignore_eos: bool | None = None
     min_tokens: Unsigned32 | None = None
-    stop_token_ids: Annotated[list[TokenId], Field(max_length=128)] | None = None
+    stop_token_ids: Annotated[list[TokenId], Field(fail_fast=True, max_length=128)] | None = None
     priority: Signed32 | None = None
     prompt_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     # known, and without effect here: they are about the client's account, or name what is done anyway
@@ -86,16 +118,16 @@ class Message(WireModel):
     """One message of a chat. Which roles there are is up to the model's template."""
 
     role: Annotated[str, Field(min_length=1, max_length=64)]
-    content: str | list[TextPart] | None = None
+    content: str | Annotated[list[TextPart], _BRIEF] | None = None
     name: str | None = None
-    tool_calls: list[dict[str, Any]] | None = None
+    tool_calls: Annotated[list[dict[str, Any]], _BRIEF] | None = None
     tool_call_id: str | None = None
 
 
 class ChatRequest(SamplingFields):
     """Body of `/v1/chat/completions`."""
 
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[list[Message], Field(fail_fast=True, min_length=1, max_length=MAX_ITEMS)]
     max_completion_tokens: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
@@ -119,7 +151,7 @@ class ChatRequest(SamplingFields):
 class CompletionRequest(SamplingFields):
     """Body of `/v1/completions`."""
 
-    prompt: str | list[TokenId] | list[str] | list[list[TokenId]]
+    prompt: Prompt
     max_tokens: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
     """0 only with `echo` or `prompt_logprobs`: the prompt is scored and nothing generated."""
     echo: bool | None = None

@@ -5,10 +5,11 @@ Bounds that have a text of their own in TGI are checked in `parse.py`, in TGI's 
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import UNSET, UnsetType
+from pydantic import Field
 
 from mainspring.server.body import Finite, Signed32, Unsigned32, Unsigned64, WireModel
 
@@ -28,7 +29,7 @@ class GenerateParameters(WireModel):
     do_sample: bool = False
     max_new_tokens: Unsigned32 | None = None
     return_full_text: bool | None = None
-    stop: list[str] | None = None
+    stop: Annotated[list[str], Field(fail_fast=True)] | None = None
     truncate: Unsigned32 | None = None
     watermark: bool | None = None
     details: bool | None = None

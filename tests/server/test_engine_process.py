@@ -1,6 +1,6 @@
 """A real engine process on the sim backend: every request ends once, whatever happens to it, and nothing is left over.
 
-Names of failure modes (F) and promises (P) are those of the reliability tables in the documentation.
+Names of failure modes (F) and promises (P) are those of docs/promises.md.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # Requests
 
 
+@pytest.mark.promise("P9")
 def test_requests_end_once_and_say_the_same_in_any_company(model: Path) -> None:
     async def test() -> None:
         async with serving(model, eos="0.02", vocabulary="100-900") as client:
@@ -83,6 +84,7 @@ def test_one_sequence_of_a_request_can_be_stopped(model: Path) -> None:
     in_time(test)
 
 
+@pytest.mark.promise("P10")
 def test_r14_a_bad_request_fails_alone(model: Path) -> None:
     async def test() -> None:
         async with serving(model) as client:
@@ -99,6 +101,7 @@ def test_r14_a_bad_request_fails_alone(model: Path) -> None:
     in_time(test)
 
 
+@pytest.mark.promise("F7", "F8", "P7")
 def test_f7_p6_p7_dropped_requests_free_their_blocks(model: Path) -> None:
     async def test() -> None:
         randomness = random.Random(7)
@@ -134,6 +137,7 @@ def test_leaving_a_stream_twice_or_after_its_end_is_harmless(model: Path) -> Non
     in_time(test)
 
 
+@pytest.mark.promise("F17", "P14")
 def test_f17_a_reader_that_does_not_read_is_given_up_and_nobody_waits(
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -186,6 +190,7 @@ def test_a_machine_with_buckets_gives_the_same_text(model: Path) -> None:
     in_time(test)
 
 
+@pytest.mark.promise("P9")
 def test_preempted_requests_give_the_same_text(model: Path) -> None:
     async def test() -> None:
         texts, preemptions = [], []
@@ -202,6 +207,7 @@ def test_preempted_requests_give_the_same_text(model: Path) -> None:
 # Death
 
 
+@pytest.mark.promise("F1", "F2", "P1", "P4")
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV], ids=lambda number: number.name)
 def test_f1_p1_a_killed_engine_ends_every_stream_within_a_second(model: Path, number: signal.Signals) -> None:
     async def test() -> None:
@@ -227,6 +233,7 @@ def test_f1_p1_a_killed_engine_ends_every_stream_within_a_second(model: Path, nu
     in_time(test)
 
 
+@pytest.mark.promise("F1", "P4")
 @pytest.mark.parametrize(
     ("fault", "how"), [("crash@5", f"code {EXIT_ENGINE}"), ("segfault@5", "SIGSEGV")], ids=["crash", "segfault"]
 )
@@ -242,6 +249,7 @@ def test_f1_p4_an_engine_that_fails_in_a_step_says_so(model: Path, fault: str, h
     in_time(test)
 
 
+@pytest.mark.promise("F3", "P2")
 def test_f3_p2_a_hung_step_is_seen_in_time(model: Path) -> None:
     async def test() -> None:
         async with serving(model, grace_seconds=0.5, fault="hang@5") as client:
@@ -256,6 +264,7 @@ def test_f3_p2_a_hung_step_is_seen_in_time(model: Path) -> None:
     in_time(test)
 
 
+@pytest.mark.promise("F3", "P2")
 def test_f3_p2_a_stopped_engine_is_seen_though_it_was_idle(model: Path) -> None:
     async def test() -> None:
         async with serving(model, grace_seconds=0.5) as client:
@@ -270,6 +279,7 @@ def test_f3_p2_a_stopped_engine_is_seen_though_it_was_idle(model: Path) -> None:
     in_time(test)
 
 
+@pytest.mark.promise("F3", "P2")
 def test_f3_p2_a_legal_slow_step_is_no_hang(model: Path) -> None:
     async def test() -> None:
         async with serving(model, grace_seconds=0.2, fault="slow@5:3") as client:
@@ -282,6 +292,7 @@ def test_f3_p2_a_legal_slow_step_is_no_hang(model: Path) -> None:
     in_time(test)
 
 
+@pytest.mark.promise("F3", "P2")
 def test_f3_a_server_that_stood_still_blames_nobody(model: Path) -> None:
     async def test() -> None:
         async with serving(model, grace_seconds=0.2) as client:
@@ -312,6 +323,7 @@ SERVER = textwrap.dedent("""
 """)
 
 
+@pytest.mark.promise("F4", "P3")
 @pytest.mark.parametrize(
     ("fault", "pipe"),
     [("", "drop"), ("hang@3", "drop"), ("", "hold")],
@@ -327,6 +339,7 @@ def test_f4_p3_a_killed_server_leaves_no_engine_behind(model: Path, fault: str, 
     holder.kill()
 
 
+@pytest.mark.promise("F4")
 def test_f4_the_end_of_the_pipe_alone_ends_the_engine(model: Path) -> None:
     async def test() -> None:
         config = EngineConfig(model=str(model), backend="sim")
@@ -342,6 +355,7 @@ def test_f4_the_end_of_the_pipe_alone_ends_the_engine(model: Path) -> None:
     in_time(test)
 
 
+@pytest.mark.promise("F4")
 def test_f4_an_engine_whose_parent_is_another_ends(model: Path) -> None:
     async def test() -> None:
         start = EngineStart(config=EngineConfig(model=str(model)), to_engine="", from_engine="", server_pid=1)
@@ -352,6 +366,7 @@ def test_f4_an_engine_whose_parent_is_another_ends(model: Path) -> None:
     in_time(test)
 
 
+@pytest.mark.promise("P3")
 def test_p3_sockets_and_processes_are_gone_after_a_stop(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -381,6 +396,7 @@ def test_a_terminals_interrupt_is_not_the_engines(model: Path) -> None:
 # Draining
 
 
+@pytest.mark.promise("F6", "P5")
 def test_f6_p5_draining_finishes_what_runs_and_exits_with_0(model: Path) -> None:
     async def test() -> None:
         async with serving(model, overhead="0.005") as client:
@@ -398,6 +414,7 @@ def test_f6_p5_draining_finishes_what_runs_and_exits_with_0(model: Path) -> None
     in_time(test)
 
 
+@pytest.mark.promise("F6", "P5", "P4")
 def test_f6_p5_what_does_not_finish_in_time_ends_with_an_error(model: Path) -> None:
     async def test() -> None:
         async with serving(model, overhead="0.02") as client:
@@ -413,6 +430,7 @@ def test_f6_p5_what_does_not_finish_in_time_ends_with_an_error(model: Path) -> N
     in_time(test)
 
 
+@pytest.mark.promise("F6")
 def test_f6_sigterm_to_the_engine_itself_drains_it(model: Path) -> None:
     async def test() -> None:
         async with serving(model, overhead="0.005") as client:
@@ -429,6 +447,7 @@ def test_f6_sigterm_to_the_engine_itself_drains_it(model: Path) -> None:
 # Start-up
 
 
+@pytest.mark.promise("P4")
 def test_p4_start_up_failure_lists_every_reason(tmp_path: Path) -> None:
     async def test() -> None:
         client = EngineClient(EngineConfig(model=str(tmp_path / "nothing"), backend="sin"))

@@ -78,6 +78,7 @@ def test_a_client_that_leaves_ends_its_request(slow_server: RunningServer, route
 
 
 @tgi("1.9 overloaded", "1.4 refusals", "3 --max-concurrent-requests")
+@pytest.mark.promise("F23")
 def test_overload_is_429_with_retry_after(model_directory: Path) -> None:
     options = replace(
         options_for(model_directory, speed="1", overhead="0.02"), limits=RequestLimits(max_concurrent_requests=1)
@@ -140,6 +141,7 @@ def test_drain_is_bounded(model_directory: Path) -> None:
         assert server.wait(15) == 72
 
 
+@pytest.mark.promise("P4")
 def test_sigterm_while_loading_exits_0(model_directory: Path) -> None:
     command = [sys.executable, "-m", "mainspring.server.cli", "serve", str(model_directory), "--backend", "sim"]
     port = free_port()
@@ -149,6 +151,7 @@ def test_sigterm_while_loading_exits_0(model_directory: Path) -> None:
     assert server.wait(15) == 0
 
 
+@pytest.mark.promise("P4")
 @pytest.mark.parametrize(
     ("flags", "reason"),
     [
@@ -164,6 +167,7 @@ def test_what_cannot_start_says_why_and_exits_71(model_directory: Path, flags: l
     assert "Traceback" not in ended.stderr
 
 
+@pytest.mark.promise("F18")
 def test_port_that_is_taken(model_directory: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])

@@ -23,7 +23,7 @@ TINY = ModelConfig(
 )
 
 
-def write_tiny_model(directory: Path) -> Path:
+def write_tiny_model(directory: Path, max_position: int = TINY.max_position) -> Path:
     """A directory with a `config.json` for `TINY` and no weights, which the sim backend does not miss."""
     directory.mkdir(parents=True, exist_ok=True)
     config = {
@@ -36,7 +36,7 @@ def write_tiny_model(directory: Path) -> Path:
         "num_key_value_heads": TINY.num_kv_heads,
         "head_dim": TINY.head_dim,
         "intermediate_size": TINY.intermediate_size,
-        "max_position_embeddings": TINY.max_position,
+        "max_position_embeddings": max_position,
         "rms_norm_eps": TINY.norm_epsilon,
         "rope_theta": 10000.0,
         "hidden_act": "silu",

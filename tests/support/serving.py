@@ -37,6 +37,9 @@ async def serving(
     device_index: int = 0,
     max_sequences: int = 16,
     num_blocks: int = 512,
+    max_batch_tokens: int = 256,
+    max_prefill_chunk: int | None = None,
+    prefix_caching: bool = True,
     on_progress: Callable[[Progress], None] | None = None,
     **options: str,
 ) -> AsyncIterator[EngineClient]:
@@ -47,7 +50,9 @@ async def serving(
         device_index=device_index,
         max_sequences=max_sequences,
         num_blocks=num_blocks,
-        max_batch_tokens=256,
+        max_batch_tokens=max_batch_tokens,
+        max_prefill_chunk=max_prefill_chunk,
+        prefix_caching=prefix_caching,
         backend_options=options,
     )
     client = EngineClient(config, grace_seconds=grace_seconds, on_progress=on_progress)

@@ -27,6 +27,7 @@ def stream(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
     return [detokenizer.push(token_id) for token_id in ids]
 
 
+@pytest.mark.promise("F14")
 @families
 @given(ids=token_lists)
 def test_deltas_join_to_the_library_decode_after_an_anchor(build: Callable[[], Encoder], ids: list[int]) -> None:
@@ -38,6 +39,7 @@ def test_deltas_join_to_the_library_decode_after_an_anchor(build: Callable[[], E
         assert encoder.decode([anchor]) + "".join(stream(tokenizer, ids)) == whole
 
 
+@pytest.mark.promise("F14")
 @families
 @given(ids=token_lists)
 def test_deltas_join_to_the_bytes_of_the_tokens(build: Callable[[], Encoder], ids: list[int]) -> None:
@@ -51,6 +53,7 @@ def test_deltas_join_to_the_bytes_of_the_tokens(build: Callable[[], Encoder], id
     assert whole[len(text) :] in ("", "�", "��")
 
 
+@pytest.mark.promise("F14")
 @given(text=st.text(max_size=50))
 def test_no_replacement_mark_while_a_character_is_unfinished(text: str) -> None:
     tokenizer = TOKENIZERS[byte_level]
@@ -72,6 +75,7 @@ def test_invalid_bytes_become_one_mark_each_maximal_part() -> None:
     assert stream(tokenizer, ids) == ["", "", "�a", "�", "b"]
 
 
+@pytest.mark.promise("F14")
 def test_first_token_keeps_its_space_as_it_continues_a_prompt() -> None:
     for build in (byte_fallback, metaspace):
         assert stream(TOKENIZERS[build], [ENCODERS[build].token_to_id("▁the")]) == [" the"]
@@ -82,6 +86,7 @@ def test_ids_beyond_the_vocabulary_have_no_text(build: Callable[[], Encoder]) ->
     assert stream(TOKENIZERS[build], [10**6]) == [""]
 
 
+@pytest.mark.promise("F14")
 def test_time_is_linear() -> None:
     tokenizer = TOKENIZERS[byte_level]
     bad = ENCODERS[byte_level].token_to_id("ÿ")

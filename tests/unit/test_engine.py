@@ -266,6 +266,7 @@ def test_r14_refused_requests_are_answered_and_stop_nothing() -> None:
 GOOD = Submit(RequestId(1), [0, 9], SamplingParams(logit_bias={9: 1.0}, stop_token_ids=(0,), logprobs=10, seed=0), n=2)
 
 
+@pytest.mark.promise("P10")
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [

@@ -37,6 +37,7 @@ def test_a_request_that_can_never_run_is_refused_with_the_value_and_the_way_out(
         raise error
 
 
+@pytest.mark.promise("F23")
 def test_the_queue_is_bounded_by_requests_and_says_when_to_come_back():
     simulation = Simulation(max_waiting_requests=3)
     for _ in range(3):
@@ -50,6 +51,7 @@ def test_the_queue_is_bounded_by_requests_and_says_when_to_come_back():
     simulation.run()
 
 
+@pytest.mark.promise("F23")
 def test_the_queue_is_bounded_by_tokens_but_takes_one_long_prompt_when_empty():
     simulation = Simulation(max_waiting_tokens=20)
     simulation.submit([1] * 30)

@@ -70,6 +70,7 @@ def submit_random(simulation: Simulation, source: random.Random, *, poison: bool
         )
 
 
+@pytest.mark.promise("F8", "P7", "P9")
 @pytest.mark.parametrize("seed", range(150))
 def test_load_changes_no_tokens_and_leaks_nothing(seed):
     source = random.Random(seed)
@@ -85,6 +86,7 @@ def test_load_changes_no_tokens_and_leaks_nothing(seed):
     simulation.check_prompt_logprobs()
 
 
+@pytest.mark.promise("F8", "P9", "P10")
 @pytest.mark.parametrize("seed", range(150))
 def test_faults_of_some_requests_change_no_tokens_of_others(seed):
     """Some prompts make their rows NaN and some steps fail as a whole, while others share prefixes with them."""
@@ -165,4 +167,4 @@ class SchedulerMachine(RuleBasedStateMachine):
 
 
 SchedulerMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
-TestSchedulerMachine = SchedulerMachine.TestCase
+TestSchedulerMachine = pytest.mark.promise("F8", "P7")(SchedulerMachine.TestCase)

@@ -1,0 +1,3 @@
+"""For all tests: the promises they hold are recorded."""
+
+pytest_plugins = ("tests.support.promises",)
