@@ -31,9 +31,6 @@ _log = logging.getLogger(__name__)
 _SEQUENCES_A_REQUEST = 8
 
 
-_log = logging.getLogger(__name__)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestLimits:
     """What the operator allows clients; None takes what the engine can do."""
