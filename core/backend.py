@@ -112,6 +112,8 @@ class Capabilities:
     """Head dims that attention takes; empty means any."""
     attention: frozenset[AttentionFeature] = frozenset()
     shapes: Literal["dynamic", "bucketed"] = "dynamic"
+    """`bucketed`: whatever runs has a shape of `Device.buckets`, what chooses tokens too. `dynamic` devices may have
+    buckets as well, for the steps that they capture."""
     mixes_prefill_and_decode: bool = True
     graphs: Literal["none", "capture", "ahead_of_time"] = "none"
     collectives: str | None = None
@@ -412,7 +414,12 @@ class Device(ABC):
     # F. Execution: a device is a cache of programs keyed by a shape bucket
 
     def buckets(self, limits: ShapeLimits) -> Buckets | None:
-        """The shapes that programs will be built for, up to `limits`; None takes any shape as it comes."""
+        """The shapes that programs will be built for, up to `limits`; None takes any shape as it comes.
+
+        `Buckets.prefill` may be empty: decodes then run in the programs of their buckets, all other steps in the one
+        program of any shape (`compile` with bucket None). `Capabilities.shapes` stays `dynamic` there; `bucketed` says
+        that nothing at all may run in another shape, sampling included.
+        """
         return None
 
     def compile(self, program: Program, bucket: Bucket | None) -> Program:

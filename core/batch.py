@@ -32,7 +32,7 @@ class Bucket:
 
 @dataclass(frozen=True, slots=True)
 class Buckets:
-    """All shapes a backend will run, for machines that compile a program per shape.
+    """The shapes a backend will run, for machines that build a program per shape.
 
     In each family the last bucket must be at least as large as every other in all three numbers, so that limits taken
     from it guarantee a fit; `check` says what is wrong otherwise.
@@ -41,10 +41,12 @@ class Buckets:
     decode: tuple[Bucket, ...]
     """For steps in which every row computes one token."""
     prefill: tuple[Bucket, ...]
-    """For all other steps."""
+    """For all other steps. Empty on machines that capture decodes and run everything else as it comes: those steps
+    have no bucket (`Batch.bucket` None) and their own shape.
+    """
 
     def smallest(self, tokens: int, sequences: int, blocks: int, *, decode: bool) -> Bucket | None:
-        """The cheapest bucket that holds the shape, or None when none does."""
+        """The cheapest bucket that holds the shape, or None when none does: always so in an empty prefill family."""
         fitting = (
             bucket
             for bucket in (self.decode if decode else self.prefill)
@@ -54,16 +56,12 @@ class Buckets:
 
     def check(self) -> list[str]:
         """Sentences that say what makes this set unusable; empty when it is sound."""
-        problems = []
+        problems = [] if self.decode else ["the decode bucket list is empty"]
         for name, family in (("decode", self.decode), ("prefill", self.prefill)):
-            if not family:
-                problems.append(f"the {name} bucket list is empty")
-                continue
-            last = family[-1]
             problems += [
-                f"the last {name} bucket {last} must be at least as large as {bucket} in every dimension"
+                f"the last {name} bucket {family[-1]} must be at least as large as {bucket} in every dimension"
                 for bucket in family
-                if bucket.tokens > last.tokens or bucket.sequences > last.sequences or bucket.blocks > last.blocks
+                if any(getattr(bucket, side) > getattr(family[-1], side) for side in ("tokens", "sequences", "blocks"))
             ]
         return problems
 
@@ -117,7 +115,7 @@ class Batch:
     prompt_logprobs: list[PromptRange] = field(default_factory=list)
     """Mostly empty. A prompt's tokens come once, in order, whatever chunks and preemptions cut it into."""
     bucket: Bucket | None = None
-    """The shape to pad to; None on machines that take any shape."""
+    """The shape to pad to; None where any shape is taken: on such machines, or for steps beside captured decodes."""
 
 
 @dataclass(slots=True)

@@ -110,10 +110,12 @@ def derive_limits(
     if buckets is not None:
         if problems := buckets.check():
             raise ValueError("; ".join(problems))
-        decode, prefill = buckets.decode[-1], buckets.prefill[-1]
-        rows = min(rows, decode.sequences, decode.tokens)
-        prefill_rows, tokens = min(rows, prefill.sequences), min(tokens, prefill.tokens)
-        positions = min(positions, min(decode.blocks, prefill.blocks) * pool.block_size)
+        decode = buckets.decode[-1]
+        rows = prefill_rows = min(rows, decode.sequences, decode.tokens)
+        positions = min(positions, decode.blocks * pool.block_size)
+        for prefill in buckets.prefill[-1:]:
+            prefill_rows, tokens = min(rows, prefill.sequences), min(tokens, prefill.tokens)
+            positions = min(positions, prefill.blocks * pool.block_size)
     chunk = min(tokens, max_prefill_chunk or tokens)
     if min(rows, prefill_rows, chunk, positions) < 1 or max_length < 2:
         raise ValueError(

@@ -31,11 +31,12 @@ class Staging:
         self.words: npt.NDArray[np.int32] = buffer.numpy()
         """The same memory."""
         self.results = results
-        """[2, N] int32, pinned: token ids, and whether the row's logits were bad."""
+        """int32, pinned: token ids of N rows, then whether each row's logits were bad. Flat, because a copy is only
+        asynchronous when both its sides are contiguous."""
 
     def fits(self, words: int, samples: int) -> bool:
         """Whether a step of this size has room here."""
-        return words <= self.buffer.numel() and samples <= self.results.shape[1]
+        return words <= self.buffer.numel() and 2 * samples <= self.results.numel()
 
 
 class Enqueued:
@@ -51,8 +52,8 @@ class Enqueued:
 
     def take(self, chosen_2N: Tensor, staging: Staging) -> None:
         """Starts the copy of token ids and bad rows to the host."""
-        self._results = staging.results[:, : self._num_samples]
-        self._results.copy_(chosen_2N[:, : self._num_samples], non_blocking=True)
+        self._results = staging.results[: chosen_2N.numel()].view(chosen_2N.shape)
+        self._results.copy_(chosen_2N, non_blocking=True)
 
     def take_logprobs(self, selection: Selection, found: Found, pinned: Pinned) -> None:
         """Starts the copy of what the op `logprobs` gave for `selection.logprob_rows`."""
@@ -78,7 +79,7 @@ class Enqueued:
     def _collect_chosen(self) -> StepResult:
         if self._results is None:
             return StepResult([])
-        tokens, flags = self._results.tolist()
+        tokens, flags = self._results[:, : self._num_samples].tolist()
         bad = tuple(index for index, flag in enumerate(flags) if flag)
         if self._logprobs is None:
             return StepResult(tokens, None, bad)

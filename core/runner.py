@@ -51,7 +51,7 @@ from mainspring.core.warmup import Pace, dummy_batches, sampling_variants
 from mainspring.core.weights import fill_dummy, load_weights
 
 ProgramKey = tuple[Bucket | None, bool]
-"""Bucket, and whether it is of the decode family; (None, False) is the one program of machines that take any shape."""
+"""Bucket, and whether it is of the decode family; (None, False) is the one program for steps of any shape."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +199,7 @@ class GraphExecutor:
                 return staging
         # Rounded up, so that a context that grows does not allocate pinned memory at every step.
         words, samples = 1 << shape.words.bit_length(), 1 << shape.samples.bit_length()
-        return Staging(self._device.pinned((words,), torch.int32), self._device.pinned((2, samples), torch.int32))
+        return Staging(self._device.pinned((words,), torch.int32), self._device.pinned((2 * samples,), torch.int32))
 
     def _upload(self, array: npt.NDArray[np.generic]) -> Tensor:
         host = torch.from_numpy(np.ascontiguousarray(array))

@@ -41,7 +41,11 @@ class Pace:
 
 
 def dummy_batches(buckets: Buckets | None, table: StateTable, max_tokens: int) -> list[Batch]:
-    """One step a program. Large buckets come first, so that captured programs can share the memory of the largest."""
+    """One step a program. Large buckets come first, so that captured programs can share the memory of the largest.
+
+    Where prefills are of any shape, one of the whole token budget goes before the decodes: it takes the memory that the
+    largest step takes while there is still someone to tell.
+    """
     if buckets is None:
         tokens = min(WARMUP_TOKENS, max_tokens, table.max_length)
         return [_decode(table, 1, None), _prefill(table, tokens, None)]
@@ -50,6 +54,8 @@ def dummy_batches(buckets: Buckets | None, table: StateTable, max_tokens: int) -
         _prefill(table, min(bucket.tokens, bucket.blocks * table.block_size, table.max_length), bucket)
         for bucket in descending[0]
     ]
+    if not buckets.prefill:
+        prefills = [_prefill(table, min(max_tokens, table.max_length), None)]
     return prefills + [_decode(table, bucket.sequences, bucket) for bucket in descending[1]]
 
 

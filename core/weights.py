@@ -65,7 +65,8 @@ def fill_dummy(model: CausalLM, seed: int, device: Device, dtype: torch.dtype, s
     For speed tests of true shapes: numbers repeat after `DUMMY_PERIOD`, since drawing billions takes minutes.
     """
     generator = torch.Generator().manual_seed(seed)
-    numbers = torch.randn(DUMMY_PERIOD, generator=generator).mul_(0.02).to(dtype)
+    # Drawn on the host, so that every device gets the same, and repeated where they will stay.
+    numbers = torch.randn(DUMMY_PERIOD, generator=generator).mul_(0.02).to(device=device.torch_device, dtype=dtype)
     packing = _packing(device, dtype, scheme)
     for at, layer in weight_layers(model).items():
         shapes = layer.sources(at)
@@ -88,7 +89,7 @@ def _packing(device: Device, dtype: torch.dtype, scheme: WeightScheme | None) ->
 
 def _dummy(name: str, shape: Shape, numbers: Tensor) -> Tensor:
     if len(shape) == 1 and name.endswith(".weight"):
-        return torch.ones(shape, dtype=numbers.dtype)
+        return torch.ones(shape, dtype=numbers.dtype, device=numbers.device)
     length = torch.Size(shape).numel()
     # The name decides where the tensor starts in the numbers, so tensors of one shape differ.
     start = zlib.crc32(name.encode()) % DUMMY_PERIOD

@@ -48,7 +48,7 @@ from mainspring.server.summary import Summary
 from mainspring.server.tgi import errors as tgi_errors
 from mainspring.server.tgi import routes as tgi_routes
 from mainspring.server.tgi.types import ErrorResponse as TGIErrorResponse
-from mainspring.server.tracing import Callers, start_tracing
+from mainspring.server.tracing import Callers, SpanRecorder, start_tracing
 
 _log = logging.getLogger(__name__)
 _CLOSE_SECONDS = 5
@@ -174,30 +174,18 @@ def create_lifecycle(
 
 async def serve(options: ServerOptions) -> int:
     """Listen, load, serve, drain. Returns the exit code; raises StartupError when it cannot even listen."""
-    gc.set_threshold(*_COLLECTION_THRESHOLDS)
-    sys.setswitchinterval(_SWITCH_SECONDS)
-    # Before it listens: whoever sees the port open may ask it to stop.
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    stop = _told_to_stop(options.access.keys)  # first: whoever finds the port open may already stop the server
     if options.certificate is not None:
         options.certificate.check()
+    gc.set_threshold(*_COLLECTION_THRESHOLDS)
+    sys.setswitchinterval(_SWITCH_SECONDS)
+    listener = listen(options.host, options.port)
+    check_exposure(listener, options.access)
     recorder = None
     if options.traces is not None:
         recorder = start_tracing(options.traces.endpoint, options.traces.service_name)
-    listener = listen(options.host, options.port)
-    check_exposure(listener, options.access)
-    plugins = load_plugins()
-    for problem in plugins.problems:
-        _log.warning("%s", problem)
-    summary = _summary(options, listener)
-    observers = [*chain.from_iterable(plugins.manager.hook.mainspring_observers())]
-    lifecycle = create_lifecycle(options, observers, announce=summary.show, spans=recorder)
-    extra_routes = [*chain.from_iterable(plugins.manager.hook.mainspring_routes())]
-    app = create_app(lifecycle, options.limits.payload_limit, extra_routes, access=options.access)
+    lifecycle, app = _compose(options, listener, recorder)
     server = HTTPServer(app, options.connections, options.certificate)
-    _log.debug("listening at %s, loading %s", summary.url, options.source.model_id)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     waiting = [asyncio.create_task(stop.wait()), asyncio.create_task(lifecycle.ended.wait())]
     await asyncio.wait([serving, *waiting], return_when=asyncio.FIRST_COMPLETED)
@@ -212,6 +200,40 @@ async def serve(options: ServerOptions) -> int:
     if lifecycle.startup_error is not None:
         raise lifecycle.startup_error
     return lifecycle.exit_code
+
+
+def _told_to_stop(keys: KeyRing) -> asyncio.Event:
+    """Set by the first SIGTERM or SIGINT. SIGHUP reads the file of keys again, where there is one."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    if keys.file is not None:
+        loop.add_signal_handler(signal.SIGHUP, _reload_keys, keys)
+    return stop
+
+
+def _reload_keys(keys: KeyRing) -> None:
+    try:
+        keys.reload()
+        _log.info("the keys were read again")
+    except StartupError as error:
+        _log.error("%s; the keys stay as they were", error)
+
+
+def _compose(
+    options: ServerOptions, listener: socket.socket, recorder: SpanRecorder | None
+) -> tuple[Lifecycle, Starlette]:
+    """The application with what plugins add to it."""
+    plugins = load_plugins()
+    for problem in plugins.problems:
+        _log.warning("%s", problem)
+    summary = _summary(options, listener)
+    _log.debug("listening at %s, loading %s", summary.url, options.source.model_id)
+    observers = [*chain.from_iterable(plugins.manager.hook.mainspring_observers())]
+    lifecycle = create_lifecycle(options, observers, announce=summary.show, spans=recorder)
+    extra_routes = [*chain.from_iterable(plugins.manager.hook.mainspring_routes())]
+    return lifecycle, create_app(lifecycle, options.limits.payload_limit, extra_routes, access=options.access)
 
 
 def _summary(options: ServerOptions, listener: socket.socket) -> Summary:

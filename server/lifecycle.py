@@ -6,6 +6,7 @@ Loading and draining take minutes in which probes and clients want true answers;
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import time
 from collections.abc import Callable
@@ -26,6 +27,7 @@ from mainspring.server.source import ModelSource
 from mainspring.server.template import ChatTemplate
 from mainspring.server.tokenizer import Tokenizer, load_tokenizer
 
+_log = logging.getLogger(__name__)
 _SEQUENCES_A_REQUEST = 8
 
 
@@ -154,8 +156,8 @@ class Lifecycle:
         except* StartupError as errors:
             reasons = [reason for error in _leaves(errors) for reason in error.reasons]
             self.startup_error = StartupError(reasons)
-        except* Exception:  # the task's border: a server that can never serve must not wait for ever
-            logging.getLogger(__name__).exception("start-up failed")
+        except* Exception:  # noqa: BLE001  the task's border: what can never serve must not wait for ever
+            _log.exception("start-up failed")
             self.startup_error = StartupError("start-up failed; the log has the trace")
         finally:
             if self._loaded is not None:
@@ -164,6 +166,8 @@ class Lifecycle:
             ready, (tokenizer, template) = engine.result(), text.result()
             model = self._build(ready, tokenizer, template)
             self._service = Service(self._engine, model, self.metrics, ready, spans=self._spans)
+            # What start-up made lives for ever: the collector need not look at it again, with every client waiting.
+            gc.freeze()
             if self._announce is not None:
                 self._announce(ready, time.monotonic() - self._begun)
             await self._engine.failed()

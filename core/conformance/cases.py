@@ -188,7 +188,7 @@ def _metadata(
 
 
 def fit(metadata: AttentionMetadata, buckets: Buckets | None) -> AttentionMetadata:
-    """The step padded to the cheapest bucket that holds it; as it is for devices that take any shape.
+    """The step padded to the cheapest bucket that holds it; as it is where the device takes any shape.
 
     Raises `ValueError` when no bucket holds it.
     """
@@ -196,6 +196,8 @@ def fit(metadata: AttentionMetadata, buckets: Buckets | None) -> AttentionMetada
         return metadata
     tokens, (rows, width) = len(metadata.slot), metadata.block_table.shape
     decode = metadata.num_decodes == int((metadata.kv_length > 0).sum())
+    if not (decode or buckets.prefill):
+        return metadata
     bucket = buckets.smallest(tokens, rows, width, decode=decode)
     if bucket is None:
         raise ValueError(f"no bucket holds a step of {tokens} tokens, {rows} rows and {width} blocks a row")

@@ -188,9 +188,8 @@ def test_f3_f5_p2_p3_p4_a_stopped_engine(model: Path, tmp_path: Path, measured: 
         assert "ago: step" in cell.server.log.read_text(), "the flight record"
         return seen
 
-    measured(
-        f"SIGSTOP: seen, answered and over after {max(run(model, tmp_path, test)):.1f} s of {HUNG_SECONDS:.1f} s for the answers"
-    )
+    slowest = max(run(model, tmp_path, test))
+    measured(f"SIGSTOP: seen, answered and over after {slowest:.1f} s of {HUNG_SECONDS:.1f} s for the answers")
 
 
 @pytest.mark.promise("F4", "P3")

@@ -145,6 +145,9 @@ class PagedOracle:
             return
         decode = batch.num_decodes == len(rows)
         bucket = batch.bucket
+        if not (decode or self.buckets.prefill):
+            assert bucket is None
+            return
         assert bucket in (self.buckets.decode if decode else self.buckets.prefill)
         spans = [-(-(start + count) // self.block_size) for start, count in zip(batch.starts, counts, strict=True)]
         assert batch.num_tokens <= bucket.tokens

@@ -113,8 +113,24 @@ def test_decodes_that_fit_no_prefill_bucket_alternate_with_prefills(prefill):
 
 
 def test_unsound_buckets_are_refused():
-    with pytest.raises(ValueError, match="the prefill bucket list is empty"):
-        Simulation(buckets=Buckets(decode=(Bucket(1, 1, 1),), prefill=()))
+    with pytest.raises(ValueError, match="the decode bucket list is empty"):
+        Simulation(buckets=Buckets(decode=(), prefill=(Bucket(1, 1, 1),)))
+
+
+def test_without_prefill_buckets_only_decodes_are_bound_to_shapes():
+    buckets = Buckets(decode=(Bucket(2, 2, 12), Bucket(4, 4, 12)), prefill=())
+    simulation = Simulation(num_blocks=200, buckets=buckets, max_batch_tokens=64, max_sequences=8)
+    limits = simulation.scheduler.limits
+    assert (limits.max_sequences, limits.prefill_sequences, limits.prefill_tokens) == (4, 4, 64)
+    assert limits.max_positions == 12 * simulation.oracle.block_size
+    for prompt in prompts(3, 30, 40):
+        simulation.submit(prompt, max_tokens=10)
+    simulation.run()
+    for batch in simulation.batches:
+        decodes = batch.num_decodes == len(batch.rows)
+        assert (batch.bucket in buckets.decode) if decodes else batch.bucket is None
+    assert {batch.bucket for batch in simulation.batches} == {None, *buckets.decode}
+    simulation.check_tokens()
 
 
 def test_limits_under_which_nothing_can_run_are_refused():

@@ -1,0 +1,78 @@
+"""Attention and the cache of the contract, on the kernels of `backends/triton`: which rows go to which kernel.
+
+Rows with one token are a decode, whose sequences may be split among processors; all others are ragged. Both are chosen
+by host integers that a bucket fixes, so a captured step launches what it launched.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mainspring.backends.triton.attention import Cache, Rows, Scoring, decode, num_splits, ragged
+from mainspring.backends.triton.cache import kv_write as write
+from mainspring.core.backend import AttentionMetadata
+from mainspring.core.ops.attention import PagedKV
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """What all layers of a step share."""
+
+    rows: Rows
+    slot: Tensor
+    num_decodes: int
+    """Leading rows, padding included, with one token each."""
+    splits: int
+    """Parts that each of those is cut into."""
+    whole: bool
+    """Whether there are no other rows."""
+
+
+def plan_step(metadata: AttentionMetadata, num_kv_heads: int, processors: int) -> StepPlan:
+    """From host integers alone: nothing is launched and nothing waits."""
+    whole = metadata.max_query <= 1
+    num_decodes = metadata.kv_length.shape[0] if whole else metadata.num_decodes
+    return StepPlan(
+        rows=Rows(metadata.query_start, metadata.kv_length, metadata.block_table),
+        slot=metadata.slot,
+        num_decodes=num_decodes,
+        splits=num_splits(num_decodes, num_kv_heads, processors),
+        whole=whole,
+    )
+
+
+def kv_write(k_TKD: Tensor, v_TKD: Tensor, kv: PagedKV, layer: int, slot_T: Tensor) -> None:
+    """As `core.ops.attention.kv_write`."""
+    write(k_TKD, v_TKD, kv.keys[layer], kv.values[layer], slot_T)
+
+
+def attention(
+    q_THD: Tensor,
+    k_TKD: Tensor | None,
+    v_TKD: Tensor | None,
+    kv: PagedKV,
+    layer: int,
+    plan: StepPlan,
+    *,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+) -> Tensor:
+    """As `core.ops.attention.attention`, with the plan of `plan_step`."""
+    if k_TKD is not None and v_TKD is not None:
+        kv_write(k_TKD, v_TKD, kv, layer, plan.slot)
+    cache = Cache(kv.keys[layer], kv.values[layer])
+    scoring = Scoring(scale, window, softcap, sinks)
+    q_THD = q_THD if q_THD.stride(2) == 1 else q_THD.contiguous()
+    count = min(plan.num_decodes, len(q_THD))
+    # Padded tokens beside chunks belong to no row, and nobody else would write their zeros.
+    make = torch.empty if count == len(q_THD) else torch.zeros
+    out_THD = make(q_THD.shape, dtype=q_THD.dtype, device=q_THD.device)
+    decode(q_THD[:count], cache, plan.rows, scoring, out_THD[:count], splits=plan.splits)
+    if not plan.whole:
+        ragged(q_THD, cache, plan.rows, scoring, out_THD, first_row=count)
+    return out_THD

@@ -1,0 +1,201 @@
+"""Device code of paged attention. How it is launched is `attention.py`.
+
+One program holds the queries of all heads that share a kv head as rows of one tile, so a key is read once for all of
+them. Scores are kept in units of log2, so that exponentials are powers of two. The softmax is online (Milakov &
+Gimelshein 2018); splits of one sequence are merged by their log-sums (Dao et al. 2023, "Flash-Decoding").
+
+Legend: M rows of a tile (queries x heads of a group), N positions of the cache visited at once, D head dim, G query
+heads a kv head, S tokens a block.
+"""
+
+import triton
+import triton.language as tl
+
+LOG2_E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def _visit(
+    q_MD, acc_MD, peak_M, mass_M, keys, values, table, begin, end, position_M, scale, softcap, window, slot_stride,
+    S: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, N: tl.constexpr, EDGE: tl.constexpr, CAUSAL: tl.constexpr,
+    SOFTCAP: tl.constexpr, WINDOW: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Positions begin to end of one sequence. Without EDGE their number is a multiple of N."""
+    d = tl.arange(0, D_PAD)
+    for start in range(begin, end, N):
+        n = start + tl.arange(0, N)
+        inside_N = n < end
+        loaded_ND = d[None, :] < D
+        if EDGE:
+            # Beyond the end lies what the block held before, maybe NaN: it is not read at all.
+            block_N = tl.load(table + n // S, mask=inside_N, other=0)
+            loaded_ND = loaded_ND & inside_N[:, None]
+        else:
+            block_N = tl.load(table + n // S)
+        place_N = (block_N.to(tl.int64) * S + n % S) * slot_stride
+        where_ND = place_N[:, None] + d[None, :]
+        if EDGE or D != D_PAD:
+            k_ND = tl.load(keys + where_ND, mask=loaded_ND, other=0.0).to(q_MD.dtype)
+        else:
+            k_ND = tl.load(keys + where_ND).to(q_MD.dtype)
+        scores_MN = tl.dot(q_MD, tl.trans(k_ND), input_precision=PRECISION)
+        if SOFTCAP:
+            # tanh through exp2; 2 / (1 + inf) is 0, so large scores saturate.
+            power_MN = tl.exp2(scores_MN * (2.0 * scale / softcap * LOG2_E))
+            scores_MN = (softcap * LOG2_E) * (1.0 - 2.0 / (power_MN + 1.0))
+        else:
+            scores_MN = scores_MN * (scale * LOG2_E)
+        if EDGE:
+            seen_MN = inside_N[None, :]
+            if CAUSAL:
+                seen_MN = seen_MN & (n[None, :] <= position_M[:, None])
+            if CAUSAL and WINDOW:
+                seen_MN = seen_MN & (n[None, :] > position_M[:, None] - window)
+            scores_MN = tl.where(seen_MN, scores_MN, float("-inf"))
+        highest_M = tl.maximum(peak_M, tl.max(scores_MN, 1))
+        # A row that has seen nothing yet would subtract infinity from itself.
+        shift_M = tl.where(highest_M == float("-inf"), 0.0, highest_M)
+        weights_MN = tl.exp2(scores_MN - shift_M[:, None])
+        faded_M = tl.exp2(peak_M - shift_M)
+        mass_M = mass_M * faded_M + tl.sum(weights_MN, 1)
+        if EDGE or D != D_PAD:
+            v_ND = tl.load(values + where_ND, mask=loaded_ND, other=0.0).to(q_MD.dtype)
+        else:
+            v_ND = tl.load(values + where_ND).to(q_MD.dtype)
+        acc_MD = tl.dot(weights_MN.to(q_MD.dtype), v_ND, acc_MD * faded_M[:, None], input_precision=PRECISION)
+        peak_M = highest_M
+    return acc_MD, peak_M, mass_M
+
+
+@triton.jit(
+    do_not_specialize=["table_stride"],
+    do_not_specialize_on_alignment=["table", "kv_length"],
+)
+def decode_kernel(
+    out, partial, log_mass, q, keys, values, table, kv_length, sinks, scale, softcap, window,
+    q_token_stride, q_head_stride, table_stride, slot_stride, head_stride,
+    H: tl.constexpr, G: tl.constexpr, G_PAD: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, S: tl.constexpr,
+    N: tl.constexpr, SPLITS: tl.constexpr, SOFTCAP: tl.constexpr, WINDOW: tl.constexpr, SINKS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """One token of each row; program (kv head, split, row). A row of kv_length 0 yields zeros."""
+    head, split, row = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    length = tl.load(kv_length + row)
+    begin = tl.maximum(length - window, 0) if WINDOW else 0
+    span = tl.cdiv(tl.cdiv(length - begin, SPLITS), N) * N
+    begin = begin + split * span
+    end = tl.minimum(begin + span, length)
+
+    g, d = tl.arange(0, G_PAD), tl.arange(0, D_PAD)
+    heads_G = head * G + g
+    loaded_GD = (g[:, None] < G) & (d[None, :] < D)
+    q_row = q + row.to(tl.int64) * q_token_stride
+    q_GD = tl.load(q_row + heads_G[:, None] * q_head_stride + d[None, :], mask=loaded_GD, other=0.0)
+    peak_G = tl.full((G_PAD,), float("-inf"), tl.float32)
+    mass_G = tl.zeros((G_PAD,), tl.float32)
+    if SINKS:
+        if split == 0:
+            peak_G = tl.load(sinks + heads_G, mask=g < G, other=0.0).to(tl.float32) * LOG2_E
+            mass_G = tl.full((G_PAD,), 1.0, tl.float32)
+    acc_GD, peak_G, mass_G = _visit(
+        q_GD, tl.zeros((G_PAD, D_PAD), tl.float32), peak_G, mass_G,
+        keys + head.to(tl.int64) * head_stride, values + head.to(tl.int64) * head_stride,
+        table + row.to(tl.int64) * table_stride, begin, end, peak_G, scale, softcap, window, slot_stride,
+        S, D, D_PAD, N, True, False, SOFTCAP, WINDOW, PRECISION,
+    )  # fmt: skip
+    out_GD = acc_GD / tl.where(mass_G > 0, mass_G, 1.0)[:, None]
+    places_G = row.to(tl.int64) * H + heads_G
+    if SPLITS == 1:
+        tl.store(out + places_G[:, None] * D + d[None, :], out_GD.to(out.dtype.element_ty), mask=loaded_GD)
+    else:
+        places_G = places_G * SPLITS + split
+        tl.store(partial + places_G[:, None] * D + d[None, :], out_GD, mask=loaded_GD)
+        tl.store(log_mass + places_G, peak_G + tl.log2(mass_G), mask=g < G)
+
+
+@triton.jit
+def merge_kernel(out, partial, log_mass, D: tl.constexpr, D_PAD: tl.constexpr, SPLITS: tl.constexpr):
+    """The splits of one (row, head), each weighted by the mass that it saw."""
+    place = tl.program_id(0).to(tl.int64)
+    s, d = tl.arange(0, SPLITS), tl.arange(0, D_PAD)
+    log_S = tl.load(log_mass + place * SPLITS + s)
+    highest = tl.max(log_S, 0)
+    weights_S = tl.exp2(log_S - tl.where(highest == float("-inf"), 0.0, highest))
+    total = tl.sum(weights_S, 0)
+    parts_SD = tl.load(
+        partial + (place * SPLITS + s)[:, None] * D + d[None, :], mask=(d[None, :] < D) & (s[:, None] >= 0), other=0.0
+    )
+    out_D = tl.sum(parts_SD * weights_S[:, None], 0) / tl.where(total > 0, total, 1.0)
+    tl.store(out + place * D + d, out_D.to(out.dtype.element_ty), mask=d < D)
+
+
+@triton.jit(
+    do_not_specialize=["first_row", "num_rows", "num_tiles", "table_stride"],
+    do_not_specialize_on_alignment=["table", "kv_length", "query_start"],
+)
+def ragged_kernel(
+    out, q, keys, values, table, query_start, kv_length, sinks, scale, softcap, window,
+    first_row, num_rows, num_tiles, q_token_stride, q_head_stride, table_stride, slot_stride, head_stride,
+    H: tl.constexpr, G: tl.constexpr, G_PAD: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, S: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr, SOFTCAP: tl.constexpr, WINDOW: tl.constexpr, SINKS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Rows of any number of tokens, those from `first_row` on; program (kv head, tile of M / G_PAD queries of a row).
+
+    Which tile is whose is found on the device: row r's tiles begin at its first token over Q, plus r, which leaves each
+    row room for its last tile. Tiles that nobody needs return at once. Late tiles see most and go first.
+    """
+    Q: tl.constexpr = M // G_PAD
+    head, tile = tl.program_id(0), num_tiles - 1 - tl.program_id(1)
+    origin = tl.load(query_start + first_row)
+    row, past = first_row, num_rows
+    while past - row > 1:
+        middle = (row + past) // 2
+        begins = (tl.load(query_start + middle) - origin) // Q + middle - first_row
+        if begins <= tile:
+            row = middle
+        else:
+            past = middle
+    first = tl.load(query_start + row)
+    count = tl.load(query_start + row + 1) - first
+    begin = (tile - ((first - origin) // Q + row - first_row)) * Q
+    if begin >= count:
+        return
+    length = tl.load(kv_length + row)
+
+    m, d = tl.arange(0, M), tl.arange(0, D_PAD)
+    query_M, group_M = begin + m // G_PAD, m % G_PAD
+    valid_M = (query_M < count) & (group_M < G)
+    loaded_MD = valid_M[:, None] & (d[None, :] < D)
+    token_M = (first + query_M).to(tl.int64)
+    heads_M = head * G + group_M
+    where_MD = token_M[:, None] * q_token_stride + heads_M[:, None] * q_head_stride + d[None, :]
+    q_MD = tl.load(q + where_MD, mask=loaded_MD, other=0.0)
+    position_M = length - count + query_M
+    peak_M = tl.full((M,), float("-inf"), tl.float32)
+    mass_M = tl.zeros((M,), tl.float32)
+    if SINKS:
+        peak_M = tl.load(sinks + heads_M, mask=group_M < G, other=0.0).to(tl.float32) * LOG2_E
+        mass_M = tl.full((M,), 1.0, tl.float32)
+    acc_MD = tl.zeros((M, D_PAD), tl.float32)
+    keys, values = keys + head.to(tl.int64) * head_stride, values + head.to(tl.int64) * head_stride
+    table = table + row.to(tl.int64) * table_stride
+    low = length - count + begin
+    end = tl.minimum(low + Q, length)
+    # All queries of the tile see the positions up to the first one's own; only the rest needs a mask.
+    edge = 0
+    if WINDOW:
+        edge = tl.maximum(low - window + 1, 0)
+    else:
+        edge = (low + 1) // N * N
+        acc_MD, peak_M, mass_M = _visit(
+            q_MD, acc_MD, peak_M, mass_M, keys, values, table, 0, edge, position_M, scale, softcap, window, slot_stride,
+            S, D, D_PAD, N, False, False, SOFTCAP, WINDOW, PRECISION,
+        )  # fmt: skip
+    acc_MD, peak_M, mass_M = _visit(
+        q_MD, acc_MD, peak_M, mass_M, keys, values, table, edge, end, position_M, scale, softcap, window, slot_stride,
+        S, D, D_PAD, N, True, True, SOFTCAP, WINDOW, PRECISION,
+    )  # fmt: skip
+    out_MD = acc_MD / tl.where(mass_M > 0, mass_M, 1.0)[:, None]
+    places_MD = (token_M * H + heads_M)[:, None] * D + d[None, :]
+    tl.store(out + places_MD, out_MD.to(out.dtype.element_ty), mask=loaded_MD)

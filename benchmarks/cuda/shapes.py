@@ -1,0 +1,204 @@
+"""Speed of true shapes on one GPU, with random weights and random token ids, through the engine's own loop.
+
+    python benchmarks/cuda/shapes.py [--model 8b] [--model 0.6b] [--json FILE]
+
+Scheduler and executor run as in the engine process, one step planned ahead; what is left out is the channel, text and
+HTTP. Every number stands beside its floor: the bytes that must be read over the card's measured read bandwidth, or the
+operations over its measured matrix rate, whichever is longer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from mainspring.core.backend import Executor
+from mainspring.core.config import EngineConfig, ModelConfig
+from mainspring.core.engine import build_executor, build_scheduler
+from mainspring.core.plan import make_plan
+from mainspring.core.request import RequestId, SamplingParams, Submit
+from mainspring.core.scheduler import Scheduler
+from mainspring.core.setting import settle
+
+READ_BYTES_PER_SECOND = 3.05e12
+OPERATIONS_PER_SECOND = 771e12
+"""An H100 80GB HBM3, measured: a pure read, and a bf16 product of 8192 cubed."""
+
+COMMON = {"bos_token_id": 1, "eos_token_id": 2, "rms_norm_eps": 1e-5, "torch_dtype": "bfloat16", "hidden_act": "silu"}
+MODELS = {
+    "8b": {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 4096, "num_hidden_layers": 32,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "intermediate_size": 14336,
+        "vocab_size": 128256, "max_position_embeddings": 131072, "rope_theta": 500000.0, "tie_word_embeddings": False,
+        **COMMON,
+    },
+    "0.6b": {
+        "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "hidden_size": 1024, "num_hidden_layers": 28,
+        "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128, "intermediate_size": 3072,
+        "vocab_size": 151936, "max_position_embeddings": 40960, "rope_theta": 1000000.0, "tie_word_embeddings": True,
+        **COMMON,
+    },
+}  # fmt: skip
+ROWS = (1, 8, 32, 128, 256)
+CONTEXT = 1024
+STEPS = 100
+LOADS = {"256 x 128/512": (256, 128, 512), "512 x 1024/256": (512, 1024, 256)}
+"""Requests, tokens in, tokens out."""
+
+
+@dataclass(slots=True)
+class Serving:
+    """A model on the card, and its loop."""
+
+    model: ModelConfig
+    executor: Executor
+    scheduler: Scheduler
+    requests: int = 0
+    landing: object = None
+
+    def submit(self, num_prompt: int, num_tokens: int) -> None:
+        source = random.Random(self.requests)
+        tokens = [source.randrange(10, self.model.vocab_size) for _ in range(num_prompt)]
+        params = SamplingParams(max_tokens=num_tokens, ignore_eos=True)
+        self.scheduler.submit(Submit(RequestId(self.requests), tokens, params))
+        self.requests += 1
+
+    def turn(self) -> int:
+        """One step given to the device and the one before it taken back; tokens that came."""
+        batch = self.scheduler.schedule()
+        flying = None if batch is None else (batch, self.executor.execute(batch))
+        landing, self.landing = self.landing, flying
+        if landing is None:
+            return 0
+        deltas = self.scheduler.commit(landing[0], landing[1].result())
+        return sum(len(delta.tokens) for delta in deltas)
+
+    def drain(self) -> int:
+        """To the end of all requests; tokens that came."""
+        tokens = 0
+        while self.scheduler.has_work or self.landing is not None:
+            tokens += self.turn()
+        return tokens
+
+
+def serving(shape: dict[str, object]) -> tuple[Serving, float]:
+    """The model with dummy weights, and the seconds until it served."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "config.json").write_text(json.dumps(shape))
+        config = EngineConfig(
+            model=folder, backend="cuda", load_format="dummy", max_length=8192, max_sequences=256,
+            max_batch_tokens=8192, prefix_caching=False,
+        )  # fmt: skip
+        setting = settle(config)
+        began = time.perf_counter()
+        plan = make_plan(setting.config, setting.model, setting.choice.backend, setting.choice.device)
+        executor = build_executor(setting, plan, lambda phase, done, total: None)
+        seconds = time.perf_counter() - began
+    return Serving(setting.model, executor, build_scheduler(setting, executor, 8192)), seconds
+
+
+def weight_bytes(model: ModelConfig) -> int:
+    """Weights that one decode step reads: all but the embedding's table, whose head is as large when tied."""
+    heads = model.num_heads + 2 * model.num_kv_heads
+    layer = (
+        model.hidden_size * model.head_dim * (heads + model.num_heads) + 3 * model.hidden_size * model.intermediate_size
+    )
+    return 2 * (model.num_layers * layer + model.hidden_size * model.vocab_size)
+
+
+def kv_bytes(model: ModelConfig) -> int:
+    """Keys and values of one token."""
+    return 2 * 2 * model.num_layers * model.num_kv_heads * model.head_dim
+
+
+def decode_step(served: Serving, rows: int) -> tuple[float, float]:
+    """(milliseconds a step, its floor) with so many rows, at a context of CONTEXT tokens and a few more."""
+    for _ in range(rows):
+        served.submit(CONTEXT, STEPS + 24 + rows * CONTEXT // 8192)
+    tokens = 0
+    while tokens != rows:
+        tokens = served.turn()
+    for _ in range(4):
+        served.turn()
+    torch.cuda.synchronize()
+    began = time.perf_counter()
+    for _ in range(STEPS):
+        tokens = served.turn()
+    torch.cuda.synchronize()
+    seconds = (time.perf_counter() - began) / STEPS
+    served.drain()
+    model = served.model
+    read = weight_bytes(model) + rows * (CONTEXT + STEPS // 2) * kv_bytes(model)
+    return 1e3 * seconds, 1e3 * read / READ_BYTES_PER_SECOND
+
+
+def first_token(served: Serving, num_prompt: int) -> tuple[float, float]:
+    """(milliseconds to the first token of one prompt, its floor); the best of five."""
+    times = []
+    for _ in range(5):
+        torch.cuda.synchronize()
+        began = time.perf_counter()
+        served.submit(num_prompt, 1)
+        while not served.turn():
+            pass
+        times.append(time.perf_counter() - began)
+        served.drain()
+    model = served.model
+    # Two operations a weight and token, two bytes a weight; the head is asked for one token alone.
+    products = (weight_bytes(model) - 2 * model.hidden_size * model.vocab_size) * num_prompt
+    attention = 2 * num_prompt**2 * model.num_heads * model.head_dim * model.num_layers
+    compute = (products + attention) / OPERATIONS_PER_SECOND
+    return 1e3 * min(times), 1e3 * max(compute, weight_bytes(model) / READ_BYTES_PER_SECOND)
+
+
+def throughput(served: Serving, requests: int, num_prompt: int, num_tokens: int) -> float:
+    """Output tokens a second, all requests at once."""
+    began = time.perf_counter()
+    for _ in range(requests):
+        served.submit(num_prompt, num_tokens)
+    tokens = served.drain()
+    return tokens / (time.perf_counter() - began)
+
+
+def measure(name: str) -> Iterator[tuple[str, float, float | None]]:
+    """(what, measured, floor)."""
+    served, seconds = serving(MODELS[name])
+    yield "start, s", seconds, None
+    yield "KV blocks of 32", served.executor.num_blocks(), None
+    for rows in ROWS:
+        yield f"decode step, batch {rows}, ms", *decode_step(served, rows)
+    for num_prompt in (128, 1024, 8000):
+        yield f"TTFT {num_prompt}, ms", *first_token(served, num_prompt)
+    for load, (requests, num_prompt, num_tokens) in LOADS.items():
+        yield f"{load}, out tok/s", throughput(served, requests, num_prompt, num_tokens), None
+    yield "peak of torch's memory, GiB", torch.cuda.max_memory_allocated() / 2**30, None
+    served.executor.close()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", action="append", choices=list(MODELS))
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args()
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
+    results = {}
+    for name in given.model or list(MODELS):
+        for what, measured, floor in measure(name):
+            beside = "" if floor is None else f"{floor:10.2f} {measured / floor:6.2f}x"
+            print(f"{name:5} {what:32} {measured:10.2f} {beside}", flush=True)
+            results[f"{name} {what}"] = {"measured": measured, "floor": floor}
+        torch.cuda.empty_cache()
+    if given.json:
+        given.json.write_text(json.dumps(results, indent=1))
+
+
+if __name__ == "__main__":
+    main()
