@@ -41,8 +41,16 @@ CALLS = {
     "recv_object_list",
     "from_pretrained",
 }
-HARMLESS = {"json.load", "json.loads", "re.compile", "torch.compile", "self._device.compile", "point.load"}
-"""Calls whose last word is that of a harmful one. The last imports an installed package by its entry point."""
+HARMLESS = {
+    "json.load",
+    "json.loads",
+    "re.compile",
+    "torch.compile",
+    "self._device.compile",
+    "point.load",  # imports an installed package by its entry point
+    "tl.load",  # Triton's read of a device's memory
+}
+"""Calls whose last word is that of a harmful one."""
 
 
 def offences(source: str) -> Iterator[str]:
