@@ -1,4 +1,4 @@
-# make serve | test | check | bench | size. Each target installs what it needs into .venv.
+# make serve | test | test-clients | check | bench | size. Each target installs what it needs into .venv.
 MODEL ?= demo
 BACKEND ?= auto
 HOST ?= 127.0.0.1
@@ -8,7 +8,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: serve test check lint bench size
+.PHONY: serve test test-clients check lint bench size
 .DEFAULT_GOAL := serve
 
 $(BIN)/mainspring: pyproject.toml constraints.txt
@@ -26,6 +26,9 @@ serve: $(BIN)/mainspring ## chat with MODEL on BACKEND at HOST:PORT
 
 test: $(VENV)/dev ## the tests alone
 	$(BIN)/python -m pytest
+
+test-clients: $(VENV)/dev ## real clients, each in an environment of its own under .clients/ (node 20 and promtool needed)
+	$(BIN)/python -m tests.clients
 
 lint: $(VENV)/dev ## format, lint, types and the arrows between rooms
 	$(BIN)/ruff format --check .

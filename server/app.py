@@ -170,7 +170,7 @@ def create_lifecycle(
 
 async def serve(options: ServerOptions) -> int:
     """Listen, load, serve, drain. Returns the exit code; raises StartupError when it cannot even listen."""
-    stop = _told_to_stop()  # first: whoever finds the port open may already stop the server
+    stop = _told_to_stop(options.access.keys)  # first: whoever finds the port open may already stop the server
     if options.certificate is not None:
         options.certificate.check()
     gc.set_threshold(*_COLLECTION_THRESHOLDS)
@@ -197,13 +197,23 @@ async def serve(options: ServerOptions) -> int:
     return lifecycle.exit_code
 
 
-def _told_to_stop() -> asyncio.Event:
-    """Set by the first SIGTERM or SIGINT."""
+def _told_to_stop(keys: KeyRing) -> asyncio.Event:
+    """Set by the first SIGTERM or SIGINT. SIGHUP reads the file of keys again, where there is one."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    if keys.file is not None:
+        loop.add_signal_handler(signal.SIGHUP, _reload_keys, keys)
     return stop
+
+
+def _reload_keys(keys: KeyRing) -> None:
+    try:
+        keys.reload()
+        _log.info("the keys were read again")
+    except StartupError as error:
+        _log.error("%s; the keys stay as they were", error)
 
 
 def _compose(

@@ -9,10 +9,12 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Iterable
+from pathlib import Path
 
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from mainspring.core.errors import StartupError
 from mainspring.server.answers import json_response
 from mainspring.server.openai.types import ErrorBody, ErrorResponse
 
@@ -23,7 +25,7 @@ TELLING = frozenset({"/metrics", "/info"})
 _READING = frozenset({"GET", "HEAD"})
 _OPENAI_REFUSAL = ErrorResponse(
     ErrorBody(
-        "no valid API key was given; send the header `Authorization: Bearer KEY`",
+        "Incorrect API key provided; send the header `Authorization: Bearer KEY`",
         "invalid_request_error",
         None,
         "invalid_api_key",
@@ -32,10 +34,25 @@ _OPENAI_REFUSAL = ErrorResponse(
 
 
 class KeyRing:
-    """The keys that open the server; an empty one leaves it open."""
+    """The keys that open the server; an empty one leaves it open. Those of `file` can be changed while it serves."""
 
-    def __init__(self, keys: Iterable[str]) -> None:
-        self._digests = tuple(_digest(key.encode()) for key in keys)
+    def __init__(self, keys: Iterable[str], file: Path | None = None) -> None:
+        self.file = file
+        self._given = tuple(_digest(key.encode()) for key in keys)
+        self._digests = self._given
+        self.reload()
+
+    def reload(self) -> None:
+        """Read the file again, one key a line. Raises StartupError, and keeps the keys, where it holds none."""
+        if self.file is None:
+            return
+        try:
+            keys = self.file.read_text(encoding="utf-8").split()
+        except (OSError, UnicodeDecodeError) as error:
+            raise StartupError(f"--api-key-file {self.file} cannot be read: {error}") from error
+        if not keys:
+            raise StartupError(f"--api-key-file {self.file} holds no key; write one a line")
+        self._digests = (*self._given, *(_digest(key.encode()) for key in keys))
 
     def __bool__(self) -> bool:
         return bool(self._digests)

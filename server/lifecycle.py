@@ -6,6 +6,7 @@ Loading and draining take minutes in which probes and clients want true answers;
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import time
 from collections.abc import Callable
@@ -26,10 +27,8 @@ from mainspring.server.source import ModelSource
 from mainspring.server.template import ChatTemplate
 from mainspring.server.tokenizer import Tokenizer, load_tokenizer
 
-_SEQUENCES_A_REQUEST = 8
-
-
 _log = logging.getLogger(__name__)
+_SEQUENCES_A_REQUEST = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,6 +166,8 @@ class Lifecycle:
             ready, (tokenizer, template) = engine.result(), text.result()
             model = self._build(ready, tokenizer, template)
             self._service = Service(self._engine, model, self.metrics, ready, spans=self._spans)
+            # What start-up made lives for ever: the collector need not look at it again, with every client waiting.
+            gc.freeze()
             if self._announce is not None:
                 self._announce(ready, time.monotonic() - self._begun)
             await self._engine.failed()

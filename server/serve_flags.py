@@ -38,6 +38,7 @@ _SERVE_FLAGS = [
     flag("--host", "--hostname", envvar="MAINSPRING_HOST", default="127.0.0.1", help="Where to listen."),
     flag("--port", "-p", type=click.IntRange(0, 65535), default=3000, help="0 takes a free one."),
     flag("--api-key", multiple=True, metavar="KEY", help="Answer only requests that bring it; may be repeated."),
+    flag("--api-key-file", type=_FILE, help="One key a line; read again on SIGHUP."),
     flag("--insecure/--no-insecure", default=False, help="Listen to other machines without a key."),
     flag("--private-metrics/--no-private-metrics", default=False, help="/metrics and /info need the key too."),
     flag(
@@ -97,7 +98,7 @@ def server_options(source: ModelSource, flags: Mapping[str, Any], notes: Sequenc
         host=flags["host"],
         port=flags["port"],
         access=Access(
-            keys=KeyRing(flags["api_key"]),
+            keys=KeyRing(flags["api_key"], flags["api_key_file"]),
             private_metrics=flags["private_metrics"],
             insecure=flags["insecure"],
             origins=flags["cors_allow_origin"],

@@ -114,8 +114,9 @@ class EventStream(Response):
             failure = error
         finally:
             await _end(keep_alive)
-            async with asyncio.timeout(SEND_SECONDS):
-                await _send_body(send, self._failure(failure) if failure is not None else b"", more=False)
+            if not self._sending:  # else the client took not even the last event
+                async with asyncio.timeout(SEND_SECONDS):
+                    await _send_body(send, self._failure(failure) if failure is not None else b"", more=False)
 
     async def _keep_alive(self, send: Send) -> None:
         while True:

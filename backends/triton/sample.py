@@ -1,4 +1,5 @@
-"""Choosing tokens without sorting the vocabulary: argmax in parts, thresholds by bisection, noise made where it is used.
+"""Choosing tokens without sorting the vocabulary: argmax in parts, thresholds by bisection, noise made where it is
+used.
 
 The noise is a hash of (seed, position, token id), word for word that of the reference: MurmurHash3_x86_32 and the
 uniform made of it are exact integers and two roundings, so fused multiply-adds are switched off.

@@ -15,6 +15,8 @@ from mainspring.server.openai.types import ChatRequest, CompletionRequest, Messa
 
 _ANY_MODEL = (None, "", "tgi", "dummy")
 """What clients send for whatever is served: TGI's documentation says `tgi`, and huggingface_hub sends `dummy`."""
+_ANY_MODEL_PREFIXES = ("http://", "https://")
+"""@huggingface/inference names the server by its own address where it is given no model."""
 _DEFAULT_COMPLETION_TOKENS = 16
 _SHARED_UNSUPPORTED = (
     "guided_json",
@@ -139,8 +141,9 @@ def _completion_generation(
 
 
 def _check_shared(request: SamplingFields, model: ServedModel) -> None:
-    if request.model not in (*_ANY_MODEL, model.id):
-        raise UnknownModelError(request.model or "", model.id)
+    name = request.model
+    if name not in (*_ANY_MODEL, model.id) and not (name or "").startswith(_ANY_MODEL_PREFIXES):
+        raise UnknownModelError(name or "", model.id)
     _refuse(request, _SHARED_UNSUPPORTED)
     response_format = request.response_format
     if response_format is not None and response_format != {"type": "text"}:

@@ -16,6 +16,9 @@ from mainspring.server.tgi.parse import GenerateCall
 from mainspring.server.tgi.types import FinishWord, StreamDetails, StreamResponse, Token
 from mainspring.server.tokenizer import Tokenizer
 
+EVENTS_A_WRITE = 128
+"""What came together leaves together, up to about 20 kB."""
+
 FINISH_WORDS: dict[FinishReason, FinishWord] = {
     FinishReason.EOS: "eos_token",
     FinishReason.STOP: "stop_sequence",
@@ -48,8 +51,8 @@ async def stream(
                 finished = True
                 details = _details(piece.finish, call) if call.details else None
                 responses[-1] = replace(responses[-1], generated_text="".join(text), details=details)
-            if responses:  # what came together leaves together
-                yield b"".join(map(sse.event, responses))
+            for first in range(0, len(responses), EVENTS_A_WRITE):
+                yield b"".join(map(sse.event, responses[first : first + EVENTS_A_WRITE]))
     if not finished:
         raise RequestError(ErrorKind.INTERNAL, "the sequence ended without a last token")
 

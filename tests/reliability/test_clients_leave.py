@@ -144,7 +144,12 @@ def _until_unready(server: LiveServer, told: float) -> float:
 
 
 def _complete(reply: Reply) -> bool:
-    """Whether an answer holds all 300 tokens, in whichever protocol."""
-    if reply.headers["content-type"].startswith("text/event-stream"):
-        return len([event for event in reply.events if event != "[DONE]"]) == 300
-    return reply.headers["x-generated-tokens"] == "300"
+    """Whether an answer holds all 300 tokens, in whichever protocol. Each is a word;
+    a chunk of a chat may hold several.
+    """
+    if not reply.headers["content-type"].startswith("text/event-stream"):
+        return reply.headers["x-generated-tokens"] == "300"
+    *events, last = reply.events
+    if last != "[DONE]":
+        return len(events) + 1 == 300 and last["generated_text"] is not None
+    return len("".join(event["choices"][0]["delta"].get("content", "") for event in events).split()) == 300

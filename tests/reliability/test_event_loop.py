@@ -9,6 +9,9 @@ import time
 
 import pytest
 
+from mainspring.server.body import parse_wire
+from mainspring.server.errors import FieldError
+from mainspring.server.openai.types import CompletionRequest
 from tests.reliability.conftest import SIM
 from tests.support.live_server import LiveServer, live_server
 from tests.support.model_directory import write_tiny_model
@@ -77,3 +80,26 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> object:
     log = directory.parent / "log"
     with live_server(str(directory), log, *SIM, "--backend-option", "speed=0") as running:
         yield running
+
+
+@pytest.mark.promise("P11", "P10")
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"prompt": [300] * 398_000 + ["x"]},
+        {"prompt": [-1] * 600_000},
+        {"prompt": "x", "logit_bias": {str(number): "a" for number in range(110_000)}},
+        {"prompt": "x", "stop": [1] * 600_000},
+    ],
+    ids=["last id", "every id", "every bias", "every stop"],
+)
+def test_p11_a_body_that_is_wrong_in_many_places_is_refused_at_the_first(
+    fields: dict[str, object], measured: Measured
+) -> None:
+    body = json.dumps(fields).encode()
+    started = time.perf_counter()
+    with pytest.raises(FieldError):
+        parse_wire(CompletionRequest, body)
+    seconds = time.perf_counter() - started
+    measured(f"{len(body) / 1e6:.1f} MB refused after {1000 * seconds:.0f} ms")
+    assert seconds < 1.0

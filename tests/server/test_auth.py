@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,8 +17,11 @@ from mainspring.core.errors import StartupError
 from mainspring.server.app import Access, check_exposure, create_app, create_lifecycle
 from mainspring.server.auth import PROBES, TELLING, KeyRing
 from tests.server.conftest import RunningServer, options_for
+from tests.server.test_life import process, wait_until
 from tests.support.serving import in_time
 from tests.support.tgi_rows import tgi
+
+pytestmark = pytest.mark.promise("P18")
 
 KEYS = ("first-key", "second-key")
 BODY = {"inputs": "x", "parameters": {"max_new_tokens": 1}}
@@ -113,8 +117,35 @@ def test_metrics_and_info_can_be_private(model_directory: Path) -> None:
 
 def test_keys_are_not_kept() -> None:
     ring = KeyRing(["a-secret"])
-    assert not any(b"a-secret" in getattr(ring, name)[0] for name in vars(ring))
+    assert "a-secret" not in repr(vars(ring))
     assert (bool(ring), bool(KeyRing([]))) == (True, False)
+
+
+def test_keys_of_a_file_change_while_it_serves(model_directory: Path, tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text("one\ntwo\n")
+    with process(model_directory, "--api-key-file", str(file), "--api-key", "fixed") as (url, server):
+
+        def opens(key: str) -> bool:
+            return httpx.get(f"{url}/v1/models", headers=bearer(key)).is_success
+
+        assert [opens(key) for key in ("one", "two", "three", "fixed")] == [True, True, False, True]
+        file.write_text("three\n")
+        server.send_signal(signal.SIGHUP)
+        wait_until(lambda: opens("three"))
+        assert [opens(key) for key in ("one", "two", "three", "fixed")] == [False, False, True, True]
+        file.write_text("\n")
+        server.send_signal(signal.SIGHUP)
+        server.send_signal(signal.SIGHUP)
+        assert [opens(key) for key in ("two", "three", "fixed")] == [False, True, True]
+
+
+def test_a_file_without_keys_opens_nothing(tmp_path: Path) -> None:
+    (tmp_path / "empty").touch()
+    with pytest.raises(StartupError, match="holds no key"):
+        KeyRing([], tmp_path / "empty")
+    with pytest.raises(StartupError, match="cannot be read"):
+        KeyRing(["k"], tmp_path / "none")
 
 
 @tgi("1.1 cors", "3 --cors-allow-origin")
@@ -134,11 +165,13 @@ def test_browsers_may_ask_from_the_origins_that_are_named(model_directory: Path)
         assert (readable.status_code, readable.headers["access-control-allow-origin"]) == (401, "https://chat.example")
 
 
+@pytest.mark.promise("P24")
 def test_cors_is_off_by_default(locked: httpx.Client) -> None:
     answered = locked.get("/health", headers={"origin": "https://chat.example"})
     assert "access-control-allow-origin" not in answered.headers
 
 
+@pytest.mark.promise("P25")
 @pytest.mark.parametrize("host", ["0.0.0.0", "::"])
 def test_other_machines_need_a_key_or_a_word(host: str) -> None:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -155,6 +188,7 @@ def test_other_machines_need_a_key_or_a_word(host: str) -> None:
             check_exposure(exposed, access)
 
 
+@pytest.mark.promise("P25")
 def test_loopback_needs_neither() -> None:
     with socket.create_server(("127.0.0.2", 0)) as listener:
         check_exposure(listener, Access())

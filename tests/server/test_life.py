@@ -18,6 +18,7 @@ from typing import Any
 import httpx
 import pytest
 
+from mainspring.server import sse
 from mainspring.server.lifecycle import RequestLimits
 from tests.server.conftest import RunningServer, options_for
 from tests.server.sse_client import events
@@ -256,3 +257,14 @@ def answers(port: int) -> bool:
 def engine_of(server: int) -> int:
     """The server's only child."""
     return int(Path(f"/proc/{server}/task/{server}/children").read_text().split()[0])
+
+
+@tgi("1.4 keep-alive")
+def test_a_slow_stream_is_kept_alive(model_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sse, "KEEP_ALIVE_SECONDS", 0.02)
+    body = {"inputs": "x", "parameters": {"max_new_tokens": 3}}
+    with RunningServer(options_for(model_directory, speed="1", overhead="0.2")) as running:
+        running.wait_until_ready()
+        answer = httpx.post(f"{running.url}/generate_stream", json=body, timeout=30)
+    assert answer.text.count(": keep-alive\n\n") >= 3
+    assert len(events(answer)) == 3

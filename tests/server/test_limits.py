@@ -27,6 +27,8 @@ from tests.server.conftest import RunningServer, options_for
 from tests.server.test_life import wait_until
 from tests.support.tgi_rows import tgi
 
+pytestmark = pytest.mark.promise("P19")
+
 HEADER_SECONDS = 0.4
 
 

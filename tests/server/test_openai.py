@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -184,13 +185,23 @@ def test_echo(client: httpx.Client) -> None:
 
 
 @tgi("1.5 seed", "1.6 seed")
-def test_seed_repeats(client: httpx.Client) -> None:
-    answers = [complete(client, temperature=1, seed=-7).json()["choices"] for _ in range(2)]
-    assert answers[0] == answers[1]
+@pytest.mark.parametrize("call", [chat, complete])
+def test_seed_repeats(client: httpx.Client, call: Callable[..., httpx.Response]) -> None:
+    answers = [call(client, temperature=1, seed=seed).json()["choices"] for seed in (-7, -7, 8)]
+    assert answers[0] == answers[1] != answers[2]
 
 
-@tgi("1.5 unknown fields", "1.5 frequency_penalty", "1.5 presence_penalty", "1.5 logit_bias", "1.5 top_p")
-def test_extras_are_accepted(client: httpx.Client) -> None:
+@tgi(
+    "1.5 unknown fields",
+    "1.5 frequency_penalty",
+    "1.5 presence_penalty",
+    "1.5 logit_bias",
+    "1.5 top_p",
+    "1.6 repetition_penalty",
+    "1.6 frequency_penalty",
+)
+@pytest.mark.parametrize("call", [chat, complete])
+def test_extras_are_accepted(client: httpx.Client, call: Callable[..., httpx.Response]) -> None:
     extras = {
         "top_k": 5,
         "min_p": 0.1,
@@ -205,7 +216,7 @@ def test_extras_are_accepted(client: httpx.Client) -> None:
         "top_p": 1.0,
         "response_format": {"type": "text"},
     }
-    assert chat(client, temperature=0.7, **extras).status_code == 200
+    assert call(client, temperature=0.7, **extras).status_code == 200
 
 
 @tgi("1.1 GET /v1/models", "1.8 models")
@@ -218,7 +229,7 @@ def test_models(client: httpx.Client) -> None:
 
 
 @tgi("1.5 model")
-@pytest.mark.parametrize("name", [None, "tgi", MODEL_ID])
+@pytest.mark.parametrize("name", [None, "tgi", "http://127.0.0.1:3000", MODEL_ID])
 def test_names_of_the_model(client: httpx.Client, name: str | None) -> None:
     assert chat(client, model=name).status_code == 200
 

@@ -101,6 +101,28 @@ def test_messages_arrive_as_they_were_sent() -> None:
     joined(test)
 
 
+def test_what_has_arrived_is_taken_without_waiting_and_receive_still_wakes_up() -> None:
+    async def test(server: ServerChannel, engine: EngineChannel) -> None:
+        for round_number in range(3):
+            sent = [Progress("weights", number, round_number) for number in range(5)]
+            for message in sent:
+                engine.send(message)
+            received = [await server.receive()]
+            while len(received) < len(sent):
+                assert await server.waiting(5.0)
+                taken = list(server.arrived(2))
+                assert 1 <= len(taken) <= 2
+                received += taken
+            assert received == sent
+            assert list(server.arrived(2)) == []
+        late = asyncio.ensure_future(server.receive())
+        await asyncio.sleep(0)
+        engine.send(READY)
+        assert await late == READY
+
+    joined(test)
+
+
 def test_engine_waits_no_longer_than_it_says() -> None:
     async def test(server: ServerChannel, engine: EngineChannel) -> None:
         assert engine.receive(0.0) == []
