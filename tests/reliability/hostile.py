@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from mainspring.server.openai.types import ChatRequest, CompletionRequest
+from mainspring.server.openai.types import ChatRequest, CompletionRequest, SamplingFields
 from mainspring.server.tgi.types import GenerateParameters, GenerateRequest
 
 GOOD: dict[str, dict[str, Any]] = {
@@ -139,7 +139,8 @@ def corpus() -> Iterator[tuple[str, bytes]]:
 def fields_of(route: str) -> list[str]:
     """The names that a route reads."""
     if route == "/v1/chat/completions":
-        return [*ChatRequest.model_fields]
+        # What it shares with completions is attacked there.
+        return [field for field in ChatRequest.model_fields if field not in SamplingFields.model_fields]
     return [*(CompletionRequest if route == "/v1/completions" else GenerateRequest).model_fields]
 
 

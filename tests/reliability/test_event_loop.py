@@ -64,9 +64,10 @@ def test_f15_p11_large_prompts_do_not_stop_the_loop(form: str, server: LiveServe
     counts = {bound: count - before[bound] for bound, count in lag_counts(server).items()}
     assert {reply.status for reply in replies} <= {400, 422}
     p999 = quantile(counts, 0.999)
+    missed = " (over the figure)" if p999 > 0.05 else ""
     measured(
         f"{FORMS[form]} x 2 MB, {form}: lag p99 <= {1000 * quantile(counts, 0.99):.0f} ms, "
-        f"p99.9 <= {1000 * p999:.0f} ms; probe p99 {1000 * sorted(probes)[int(0.99 * len(probes))]:.0f} ms"
+        f"p99.9 <= {1000 * p999:.0f} ms{missed}; probe p99 {1000 * sorted(probes)[int(0.99 * len(probes))]:.0f} ms"
     )
     # Half of it is the two cores that client, tokenizer threads and engine share: the figure is above.
     assert quantile(counts, 0.9) <= 0.5

@@ -169,7 +169,7 @@ def test_f1_f2_p1_p3_p4_a_killed_engine(
     measured(f"{number.name}: every request of every phase answered after {slowest:.2f} s at most")
 
 
-@pytest.mark.promise("F3", "F5", "P2", "P3", "P4")
+@pytest.mark.promise("F3", "F5", "F22", "P2", "P3", "P4")
 def test_f3_f5_p2_p3_p4_a_stopped_engine(model: Path, tmp_path: Path, measured: Measured) -> None:
     async def test(cell: Cell) -> float:
         strike(cell, "engine", signal.SIGSTOP)
@@ -188,7 +188,8 @@ def test_f3_f5_p2_p3_p4_a_stopped_engine(model: Path, tmp_path: Path, measured: 
         assert "ago: step" in cell.server.log.read_text(), "the flight record"
         return seen
 
-    measured(f"SIGSTOP: seen, answered and over after {max(run(model, tmp_path, test)):.1f} s; the bound is 6.3 s")
+    slowest = max(run(model, tmp_path, test))
+    measured(f"SIGSTOP: seen, answered and over after {slowest:.1f} s of {HUNG_SECONDS:.1f} s for the answers")
 
 
 @pytest.mark.promise("F4", "P3")
