@@ -39,6 +39,16 @@ OPTIONS = {"graphs": ("on", "off")}
 """`--backend-option`, and the values it takes, the default first."""
 
 
+def missing_software() -> str:
+    """What of the software is not installed; empty when nothing is."""
+    torch = importlib.util.find_spec("torch")
+    if torch is None or torch.origin is None:
+        return "torch is not installed"
+    if not (Path(torch.origin).parent / "lib" / "libtorch_cuda.so").exists():
+        return "the installed torch was built without CUDA"
+    return "" if importlib.util.find_spec("triton") else "triton is not installed"
+
+
 class CudaBackend(Backend):
     """Answers questions about GPUs by the driver's word alone."""
 
@@ -46,12 +56,13 @@ class CudaBackend(Backend):
     contract_version = 1
     preference = 100
 
-    def __init__(self, find: Callable[[], list[Gpu]] = gpus) -> None:
+    def __init__(self, find: Callable[[], list[Gpu]] = gpus, missing: Callable[[], str] = missing_software) -> None:
         self._find = find
+        self._missing = missing
 
     def devices(self) -> list[DeviceInfo] | Unavailable:
         """The GPUs that are new enough."""
-        if reason := _missing():
+        if reason := self._missing():
             return Unavailable(reason, "pip install 'mainspring[cuda]'")
         try:
             found = self._find()
@@ -204,13 +215,3 @@ class CudaDevice(Device):
 
         major, minor = torch.cuda.get_device_capability(self._index)
         return f"torch-{torch.__version__}-cuda-{torch.version.cuda}-sm_{major}{minor}"
-
-
-def _missing() -> str:
-    """What of the software is not installed; empty when nothing is."""
-    torch = importlib.util.find_spec("torch")
-    if torch is None or torch.origin is None:
-        return "torch is not installed"
-    if not (Path(torch.origin).parent / "lib" / "libtorch_cuda.so").exists():
-        return "the installed torch was built without CUDA"
-    return "" if importlib.util.find_spec("triton") else "triton is not installed"

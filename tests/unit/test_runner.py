@@ -18,11 +18,12 @@ from mainspring.core.inputs import StepTensors, exact_shape, fill, padded_shape,
 from mainspring.core.layers.attention import AttentionStep
 from mainspring.core.ops import Ops
 from mainspring.core.ops.attention import PagedKV
+from mainspring.core.pending import Enqueued, Staging
 from mainspring.core.request import SamplingParams
 from mainspring.core.runner import GraphExecutor, is_out_of_memory
 from mainspring.core.sampling import SamplingTable
 from mainspring.core.table import StateTable
-from mainspring.core.warmup import FLOOR_SECONDS
+from mainspring.core.warmup import FLOOR_SECONDS, dummy_batches
 from tests.support.by_hand import Running, plan, run
 from tests.support.plain_device import DYNAMIC, PlainDevice
 from tests.support.tiny_model import GREEDY_TOKEN, NAN_TOKEN, VOCAB, TinyModel, spec
@@ -403,6 +404,24 @@ class Counting(PlainDevice):
             return program(inputs, plan)
 
         return recorded
+
+
+def test_results_come_back_in_one_contiguous_copy() -> None:
+    staging = Staging(torch.zeros(4, dtype=torch.int32), torch.zeros(32, dtype=torch.int32))
+    enqueued = Enqueued(2, PlainDevice().event())
+    # Four rows ran, of which two are padding; the second of the others is bad.
+    enqueued.take(torch.tensor([[5, 6, 7, 8], [0, 1, 1, 1]], dtype=torch.int32), staging)
+    assert staging.results[:8].tolist() == [5, 6, 7, 8, 0, 1, 1, 1]
+    result = enqueued.collect()
+    assert (result.tokens, result.bad) == ([5, 6], (1,))
+
+
+def test_warmup_without_prefill_buckets_takes_the_whole_budget_first() -> None:
+    buckets = Buckets(decode=BUCKETS.decode, prefill=())
+    for budget, expected in ((30, 30), (1000, LENGTH)):
+        first, *others = dummy_batches(buckets, state_table(), budget)
+        assert (first.bucket, first.num_tokens) == (None, expected)
+        assert [batch.bucket for batch in others] == list(reversed(BUCKETS.decode))
 
 
 def test_steady_decoding_allocates_no_host_memory(make: Make) -> None:

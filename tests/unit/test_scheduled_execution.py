@@ -24,6 +24,8 @@ BUCKETS = Buckets(
     decode=(Bucket(2, 2, 8), Bucket(8, 8, 15)),
     prefill=(Bucket(8, 8, 15), Bucket(24, 8, 15)),
 )
+CAPTURED = Buckets(decode=BUCKETS.decode, prefill=())
+"""Of a device that captures decodes and takes any other step as it comes."""
 BUCKETED = Capabilities(compute_dtypes=("float32",), kv_dtypes=("float32",), shapes="bucketed")
 SHARED = [11, 45, 23, 8, 64, 2, 31, 77, 15]
 
@@ -42,7 +44,7 @@ class Loop(EngineLoop):
             TinyModel(),
             self.device,
             StateTable(ROWS, LENGTH, BLOCK_SIZE, sampling=sampling, torch_device="cpu"),
-            capabilities=BUCKETED if buckets else DYNAMIC,
+            capabilities=BUCKETED if buckets and buckets.prefill else DYNAMIC,
             ops=Ops(),
             spec=spec(BLOCK_SIZE),
             num_blocks=num_blocks,
@@ -110,7 +112,7 @@ def test_together_as_alone_in_buckets(alone: Outputs, num_blocks: int) -> None:
 
 
 @pytest.mark.parametrize("ahead", [0, 1])
-@pytest.mark.parametrize("buckets", [None, BUCKETS], ids=["dynamic", "static"])
+@pytest.mark.parametrize("buckets", [None, BUCKETS, CAPTURED], ids=["dynamic", "static", "captured"])
 def test_nan_ends_its_request_and_no_other(alone: Outputs, ahead: int, buckets: Buckets | None) -> None:
     """A request with the victim's very prefix comes later, and must not find the victim's blocks."""
     poisoned = [*SHARED[:4], NAN_TOKEN, 1, 2, 3, 4]
