@@ -52,10 +52,10 @@ async def flood(port: int, rate: float, seconds: float) -> list[Reply]:
     "bound", [("--max-queued-requests", "8"), ("--max-concurrent-requests", "16")], ids=["queue", "concurrent"]
 )
 def test_f23_p12_at_ten_times_the_load(bound: tuple[str, str], model: Path, tmp_path: Path, measured: Measured) -> None:
-    seconds = 4.0
+    seconds = 3.0
     options = ("--backend-option", f"overhead={STEP_SECONDS}", "--max-batch-size", str(ROWS))
     with live_server(str(model), tmp_path / "log", *SIM, *options, *bound) as server:
-        best = asyncio.run(peak(server.port, 3.0))
+        best = asyncio.run(peak(server.port, 2.0))
         began = time.monotonic()
         replies = asyncio.run(flood(server.port, 10 * CAPACITY, seconds))
         took = time.monotonic() - began
