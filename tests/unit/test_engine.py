@@ -16,7 +16,7 @@ from mainspring.backends.sim.device import SimBackend
 from mainspring.core.backend import ExecutorRequest, KVSpec
 from mainspring.core.blocks import BlockPool
 from mainspring.core.border import MAX_SEED, check_numbers
-from mainspring.core.channel import EXIT_DRAIN_OVERRUN, EXIT_ENGINE, EngineChannel, ServerChannel
+from mainspring.core.channel import EXIT_DRAIN_OVERRUN, EXIT_ENGINE, EngineChannel, Malformed, ServerChannel
 from mainspring.core.config import EngineConfig
 from mainspring.core.engine import Engine
 from mainspring.core.errors import ErrorKind, RequestError
@@ -30,6 +30,7 @@ from mainspring.core.request import (
     SamplingParams,
     StepOutput,
     Submit,
+    ToEngine,
 )
 from mainspring.core.scheduler import Scheduler
 from tests.support.model_directory import TINY, write_tiny_model
@@ -38,18 +39,37 @@ STEP_SECONDS = 10.0
 HEARTBEAT, GRACE = 0.001, 2.0
 
 
+class PatientChannel(EngineChannel):
+    """Hears in each turn all that was sent before it; how long delivery takes is no matter of these tests."""
+
+    due = 0
+    """Messages sent and not yet heard."""
+
+    def receive(self, timeout: float) -> list[ToEngine | Malformed]:
+        messages = super().receive(0.0 if self.due else timeout)
+        while len(messages) < self.due:
+            messages += super().receive(1.0)
+        self.due = 0
+        return messages
+
+
 @dataclass
 class Bench:
     """An engine whose device takes `STEP_SECONDS` of a clock that only the device moves, and its server's end."""
 
     engine: Engine
+    channel: PatientChannel
     server: ServerChannel
     now: float = 0.0
     outputs: list[StepOutput] = field(default_factory=list)
 
     def submit(self, request_id: int, max_tokens: int, *, n: int = 1, prompt: list[int] | None = None) -> None:
         params = SamplingParams(max_tokens=max_tokens)
-        self.server.send(Submit(RequestId(request_id), prompt or [5, 6, request_id], params, n=n))
+        self.send(Submit(RequestId(request_id), prompt or [5, 6, request_id], params, n=n))
+
+    def send(self, message: ToEngine) -> None:
+        self.channel.due += 1
+        self.server.send(message)
 
     async def turn(self) -> StepOutput:
         """One turn of the loop and the message that it sends."""
@@ -74,7 +94,7 @@ def on_a_bench(test: Callable[[Bench], Awaitable[None]], **options: str) -> None
 
     async def run() -> None:
         server = ServerChannel()
-        channel = EngineChannel(server.to_engine, server.from_engine)
+        channel = PatientChannel(server.to_engine, server.from_engine)
         try:
             channel.send(Progress("joining", 0, 1))
             await server.receive()
@@ -88,7 +108,7 @@ def on_a_bench(test: Callable[[Bench], Awaitable[None]], **options: str) -> None
     asyncio.run(run())
 
 
-def make_bench(server: ServerChannel, channel: EngineChannel, options: dict[str, str]) -> Bench:
+def make_bench(server: ServerChannel, channel: PatientChannel, options: dict[str, str]) -> Bench:
     def sleep(seconds: float) -> None:
         bench.now += seconds
 
@@ -112,7 +132,7 @@ def make_bench(server: ServerChannel, channel: EngineChannel, options: dict[str,
         heartbeat_seconds=HEARTBEAT,
         grace_seconds=GRACE,
     )
-    bench = Bench(engine, server)
+    bench = Bench(engine, channel, server)
     return bench
 
 
@@ -178,7 +198,7 @@ def test_cancelling_ends_a_request_in_this_turn() -> None:
         bench.submit(1, 50, n=2)
         for _ in range(3):
             await bench.turn()
-        bench.server.send(Cancel(RequestId(1)))
+        bench.send(Cancel(RequestId(1)))
         output = await bench.turn()
         assert finishes(output.deltas) == {(1, 0): FinishReason.CANCELLED, (1, 1): FinishReason.CANCELLED}
         assert (output.stats.running, output.stats.blocks_used) == (0, 0)
@@ -190,7 +210,7 @@ def test_draining_refuses_finishes_and_returns_0() -> None:
     async def test(bench: Bench) -> None:
         bench.submit(1, 4)
         await bench.turn()
-        bench.server.send(Drain())
+        bench.send(Drain())
         bench.submit(2, 4, n=2)
         assert bench.engine.run() == 0
         deltas = await bench.read_all()
@@ -236,7 +256,7 @@ def test_out_of_memory_ends_the_steps_requests_and_the_loop_goes_on() -> None:
         for _ in range(4):
             await bench.turn()
         bench.submit(2, 3)
-        bench.server.send(Drain())
+        bench.send(Drain())
         assert bench.engine.run() == 0
         deltas = await bench.read_all()
         assert finishes(deltas) == {(1, 0): FinishReason.ERROR, (2, 0): FinishReason.LENGTH}
@@ -250,7 +270,7 @@ def test_r14_refused_requests_are_answered_and_stop_nothing() -> None:
         bench.submit(1, 3)
         bench.submit(2, 3, n=2, prompt=[5] * 600)
         bench.submit(3, 3, prompt=[TINY.vocab_size])
-        bench.server.send(Drain())
+        bench.send(Drain())
         assert bench.engine.run() == 0
         deltas = await bench.read_all()
         assert finishes(deltas)[1, 0] == FinishReason.LENGTH
@@ -307,13 +327,18 @@ def test_what_is_told_of_a_prompt_has_a_message_of_its_own_ahead_of_the_others()
         await bench.turn()
         for request_id in (2, 3):
             params = SamplingParams(max_tokens=0, prompt_logprobs=1)
-            bench.server.send(Submit(RequestId(request_id), [5, 6, 7, request_id], params))
-        while not any(delta.prompt_logprobs for output in bench.outputs for delta in output.deltas):
+            bench.send(Submit(RequestId(request_id), [5, 6, 7, request_id], params))
+        told: list[int] = []
+        while len(told) < 2:
             bench.engine.turn()
             await bench.read_all()
-        messages = [[delta.request_id for delta in output.deltas] for output in bench.outputs if output.deltas]
-        assert messages[-3:] == [[2], [3], [1]]
-        assert len({output.step for output in bench.outputs[-3:]}) == 1
+            outputs = [output for output in bench.outputs if output.deltas]
+            told = [at for at, output in enumerate(outputs) if any(delta.prompt_logprobs for delta in output.deltas)]
+        assert [outputs[at].deltas[0].request_id for at in told] == [2, 3]
+        assert all(len(outputs[at].deltas) == 1 for at in told)
+        # Of whatever else the step gave, nothing came before.
+        steps = [output.step for output in outputs]
+        assert all(step != outputs[at].step for at in told for step in (steps[i] for i in range(at) if i not in told))
 
     on_a_bench(test)
 
