@@ -13,9 +13,9 @@ import statistics
 from time import perf_counter
 
 from mainspring.core.batch import StepResult
-from mainspring.core.blocks import BlockPool
 from mainspring.core.request import RequestId, SamplingParams, Submit
-from mainspring.core.scheduler import Scheduler
+from mainspring.core.scheduling.blocks import BlockPool
+from mainspring.core.scheduling.scheduler import Scheduler
 
 BLOCK_SIZE = 16
 PROMPT_TOKENS = 64

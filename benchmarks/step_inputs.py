@@ -17,10 +17,10 @@ import numpy as np
 import torch
 
 from mainspring.core.batch import Admission, Batch
-from mainspring.core.inputs import exact_shape, fill, view
+from mainspring.core.execution.inputs import exact_shape, fill, view
+from mainspring.core.execution.sampling import SamplingTable
+from mainspring.core.execution.table import StateTable
 from mainspring.core.request import SamplingParams
-from mainspring.core.sampling import SamplingTable
-from mainspring.core.table import StateTable
 
 BLOCK_SIZE, VOCAB, STEPS = 16, 128_256, 200
 

@@ -1,7 +1,7 @@
 """What the engine checks of a request before anything else sees it: numbers that would take others down with them.
 
 An id outside the vocabulary makes a device read out of bounds, and that ends every request. The server refuses such ids
-too, but the engine does not rely on it. Lengths and load are `core/limits.py` and `core/scheduler.py`.
+too, but the engine does not rely on it. Lengths and load are the business of `core/scheduling`.
 """
 
 from __future__ import annotations

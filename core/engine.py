@@ -3,7 +3,7 @@
     receive -> schedule step N+1 -> enqueue it -> await step N -> commit it -> emit
 
 The host always plans one step ahead of the device, so the device never waits for it. The loop decides nothing: policy
-is `core/scheduler.py`, computing is the `Executor`'s. Below it is the process's entry, `python -m
+is `core/scheduling/scheduler.py`, computing is the `Executor`'s. Below it is the process's entry, `python -m
 mainspring.core.engine`, the one place in the core that constructs things.
 """
 
@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from mainspring.core import lifeline
 from mainspring.core.backend import Executor, ExecutorRequest, Pending, ProgressCallback
 from mainspring.core.batch import Batch
-from mainspring.core.blocks import BlockPool
 from mainspring.core.border import check_numbers
 from mainspring.core.channel import (
     EXIT_DRAIN_OVERRUN,
@@ -47,7 +46,8 @@ from mainspring.core.request import (
     Submit,
     ToEngine,
 )
-from mainspring.core.scheduler import Scheduler
+from mainspring.core.scheduling.blocks import BlockPool
+from mainspring.core.scheduling.scheduler import Scheduler
 from mainspring.core.setting import Setting, settle
 
 _log = logging.getLogger(__name__)
@@ -276,7 +276,7 @@ def build_executor(setting: Setting, plan: Plan, progress: ProgressCallback) -> 
     )
     if own is not None:
         return own
-    from mainspring.core import runner  # imports torch, which a backend's own executor may do without
+    from mainspring.core.execution import runner  # imports torch, which a backend's own executor may do without
 
     opened = backend.open(device.index, 0, 1, config)
     try:

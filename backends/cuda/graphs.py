@@ -13,7 +13,7 @@ import torch
 
 from mainspring.core.backend import AttentionPlan, Program, ShapeLimits
 from mainspring.core.batch import Bucket, Buckets
-from mainspring.core.inputs import StepTensors
+from mainspring.core.execution.inputs import StepTensors
 
 FINE, COARSE, COARSE_FROM = 8, 16, 256
 """Rows between two buckets, below and from so many rows on: padding costs a few per cent at most."""

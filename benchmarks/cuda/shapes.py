@@ -25,7 +25,7 @@ from mainspring.core.config import EngineConfig, ModelConfig
 from mainspring.core.engine import build_executor, build_scheduler
 from mainspring.core.plan import make_plan
 from mainspring.core.request import RequestId, SamplingParams, Submit
-from mainspring.core.scheduler import Scheduler
+from mainspring.core.scheduling.scheduler import Scheduler
 from mainspring.core.setting import settle
 
 READ_BYTES_PER_SECOND = 3.05e12

@@ -1,6 +1,6 @@
 """Choosing tokens: temperature, truncation (top-k, top-p, typical-p, min-p) and the draw, for all rows at once.
 
-What happens to logits before (penalties, logit_bias, min_tokens) is `core/sampling.py`.
+What happens to logits before (penalties, logit_bias, min_tokens) is `core/execution/sampling.py`.
 
 The noise of a draw is a function of (seed, position, token id) and of nothing else, so a request gets the same tokens
 whatever shares its batch, after a preemption, and on every backend. The exact definition, for kernels:

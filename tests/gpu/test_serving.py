@@ -14,7 +14,7 @@ from mainspring.backends.cuda.device import CudaDevice
 from mainspring.core.backend import AttentionPlan, Program
 from mainspring.core.batch import Bucket
 from mainspring.core.config import EngineConfig
-from mainspring.core.inputs import StepTensors
+from mainspring.core.execution.inputs import StepTensors
 from mainspring.core.request import SamplingParams
 from tests.support.in_process import InProcess, open_in_process
 from tests.support.tiny_models import CASES, GENERATED, build, reference_greedy, save, sequence

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 
 from mainspring.core.backend import Capabilities, KVSpec
-from mainspring.core.blocks import BlockPool
 from mainspring.core.config import ModelConfig
+from mainspring.core.execution.runner import GraphExecutor
+from mainspring.core.execution.sampling import SamplingTable
+from mainspring.core.execution.table import StateTable
 from mainspring.core.models import CausalLM
 from mainspring.core.ops import resolve
 from mainspring.core.request import RequestId, SamplingParams, Submit
-from mainspring.core.runner import GraphExecutor
-from mainspring.core.sampling import SamplingTable
-from mainspring.core.scheduler import Scheduler
-from mainspring.core.table import StateTable
+from mainspring.core.scheduling.blocks import BlockPool
+from mainspring.core.scheduling.scheduler import Scheduler
 from tests.models.conftest import Pair, load
 from tests.support import smollm2
 from tests.support.engine_loop import EngineLoop

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from mainspring.core.batch import Admission, Batch, Bucket, Buckets, StepResult
-from mainspring.core.pending import StepPending
+from mainspring.core.execution.pending import StepPending
+from mainspring.core.execution.runner import GraphExecutor
 from mainspring.core.request import SamplingParams, TokenLogprobs
-from mainspring.core.runner import GraphExecutor
 
 GREEDY = SamplingParams()
 

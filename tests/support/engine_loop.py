@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 from mainspring.core.batch import Batch
 from mainspring.core.errors import DeviceOutOfMemory, ErrorKind
-from mainspring.core.pending import StepPending
+from mainspring.core.execution.pending import StepPending
+from mainspring.core.execution.runner import GraphExecutor
 from mainspring.core.request import Delta, Submit, TokenLogprobs
-from mainspring.core.runner import GraphExecutor
-from mainspring.core.scheduler import Scheduler
+from mainspring.core.scheduling.scheduler import Scheduler
 
 Outputs = dict[tuple[int, int], list[int]]
 

@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from mainspring.core.batch import Batch, Buckets, StepResult
-from mainspring.core.blocks import BlockPool
 from mainspring.core.errors import ErrorKind
 from mainspring.core.request import Delta, FinishReason, RequestId, SamplingParams, Start, Submit, TokenLogprobs
-from mainspring.core.scheduler import Scheduler
+from mainspring.core.scheduling.blocks import BlockPool
+from mainspring.core.scheduling.scheduler import Scheduler
 
 EOS = 0
 VOCABULARY = 40

@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from mainspring.core.blocks import BlockPool, PrefixIndex
+from mainspring.core.scheduling.blocks import BlockPool, PrefixIndex
 
 SIZE = 4
 

@@ -14,7 +14,6 @@ import pytest
 
 from mainspring.backends.sim.device import SimBackend
 from mainspring.core.backend import ExecutorRequest, KVSpec
-from mainspring.core.blocks import BlockPool
 from mainspring.core.border import MAX_SEED, check_numbers
 from mainspring.core.channel import EXIT_DRAIN_OVERRUN, EXIT_ENGINE, EngineChannel, Malformed, ServerChannel
 from mainspring.core.config import EngineConfig
@@ -32,7 +31,8 @@ from mainspring.core.request import (
     Submit,
     ToEngine,
 )
-from mainspring.core.scheduler import Scheduler
+from mainspring.core.scheduling.blocks import BlockPool
+from mainspring.core.scheduling.scheduler import Scheduler
 from tests.support.model_directory import TINY, write_tiny_model
 
 STEP_SECONDS = 10.0

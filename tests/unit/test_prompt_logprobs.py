@@ -11,13 +11,13 @@ from torch import Tensor
 from mainspring.core.backend import AttentionMetadata
 from mainspring.core.batch import Batch, Buckets, PromptRange, StepResult
 from mainspring.core.errors import ErrorKind
+from mainspring.core.execution.scoring import plan_scoring, score
 from mainspring.core.layers.attention import AttentionStep
 from mainspring.core.ops.attention import PagedKV
 from mainspring.core.ops.logprobs import logprobs
 from mainspring.core.plan import SCORED_ROWS
-from mainspring.core.prompt_scores import PromptScores
 from mainspring.core.request import FinishReason, SamplingParams, Submit, TokenLogprobs
-from mainspring.core.scoring import plan_scoring, score
+from mainspring.core.scheduling.prompt_scores import PromptScores
 from tests.support.tiny_model import NAN_TOKEN, VOCAB, TinyModel, spec
 from tests.unit.test_scheduled_execution import BLOCK_SIZE, BUCKETS, LENGTH, REQUESTS, SHARED, Loop, submit
 

@@ -14,16 +14,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mainspring.core.backend import AttentionMetadata, Capabilities, Program
 from mainspring.core.batch import Batch, Bucket, Buckets
 from mainspring.core.errors import DeviceOutOfMemory
-from mainspring.core.inputs import StepTensors, exact_shape, fill, padded_shape, view
+from mainspring.core.execution.inputs import StepTensors, exact_shape, fill, padded_shape, view
+from mainspring.core.execution.pending import Enqueued, Staging
+from mainspring.core.execution.runner import GraphExecutor, is_out_of_memory
+from mainspring.core.execution.sampling import SamplingTable
+from mainspring.core.execution.table import StateTable
+from mainspring.core.execution.warmup import FLOOR_SECONDS, dummy_batches
 from mainspring.core.layers.attention import AttentionStep
 from mainspring.core.ops import Ops
 from mainspring.core.ops.attention import PagedKV
-from mainspring.core.pending import Enqueued, Staging
 from mainspring.core.request import SamplingParams
-from mainspring.core.runner import GraphExecutor, is_out_of_memory
-from mainspring.core.sampling import SamplingTable
-from mainspring.core.table import StateTable
-from mainspring.core.warmup import FLOOR_SECONDS, dummy_batches
 from tests.support.by_hand import Running, plan, run
 from tests.support.plain_device import DYNAMIC, PlainDevice
 from tests.support.tiny_model import GREEDY_TOKEN, NAN_TOKEN, VOCAB, TinyModel, spec

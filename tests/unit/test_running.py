@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from mainspring.core.request import RequestId, SamplingParams, Submit
-from mainspring.core.running import MAX_PREEMPTIONS, Running
-from mainspring.core.sequence import Request, Sequence
+from mainspring.core.scheduling.running import MAX_PREEMPTIONS, Running
+from mainspring.core.scheduling.sequence import Request, Sequence
 
 
 def make_sequence(number: int, *, prompt: int, priority: int = 0) -> Sequence:

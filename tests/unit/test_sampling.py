@@ -18,10 +18,10 @@ from transformers import (
     TypicalLogitsWarper,
 )
 
+from mainspring.core.execution.sampling import SamplingTable, Selection, adjust, not_finite
 from mainspring.core.ops.logprobs import logprobs
 from mainspring.core.ops.sample import SamplingTensors, gumbel_noise, sample, seed_key, truncate
 from mainspring.core.request import SamplingParams
-from mainspring.core.sampling import SamplingTable, Selection, adjust, not_finite
 
 VOCAB = 211
 EOS = 5

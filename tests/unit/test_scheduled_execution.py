@@ -7,14 +7,14 @@ import pytest
 
 from mainspring.core.backend import Capabilities
 from mainspring.core.batch import Bucket, Buckets
-from mainspring.core.blocks import BlockPool
 from mainspring.core.errors import ErrorKind
+from mainspring.core.execution.runner import GraphExecutor
+from mainspring.core.execution.sampling import SamplingTable
+from mainspring.core.execution.table import StateTable
 from mainspring.core.ops import Ops
 from mainspring.core.request import FinishReason, RequestId, SamplingParams, Submit
-from mainspring.core.runner import GraphExecutor
-from mainspring.core.sampling import SamplingTable
-from mainspring.core.scheduler import Scheduler
-from mainspring.core.table import StateTable
+from mainspring.core.scheduling.blocks import BlockPool
+from mainspring.core.scheduling.scheduler import Scheduler
 from tests.support.engine_loop import EngineLoop, Outputs
 from tests.support.plain_device import DYNAMIC, PlainDevice
 from tests.support.tiny_model import GREEDY_TOKEN, NAN_TOKEN, VOCAB, TinyModel, spec

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from mainspring.core.batch import StepResult
-from mainspring.core.blocks import BlockPool
 from mainspring.core.errors import ErrorKind, RequestError
 from mainspring.core.request import FinishReason, RequestId, SamplingParams, Submit, TokenLogprobs
-from mainspring.core.scheduler import Scheduler
+from mainspring.core.scheduling.blocks import BlockPool
+from mainspring.core.scheduling.scheduler import Scheduler
 from tests.support.paged_oracle import EOS, Simulation
 
 

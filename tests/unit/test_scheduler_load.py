@@ -8,10 +8,10 @@ from itertools import pairwise
 import pytest
 
 from mainspring.core.batch import Bucket, Buckets
-from mainspring.core.planner import LOOKAHEAD, MAX_BYPASSES
 from mainspring.core.request import FinishReason
-from mainspring.core.running import MAX_PREEMPTIONS
-from mainspring.core.sequence import AGEING_SECONDS
+from mainspring.core.scheduling.planner import LOOKAHEAD, MAX_BYPASSES
+from mainspring.core.scheduling.running import MAX_PREEMPTIONS
+from mainspring.core.scheduling.sequence import AGEING_SECONDS
 from tests.support.paged_oracle import Simulation
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from heapq import heapify, heappop, heappush
 
-from mainspring.core.sequence import Rank, Request, Sequence, State
+from mainspring.core.scheduling.sequence import Rank, Request, Sequence, State
 
 SLACK = 64
 """Entries of ended requests that a heap may carry before it is rebuilt."""

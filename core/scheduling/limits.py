@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 from mainspring.core.batch import Batch, Buckets
-from mainspring.core.blocks import BlockPool
 from mainspring.core.errors import ErrorKind, RequestError
 from mainspring.core.request import SamplingParams, Submit
+from mainspring.core.scheduling.blocks import BlockPool
 
 
 class StepKind(Enum):

@@ -11,7 +11,7 @@ its front, resting ones behind them in the order they were released, and allocat
 prefix is forgotten only when no blank block is left, the least recently used first.
 
 Block 0 belongs to nobody: padded block-table entries point there. Which positions of a sequence a block holds, and when
-its contents are sure enough to be indexed, is the scheduler's business (`core/sequence.py`, `core/scheduler.py`).
+its contents are sure enough to be indexed, is the scheduler's business (`sequence.py`, `scheduler.py`).
 """
 
 from __future__ import annotations

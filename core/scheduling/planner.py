@@ -8,10 +8,10 @@ half-way and admitting forces nobody out, except a lower priority (`_yield_to_he
 from __future__ import annotations
 
 from mainspring.core.batch import Batch
-from mainspring.core.ledger import Ledger
-from mainspring.core.limits import Limits, StepKind
-from mainspring.core.sequence import Sequence, State
-from mainspring.core.step import Step
+from mainspring.core.scheduling.ledger import Ledger
+from mainspring.core.scheduling.limits import Limits, StepKind
+from mainspring.core.scheduling.sequence import Sequence, State
+from mainspring.core.scheduling.step import Step
 
 LOOKAHEAD = 8
 """Sequences that do not fit and are looked past in one step to find some that do."""

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from mainspring.core.batch import Batch, PromptRange
+from mainspring.core.execution.sampling import Upload
 from mainspring.core.plan import SCORED_ROWS
-from mainspring.core.sampling import Upload
 
 Found = tuple[Tensor, Tensor, Tensor]
 """What the op `logprobs` gives."""

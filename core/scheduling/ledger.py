@@ -1,6 +1,6 @@
 """Who waits, who runs, who holds which blocks, and every move between: the books that planning and commit share.
 
-Each move leaves the books balanced (`Ledger.check` says how). Which move to make is decided in `core/planner.py`.
+Each move leaves the books balanced (`Ledger.check` says how). Which move to make is decided in `planner.py`.
 """
 
 from __future__ import annotations
@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import islice
 
-from mainspring.core.blocks import BlockPool
 from mainspring.core.metrics import Stats
 from mainspring.core.request import RequestId, Start
-from mainspring.core.running import Running, is_pinned
-from mainspring.core.sequence import Request, Sequence, State
-from mainspring.core.step import Step
-from mainspring.core.waiting import WaitingQueue
+from mainspring.core.scheduling.blocks import BlockPool
+from mainspring.core.scheduling.running import Running, is_pinned
+from mainspring.core.scheduling.sequence import Request, Sequence, State
+from mainspring.core.scheduling.step import Step
+from mainspring.core.scheduling.waiting import WaitingQueue
 
 
 class Ledger:

@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from mainspring.core.batch import Admission, Batch
-from mainspring.core.limits import StepKind
-from mainspring.core.prompt_scores import PromptScores
 from mainspring.core.request import TokenLogprobs
-from mainspring.core.sequence import Request, Sequence
+from mainspring.core.scheduling.limits import StepKind
+from mainspring.core.scheduling.prompt_scores import PromptScores
+from mainspring.core.scheduling.sequence import Request, Sequence
 
 
 @dataclass(slots=True, eq=False)

@@ -3,8 +3,8 @@
 Nothing here waits for the device before `StepPending.result`. On devices whose ops finish before they return, steps run
 in order on one thread of their own instead, so that the host plans the next step meanwhile all the same.
 
-Policy is elsewhere: which tokens to compute is the scheduler's, the integers of a step `core/inputs.py`, sequences'
-state `core/table.py`, choosing tokens `core/sampling.py`.
+Policy is elsewhere: which tokens to compute is the scheduler's, the integers of a step `inputs.py`, sequences'
+state `table.py`, choosing tokens `sampling.py`.
 
 Legend: T packed tokens, N rows that choose a token, E hidden size, V vocabulary.
 """
@@ -37,17 +37,17 @@ from mainspring.core.backend import (
 from mainspring.core.batch import Batch, Bucket, Buckets
 from mainspring.core.config import EngineConfig, ModelConfig
 from mainspring.core.errors import BackendError, DeviceOutOfMemory, StartupError
-from mainspring.core.inputs import StepShape, StepTensors, all_decode, exact_shape, fill, padded_shape, view
+from mainspring.core.execution.inputs import StepShape, StepTensors, all_decode, exact_shape, fill, padded_shape, view
+from mainspring.core.execution.pending import Enqueued, Staging, StepPending
+from mainspring.core.execution.sampling import Rows, SamplingTable, Selection, adjust, not_finite
+from mainspring.core.execution.scoring import Scoring, plan_scoring, score
+from mainspring.core.execution.table import StateTable
+from mainspring.core.execution.warmup import Pace, dummy_batches, sampling_variants
 from mainspring.core.layers.attention import AttentionStep
 from mainspring.core.models import CausalLM, build_model
 from mainspring.core.ops import Ops, resolve
-from mainspring.core.pending import Enqueued, Staging, StepPending
 from mainspring.core.plan import Plan, blocks_that_fit
 from mainspring.core.quantization import unsupported
-from mainspring.core.sampling import Rows, SamplingTable, Selection, adjust, not_finite
-from mainspring.core.scoring import Scoring, plan_scoring, score
-from mainspring.core.table import StateTable
-from mainspring.core.warmup import Pace, dummy_batches, sampling_variants
 from mainspring.core.weights import fill_dummy, load_weights
 
 ProgramKey = tuple[Bucket | None, bool]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mainspring.core.batch import Admission, Batch
-from mainspring.core.sampling import SamplingTable, Upload
+from mainspring.core.execution.sampling import SamplingTable, Upload
 
 
 class StateTable:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mainspring.core.backend import AttentionMetadata
 from mainspring.core.batch import Batch, Bucket
-from mainspring.core.table import StateTable
+from mainspring.core.execution.table import StateTable
 
 
 @dataclass(frozen=True, slots=True)

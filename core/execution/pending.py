@@ -15,9 +15,9 @@ from torch import Tensor
 from mainspring.core.backend import Event
 from mainspring.core.batch import PromptRange, StepResult
 from mainspring.core.errors import DeviceOutOfMemory
+from mainspring.core.execution.sampling import Selection
+from mainspring.core.execution.scoring import Found, Scoring
 from mainspring.core.request import TokenLogprobs
-from mainspring.core.sampling import Selection
-from mainspring.core.scoring import Found, Scoring
 
 Pinned = Callable[[Sequence[int], torch.dtype], Tensor]
 

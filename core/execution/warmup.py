@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from mainspring.core.batch import Batch, Bucket, Buckets, PromptRange
+from mainspring.core.execution.table import StateTable
 from mainspring.core.plan import SCORED_ROWS
 from mainspring.core.request import SamplingParams
-from mainspring.core.table import StateTable
 
 WARMUP_TOKENS = 64
 """Tokens of the prefill step that machines without buckets warm up with: enough to load kernels and to time them."""

@@ -6,7 +6,7 @@ from bisect import bisect_left, insort
 from collections.abc import Iterator
 from heapq import merge
 
-from mainspring.core.sequence import Rank, Sequence, State
+from mainspring.core.scheduling.sequence import Rank, Sequence, State
 
 MAX_PREEMPTIONS = 4
 """After so many a sequence is pinned: it is admitted only with room for all it may ever hold, and never gives way."""

@@ -10,8 +10,8 @@ What the rest relies on: batches execute in the order they were scheduled. So ro
 are given out again at once, though a batch already scheduled may still write to them: whoever gets them writes later
 than that. And a block may be found in the prefix cache once a scheduled batch fills it: only later batches find it.
 
-Order among sequences is one number, their rank (`core/sequence.py`): priority, ageing and arrival. The best-ranked goes
-first in the queue; the worst-ranked gives way when blocks run out. Shapes and sizes are `core/limits.py`.
+Order among sequences is one number, their rank (`sequence.py`): priority, ageing and arrival. The best-ranked goes
+first in the queue; the worst-ranked gives way when blocks run out. Shapes and sizes are `limits.py`.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from copy import copy
 from itertools import repeat
 
 from mainspring.core.batch import Batch, Buckets, StepResult
-from mainspring.core.blocks import BlockPool
 from mainspring.core.errors import ErrorKind, RequestError
-from mainspring.core.ledger import Ledger
-from mainspring.core.limits import derive_limits
 from mainspring.core.metrics import Stats
-from mainspring.core.planner import Planner
-from mainspring.core.prompt_scores import PromptScores
 from mainspring.core.request import Delta, FinishReason, RequestId, Submit
-from mainspring.core.sequence import Request, Sequence, State
-from mainspring.core.step import Step
-from mainspring.core.waiting import Deadlines
+from mainspring.core.scheduling.blocks import BlockPool
+from mainspring.core.scheduling.ledger import Ledger
+from mainspring.core.scheduling.limits import derive_limits
+from mainspring.core.scheduling.planner import Planner
+from mainspring.core.scheduling.prompt_scores import PromptScores
+from mainspring.core.scheduling.sequence import Request, Sequence, State
+from mainspring.core.scheduling.step import Step
+from mainspring.core.scheduling.waiting import Deadlines
 
 LONGEST_RETRY = 60.0
 """Seconds: the most a refused client is told to wait."""

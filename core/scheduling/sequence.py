@@ -10,9 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
-from mainspring.core.blocks import BlockPool
-from mainspring.core.prompt_scores import PromptScores
 from mainspring.core.request import RequestId, SamplingParams, Start, Submit
+from mainspring.core.scheduling.blocks import BlockPool
+from mainspring.core.scheduling.prompt_scores import PromptScores
 
 Rank = tuple[float, int]
 """Total order of sequences, smallest first: see `Request.rank`."""
