@@ -93,6 +93,7 @@ class CudaBackend(Backend):
             collectives="nccl",
             asynchronous=True,
             copies_async=True,
+            samples_in_program=True,
             # On the hardware for Hopper. Other generations run the same source, and nobody has looked.
             verified="L5" if device.arch == "sm_90" else "L0",
         )
@@ -195,7 +196,7 @@ class CudaDevice(Device):
         return plan_step(metadata, kv.keys[0].shape[2], self._processors)
 
     def buckets(self, limits: ShapeLimits) -> Buckets | None:
-        """A ladder of decodes; everything else runs in its own shape."""
+        """A ladder of decodes, and one of other steps; what fits neither runs in its own shape."""
         if self._capturer is None:
             return None
         from mainspring.backends.cuda.graphs import ladder
