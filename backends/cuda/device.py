@@ -176,7 +176,7 @@ class CudaDevice(Device):
     def ops(self) -> Mapping[str, Callable[..., Any]]:
         """Triton kernels for what a Llama-like model runs at every step."""
         from mainspring.backends.cuda.attention import attention, kv_write
-        from mainspring.backends.cuda.sampling import sample
+        from mainspring.backends.cuda.sampling import choose, sample
         from mainspring.backends.triton import elementwise
 
         return {
@@ -187,6 +187,7 @@ class CudaDevice(Device):
             "kv_write": kv_write,
             "attention": attention,
             "sample": sample,
+            "choose": choose,
         }
 
     def prepare_attention(self, metadata: AttentionMetadata, kv: PagedKV) -> StepPlan:

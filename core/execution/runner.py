@@ -39,13 +39,14 @@ from mainspring.core.config import EngineConfig, ModelConfig
 from mainspring.core.errors import BackendError, DeviceOutOfMemory, StartupError
 from mainspring.core.execution.inputs import StepShape, StepTensors, all_decode, exact_shape, fill, padded_shape, view
 from mainspring.core.execution.pending import Enqueued, Staging, StepPending
-from mainspring.core.execution.sampling import Rows, SamplingTable, Selection, adjust, not_finite
+from mainspring.core.execution.sampling import Rows, SamplingTable, Selection, adjust
 from mainspring.core.execution.scoring import Scoring, plan_scoring, score
 from mainspring.core.execution.table import StateTable
 from mainspring.core.execution.warmup import Pace, dummy_batches, sampling_variants
 from mainspring.core.layers.attention import AttentionStep
 from mainspring.core.models import CausalLM, build_model
 from mainspring.core.ops import Ops, resolve
+from mainspring.core.ops.choose import not_finite
 from mainspring.core.plan import Plan, blocks_that_fit
 from mainspring.core.quantization import unsupported
 from mainspring.core.weights import fill_dummy, load_weights
@@ -290,9 +291,8 @@ class GraphExecutor:
         hidden_TE, logits_NV, _ = self._forward(inputs, plan)
         if logits_NV is None or inputs.sampling is None:
             return hidden_TE, logits_NV, None
-        ids_N = self._ops.sample(logits_NV, inputs.sampling)
-        self._table.append(inputs.sample_rows, inputs.sample_positions, ids_N)
-        return hidden_TE, logits_NV, torch.stack((ids_N, not_finite(logits_NV).int()))
+        chosen_2N = self._ops.choose(logits_NV, inputs.sampling, self._table.tokens, inputs.sample_rows)
+        return hidden_TE, logits_NV, chosen_2N
 
     def _choose(self, logits_NV: Tensor | None, inputs: StepTensors, step: PlannedStep, results: Enqueued) -> None:
         """Chooses tokens, puts them where the next step reads them, and starts their way to the host."""

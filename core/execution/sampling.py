@@ -246,11 +246,6 @@ def penalise(logits_PV: Tensor, history_PL: Tensor, lengths_P: Tensor, penalties
     return logits_PV.sub_((counts_PV > 0) * penalties.presence[:, None])
 
 
-def not_finite(logits_NV: Tensor) -> Tensor:
-    """[N] bool: rows that hold NaN or +inf, or no finite logit at all. -inf alone is how a token is ruled out."""
-    return ~logits_NV.amax(dim=-1).isfinite()
-
-
 def any_stage(columns: Tensor, position_N: Tensor) -> SamplingTensors:
     """What `SamplingTable.pack` wrote, [PACKED_COLUMNS, N] int32, as a program takes it: every row may want any stage
     but typical_p, whose order differs from that of the logits.
