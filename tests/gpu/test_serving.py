@@ -37,7 +37,7 @@ def serve(path: Path, device: CudaDevice | None = None, **changes: object) -> In
 
 
 class Comparing(CudaDevice):
-    """Runs every bucket's program both ways."""
+    """Runs every bucket's program both ways; the first run of a program only captures it."""
 
     def __init__(self) -> None:
         super().__init__(0)
@@ -49,7 +49,9 @@ class Comparing(CudaDevice):
             return captured
 
         def both(inputs: StepTensors, plan: AttentionPlan) -> tuple[torch.Tensor, ...]:
-            captured(inputs, plan)  # the first time it only captures
+            first: tuple[torch.Tensor, ...] = captured(inputs, plan)
+            if not bool((inputs.metadata.slot >= 0).any()):
+                return first  # warm-up: nobody's next token is what was chosen for nobody last
             eager = [part.clone() for part in program(inputs, plan)]
             replayed: tuple[torch.Tensor, ...] = captured(inputs, plan)
             # Beyond the last token of a step lie hidden states of padding, which nobody reads.
@@ -70,7 +72,7 @@ def test_every_captured_graph_equals_eager(llama: Path) -> None:
         served.generate(PROMPTS[:count], SamplingParams(max_tokens=4, ignore_eos=True))
     buckets = served.executor.buckets()
     assert buckets is not None
-    assert set(buckets.decode) < set(device.errors)
+    assert set(buckets.decode) < set(device.errors) == {batch.bucket for batch in served.batches if batch.bucket}
     # Prompts of all these lengths, alone and beside decodes.
     assert len(set(device.errors) - set(buckets.decode)) > 8
     # Not a number is no difference that a comparison with a bound would let pass.
