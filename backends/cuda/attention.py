@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mainspring.backends.triton.attention import Cache, Rows, Scoring, decode, num_splits, ragged
+from mainspring.backends.triton.attention import Cache, Fresh, Rows, Scoring, decode, num_splits, ragged
 from mainspring.backends.triton.cache import kv_write as write
+from mainspring.backends.triton.launch import ALONE, Overlap
 from mainspring.core.backend import AttentionMetadata
 from mainspring.core.ops.attention import PagedKV
 
@@ -44,9 +45,11 @@ def plan_step(metadata: AttentionMetadata, num_kv_heads: int, processors: int) -
     )
 
 
-def kv_write(k_TKD: Tensor, v_TKD: Tensor, kv: PagedKV, layer: int, slot_T: Tensor) -> None:
+def kv_write(
+    k_TKD: Tensor, v_TKD: Tensor, kv: PagedKV, layer: int, slot_T: Tensor, *, overlap: Overlap = ALONE
+) -> None:
     """As `core.ops.attention.kv_write`."""
-    write(k_TKD, v_TKD, kv.keys[layer], kv.values[layer], slot_T)
+    write(k_TKD, v_TKD, kv.keys[layer], kv.values[layer], slot_T, overlap=overlap)
 
 
 def attention(
@@ -61,10 +64,16 @@ def attention(
     window: int | None = None,
     softcap: float | None = None,
     sinks: Tensor | None = None,
+    overlap: Overlap = ALONE,
 ) -> Tensor:
     """As `core.ops.attention.attention`, with the plan of `plan_step`."""
+    fresh = None
     if k_TKD is not None and v_TKD is not None:
-        kv_write(k_TKD, v_TKD, kv, layer, plan.slot)
+        if plan.whole:
+            k_TKD, v_TKD = (x if x.stride(2) == 1 else x.contiguous() for x in (k_TKD, v_TKD))
+            fresh = Fresh(k_TKD, v_TKD, plan.slot)
+        else:
+            kv_write(k_TKD, v_TKD, kv, layer, plan.slot, overlap=overlap)
     cache = Cache(kv.keys[layer], kv.values[layer])
     scoring = Scoring(scale, window, softcap, sinks)
     q_THD = q_THD if q_THD.stride(2) == 1 else q_THD.contiguous()
@@ -72,7 +81,9 @@ def attention(
     # Padded tokens beside chunks belong to no row, and nobody else would write their zeros.
     make = torch.empty if count == len(q_THD) else torch.zeros
     out_THD = make(q_THD.shape, dtype=q_THD.dtype, device=q_THD.device)
-    decode(q_THD[:count], cache, plan.rows, scoring, out_THD[:count], splits=plan.splits)
+    decode(
+        q_THD[:count], cache, plan.rows, scoring, out_THD[:count], splits=plan.splits, fresh=fresh, overlap=overlap
+    )
     if not plan.whole:
         ragged(q_THD, cache, plan.rows, scoring, out_THD, first_row=count)
     return out_THD

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -120,7 +121,10 @@ class CudaDevice(Device):
     def __init__(self, index: int, *, captures: bool = True) -> None:
         import torch
 
+        from mainspring.backends.cuda.overlap import overlap_of
+
         self.torch_device = f"cuda:{index}"
+        self._overlap = overlap_of(torch.cuda.get_device_capability(index))
         self._index = index
         self._processors = torch.cuda.get_device_properties(index).multi_processor_count
         self._capturer: Any = None
@@ -178,15 +182,16 @@ class CudaDevice(Device):
         from mainspring.backends.cuda.sampling import sample
         from mainspring.backends.triton import elementwise
 
-        return {
+        overlapping = {
             "rms_norm": elementwise.rms_norm,
             "add_rms_norm": elementwise.add_rms_norm,
             "rope": elementwise.rope,
             "silu_mul": elementwise.silu_mul,
             "kv_write": kv_write,
             "attention": attention,
-            "sample": sample,
         }
+        bound = {name: partial(op, overlap=self._overlap) for name, op in overlapping.items()}
+        return {**bound, "sample": sample}
 
     def prepare_attention(self, metadata: AttentionMetadata, kv: PagedKV) -> StepPlan:
         """Host integers only."""
