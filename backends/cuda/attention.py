@@ -81,9 +81,7 @@ def attention(
     # Padded tokens beside chunks belong to no row, and nobody else would write their zeros.
     make = torch.empty if count == len(q_THD) else torch.zeros
     out_THD = make(q_THD.shape, dtype=q_THD.dtype, device=q_THD.device)
-    decode(
-        q_THD[:count], cache, plan.rows, scoring, out_THD[:count], splits=plan.splits, fresh=fresh, overlap=overlap
-    )
+    decode(q_THD[:count], cache, plan.rows, scoring, out_THD[:count], splits=plan.splits, fresh=fresh, overlap=overlap)
     if not plan.whole:
         ragged(q_THD, cache, plan.rows, scoring, out_THD, first_row=count)
     return out_THD

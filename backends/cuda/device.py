@@ -20,9 +20,11 @@ from mainspring.core.backend import (
     DeviceInfo,
     Event,
     KVSpec,
+    PackedLinear,
     Program,
     ShapeLimits,
     Unavailable,
+    WeightScheme,
 )
 from mainspring.core.batch import Bucket, Buckets
 from mainspring.core.errors import BackendError, unknown
@@ -120,13 +122,17 @@ class CudaDevice(Device):
 
     def __init__(self, index: int, *, captures: bool = True) -> None:
         import torch
+        import triton
 
+        from mainspring.backends.cuda.linear import Linears
         from mainspring.backends.cuda.overlap import overlap_of
 
         self.torch_device = f"cuda:{index}"
-        self._overlap = overlap_of(torch.cuda.get_device_capability(index))
         self._index = index
-        self._processors = torch.cuda.get_device_properties(index).multi_processor_count
+        card = torch.cuda.get_device_properties(index)
+        self._processors = card.multi_processor_count
+        self._overlap = overlap_of((card.major, card.minor))
+        self._linears = Linears(self._overlap, self._processors, card.name, Path(triton.knobs.cache.dir))
         self._capturer: Any = None
         if captures:
             from mainspring.backends.cuda.graphs import Capturer
@@ -198,6 +204,16 @@ class CudaDevice(Device):
         from mainspring.backends.cuda.attention import plan_step
 
         return plan_step(metadata, kv.keys[0].shape[2], self._processors)
+
+    def pack(self, scheme: WeightScheme, tensors: Mapping[str, torch.Tensor]) -> PackedLinear:
+        """As it is; its shape is remembered."""
+        packed = super().pack(scheme, tensors)
+        self._linears.add(packed.data)
+        return packed
+
+    def quantized_linear(self, x: torch.Tensor, packed: PackedLinear) -> torch.Tensor:
+        """The kernel that was fastest for the shape."""
+        return self._linears(x, packed)
 
     def buckets(self, limits: ShapeLimits) -> Buckets | None:
         """A ladder of decodes; everything else runs in its own shape."""

@@ -58,7 +58,9 @@ def add_rms_norm(
     x_TE, residual_TE = x_TE.contiguous(), residual_TE.contiguous()
     out_TE, total_TE = torch.empty_like(x_TE), torch.empty_like(x_TE)
     strides = (x_TE.shape[1], 0)
-    _launch_norm(x_TE, out_TE, weight_E, (residual_TE, total_TE), inner=1, strides=strides, epsilon=epsilon, overlap=overlap)
+    _launch_norm(
+        x_TE, out_TE, weight_E, (residual_TE, total_TE), inner=1, strides=strides, epsilon=epsilon, overlap=overlap
+    )
     return out_TE, total_TE
 
 

@@ -33,10 +33,7 @@ def _vector_kernel(
     BEGIN()
     acc_NK = tl.zeros((BN, BK), tl.float32)
     for start in range(BK, K, BK):
-        if EVEN:
-            next_NK = tl.load(tile + start)
-        else:
-            next_NK = tl.load(tile + start, mask=start + k[None, :] < K, other=0.0)
+        next_NK = tl.load(tile + start) if EVEN else tl.load(tile + start, mask=start + k[None, :] < K, other=0.0)
         x_K = tl.load(x + (start - BK) + k).to(tl.float32)
         acc_NK += w_NK.to(tl.float32) * x_K[None, :]
         w_NK = next_NK
