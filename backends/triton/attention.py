@@ -12,6 +12,7 @@ import triton
 from torch import Tensor
 
 from mainspring.backends.triton.attention_kernels import decode_kernel, merge_kernel, ragged_kernel
+from mainspring.backends.triton.launch import ALONE, Overlap
 
 MAX_SPLITS = 32
 PROGRAMS_PER_PROCESSOR = 2
@@ -24,6 +25,16 @@ class Cache:
 
     keys: Tensor
     values: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Fresh:
+    """Keys and values of the step's own tokens, [T, K, D] each, with the last dimension dense, and where they go."""
+
+    keys: Tensor
+    values: Tensor
+    slot: Tensor
+    """[T] int64; -1 writes nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +78,23 @@ def num_splits(num_rows: int, num_kv_heads: int, processors: int) -> int:
     return min(MAX_SPLITS, 1 << max(0, wanted.bit_length() - 1))
 
 
-def decode(q_THD: Tensor, cache: Cache, rows: Rows, scoring: Scoring, out_THD: Tensor, *, splits: int) -> None:
-    """Attention of rows with one token each: token r belongs to row r. Rows of kv_length 0 get zeros."""
+def decode(
+    q_THD: Tensor,
+    cache: Cache,
+    rows: Rows,
+    scoring: Scoring,
+    out_THD: Tensor,
+    *,
+    splits: int,
+    mixed: bool = False,
+    fresh: Fresh | None = None,
+    overlap: Overlap = ALONE,
+) -> None:
+    """Attention of rows with one token each: token r belongs to row r. Rows of kv_length 0 get zeros.
+
+    In a `mixed` step that holds of leading rows, found on the device; tokens of others get zeros, too.
+    With `fresh` the tokens' keys and values are written to the cache on the way; else they are there already.
+    """
     num_rows, num_heads, head_dim = q_THD.shape
     if not num_rows:
         return
@@ -83,34 +109,41 @@ def decode(q_THD: Tensor, cache: Cache, rows: Rows, scoring: Scoring, out_THD: T
         log_mass = torch.empty(sizes, dtype=torch.float32, device=q_THD.device)
     positions, warps, stages = _decode_tile(dims["D_PAD"], q_THD.dtype)
     sinks, scale, softcap, window = scoring.arguments()
+    k_TKD, v_TKD, slot_T = (None, None, None) if fresh is None else (fresh.keys, fresh.values, fresh.slot)
+    strides = [0] * 4 if fresh is None else [*fresh.keys.stride()[:2], *fresh.values.stride()[:2]]
     decode_kernel[(num_kv_heads, splits, num_rows)](
-        out_THD, partial, log_mass, q_THD, cache.keys, cache.values, rows.block_table, rows.kv_length,
-        sinks, scale, softcap, window, *q_THD.stride()[:2], rows.block_table.stride(0), *cache.keys.stride()[1:3],
+        out_THD, partial, log_mass, q_THD, k_TKD, v_TKD, slot_T, cache.keys, cache.values,
+        rows.block_table, rows.query_start, rows.kv_length, sinks, scale, softcap, window,
+        *q_THD.stride()[:2], *strides, rows.block_table.stride(0), *cache.keys.stride()[1:3],
         **dims, **scoring.flags(), G_PAD=padded_group, S=block_size, N=positions, SPLITS=splits,
-        num_warps=warps, num_stages=stages,
+        FRESH=fresh is not None, MIXED=mixed, BEGIN=overlap.begin, num_warps=warps, num_stages=stages,
+        **overlap.options,
     )  # fmt: skip
     if splits > 1:
         merge_kernel[(num_rows * num_heads,)](
-            out_THD, partial, log_mass, D=head_dim, D_PAD=dims["D_PAD"], SPLITS=splits, num_warps=2
-        )
+            out_THD, partial, log_mass, D=head_dim, D_PAD=dims["D_PAD"], SPLITS=splits, BEGIN=overlap.begin,
+            num_warps=2, **overlap.options,
+        )  # fmt: skip
 
 
-def ragged(q_THD: Tensor, cache: Cache, rows: Rows, scoring: Scoring, out_THD: Tensor, *, first_row: int = 0) -> None:
-    """Attention of the rows from `first_row` on, of any number of tokens. Tokens of no row are left as they are."""
+def ragged(q_THD: Tensor, cache: Cache, rows: Rows, scoring: Scoring, out_THD: Tensor, *, mixed: bool = False) -> None:
+    """Attention of rows of any number of tokens. Tokens of no row are left as they are, and in a `mixed` step those
+    that `decode` has answered.
+    """
     num_rows = rows.kv_length.shape[0]
-    if num_rows <= first_row or not q_THD.shape[0]:
+    if not num_rows or not q_THD.shape[0]:
         return
     dims = _dims(q_THD, cache)
     padded_group = triton.next_power_of_2(q_THD.shape[1] // cache.keys.shape[2])
     tile, positions, warps, stages = _ragged_tile(dims["D_PAD"], padded_group, q_THD.dtype)
-    # Rows before first_row have a token each, and every row may leave one tile unfilled.
-    num_tiles = (q_THD.shape[0] - first_row) // (tile // padded_group) + num_rows - first_row
+    # Every row may leave one tile unfilled.
+    num_tiles = q_THD.shape[0] // (tile // padded_group) + num_rows
     sinks, scale, softcap, window = scoring.arguments()
     ragged_kernel[(cache.keys.shape[2], num_tiles)](
         out_THD, q_THD, cache.keys, cache.values, rows.block_table, rows.query_start, rows.kv_length,
-        sinks, scale, softcap, window, first_row, num_rows, num_tiles,
+        sinks, scale, softcap, window, num_rows, num_tiles,
         *q_THD.stride()[:2], rows.block_table.stride(0), *cache.keys.stride()[1:3],
-        **dims, **scoring.flags(), G_PAD=padded_group, S=cache.keys.shape[1], M=tile, N=positions,
+        **dims, **scoring.flags(), G_PAD=padded_group, S=cache.keys.shape[1], M=tile, N=positions, MIXED=mixed,
         num_warps=warps, num_stages=stages,
     )  # fmt: skip
 
