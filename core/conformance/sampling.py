@@ -7,14 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
-from mainspring.core.backend import Device
+from mainspring.core.backend import Capabilities, Device
+from mainspring.core.conformance.cases import row_count
 from mainspring.core.conformance.report import Finding
-from mainspring.core.conformance.trial import TOLERANCES, Trial
+from mainspring.core.conformance.trial import EXACT, TOLERANCES, Check, Trial
 from mainspring.core.ops import resolve
 from mainspring.core.ops.logprobs import logprobs
 from mainspring.core.ops.sample import SamplingTensors, sample, seed_key
@@ -34,6 +36,9 @@ class Wish:
     typical_p: float = 1.0
     min_p: float = 0.0
 
+
+PADDING = (Wish(),) * 512
+"""Rows beyond those that wish for something, on devices whose smallest bucket has them."""
 
 BATCHES: Mapping[str, tuple[Wish, ...]] = MappingProxyType(
     {
@@ -57,37 +62,59 @@ BATCHES: Mapping[str, tuple[Wish, ...]] = MappingProxyType(
 )
 
 
-def findings(device: Device) -> Iterator[Finding]:
-    """One for each op."""
-    overrides = device.ops()
-    ops = resolve(overrides)
-    chosen, measured = (Trial(name, "native" if name in overrides else "falls back") for name in ("sample", "logprobs"))
-    for vocabulary in VOCABULARIES:
-        logits_NV = torch.randn(ROWS, vocabulary, generator=torch.Generator().manual_seed(vocabulary)) * 3
-        theirs = logits_NV.to(device.torch_device)
-        for name, wishes in BATCHES.items():
-
-            def ids(wishes: tuple[Wish, ...] = wishes, mine: Tensor = logits_NV, x: Tensor = theirs) -> Pair:
-                tensors = sampling_tensors(wishes)
-                return ops.sample(x.clone(), _placed(tensors, device.torch_device)), sample(mine.clone(), tensors)
-
-            chosen.run(f"{name}, {vocabulary} tokens", ids, 0.0)
-        for k in (0, 1, 20):
-
-            def numbers(k: int = k, mine: Tensor = logits_NV, x: Tensor = theirs) -> Pair:
-                ids_N = torch.arange(ROWS, dtype=torch.int32) * 5
-                return _joined(ops.logprobs(x, ids_N.to(x.device), k)), _joined(logprobs(mine, ids_N, k))
-
-            measured.run(f"{k} likeliest of {vocabulary} tokens", numbers, TOLERANCES[torch.float32])
-    yield chosen.finding()
-    yield measured.finding()
-
-
 Pair = tuple[Tensor, Tensor]
 
 
-def sampling_tensors(wishes: tuple[Wish, ...]) -> SamplingTensors:
-    """Rows with these wishes, each with a seed and a position of its own."""
+def checks(capabilities: Capabilities) -> Iterator[Check]:
+    """One for each op."""
+    yield Check("sample", partial(_sample, capabilities))
+    yield Check("logprobs", partial(_logprobs, capabilities))
+
+
+def _sample(capabilities: Capabilities, device: Device) -> Finding:
+    overrides = device.ops()
+    choose = resolve(overrides).sample
+    trial = Trial("sample", "native" if "sample" in overrides else "falls back")
+    static = capabilities.shapes == "bucketed"
+    for vocabulary in VOCABULARIES:
+        logits_NV = _logits(row_count(device, capabilities, ROWS), vocabulary)
+        for name, wishes in BATCHES.items():
+            tensors = sampling_tensors((*wishes, *PADDING)[: len(logits_NV)], partition=not static)
+
+            def ids(tensors: SamplingTensors = tensors, logits_NV: Tensor = logits_NV) -> Pair:
+                theirs = choose(logits_NV.to(device.torch_device), _placed(tensors, device.torch_device))
+                return theirs, sample(logits_NV.clone(), tensors)
+
+            trial.run(f"{name}, {vocabulary} tokens", ids, EXACT)
+    return trial.finding()
+
+
+def _logprobs(capabilities: Capabilities, device: Device) -> Finding:
+    overrides = device.ops()
+    measure = resolve(overrides).logprobs
+    trial = Trial("logprobs", "native" if "logprobs" in overrides else "falls back")
+    for vocabulary in VOCABULARIES:
+        logits_NV = _logits(row_count(device, capabilities, ROWS), vocabulary)
+        ids_N = torch.arange(len(logits_NV), dtype=torch.int32) * 5 % vocabulary
+        for k in (0, 1, 20):
+
+            def numbers(k: int = k, logits_NV: Tensor = logits_NV, ids_N: Tensor = ids_N) -> Pair:
+                theirs = measure(logits_NV.to(device.torch_device), ids_N.to(device.torch_device), k)
+                return _joined(theirs), _joined(logprobs(logits_NV, ids_N, k))
+
+            trial.run(f"{k} likeliest of {vocabulary} tokens", numbers, TOLERANCES[torch.float32])
+    return trial.finding()
+
+
+def _logits(rows: int, vocabulary: int) -> Tensor:
+    return torch.randn(rows, vocabulary, generator=torch.Generator().manual_seed(vocabulary)) * 3
+
+
+def sampling_tensors(wishes: tuple[Wish, ...], *, partition: bool = True) -> SamplingTensors:
+    """Rows with these wishes, each with a seed and a position of its own.
+
+    Without `partition` greedy rows go the way of those that draw, as where shapes may not depend on requests.
+    """
 
     def column(name: str, dtype: torch.dtype) -> Tensor:
         return torch.tensor([getattr(wish, name) for wish in wishes], dtype=dtype)
@@ -102,7 +129,7 @@ def sampling_tensors(wishes: tuple[Wish, ...]) -> SamplingTensors:
         min_p=column("min_p", torch.float32),
         key=torch.tensor([seed_key(1000 + row) for row in range(len(wishes))], dtype=torch.int32),
         position=torch.arange(len(wishes), dtype=torch.int32) * 11,
-        sampled=None if len(drawing) == len(wishes) else torch.tensor(drawing, dtype=torch.int64),
+        sampled=None if not partition or len(drawing) == len(wishes) else torch.tensor(drawing, dtype=torch.int64),
         any_sampled=bool(drawing),
         any_top_k=any(cut),
         any_top_p=any(wishes[row].top_p < 1 for row in drawing),

@@ -1,0 +1,105 @@
+"""Whole backends that are wrong in one thing, through the kit as anyone runs it: each is caught by its subject's name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from mainspring.core.backend import Backend
+from mainspring.core.conformance.checks import check_backend
+from mainspring.core.conformance.report import Report
+from mainspring.core.errors import BackendError
+from tests.conformance import broken_backends as broken
+
+STEPS = ("model", "programs", "captured equals eager")
+OFFSETS = ("attention past 2^31", "kv_write past 2^31", "copy_blocks past 2^31")
+
+
+def failed(backend: Backend, only: Sequence[str]) -> set[str]:
+    declared = backend.capabilities(backend.devices()[0])  # type: ignore[index]
+    known = [subject for subject in only if subject != "captured equals eager" or declared.graphs == "capture"]
+    report = check_backend(backend, only=known)
+    assert len(report.findings) >= len(known)
+    return set(report.failed())
+
+
+@pytest.mark.parametrize("backend", [broken.Sound(), broken.Capturing()])
+def test_sound_backends_conform(backend: Backend) -> None:
+    report = check_backend(backend)
+    assert report.ok, [problem for finding in report.findings for problem in finding.problems]
+    assert {"model", "programs", "collectives"} <= {finding.subject for finding in report.findings if finding.cases}
+
+
+def test_a_sound_cache_of_any_size_conforms() -> None:
+    report = check_backend(broken.Vast(), only=OFFSETS)
+    assert report.ok, [problem for finding in report.findings for problem in finding.problems]
+    assert [finding.cases for finding in report.findings] == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("backend", "caught"),
+    [
+        (broken.StaleKey(), {"captured equals eager", "model", "model, freed blocks"}),
+        (broken.BakedIntegers(), {"captured equals eager", "model", "model, freed blocks"}),
+        (broken.NeverCaptures(), {"programs"}),
+        (broken.CompilesAgain(), {"programs"}),
+        (broken.OtherShape(), {"programs", "model", "model, freed blocks"}),
+        (broken.ReadsFreedBlocks(), {"model, freed blocks"}),
+        (broken.ForgetsPrefixes(), {"model", "model, freed blocks"}),
+    ],
+    ids=lambda value: value.__class__.__name__ if isinstance(value, Backend) else "",
+)
+def test_wrong_steps_are_caught(backend: Backend, caught: set[str]) -> None:
+    assert failed(backend, STEPS) == caught
+
+
+@pytest.mark.parametrize(
+    ("backend", "caught"),
+    [
+        (broken.ShortReads(), {"attention past 2^31", "kv_write past 2^31", "copy_blocks past 2^31"}),
+        (broken.ShortWrites(), {"kv_write past 2^31"}),
+        (broken.ShortCopies(), {"copy_blocks past 2^31"}),
+    ],
+    ids=lambda value: value.__class__.__name__ if isinstance(value, Backend) else "",
+)
+def test_offsets_of_32_bits_are_caught(backend: Backend, caught: set[str]) -> None:
+    assert failed(backend, OFFSETS) == caught
+
+
+@pytest.mark.parametrize(
+    ("backend", "caught"),
+    [
+        (broken.NegativeMemory(), {"memory and events"}),
+        (broken.UnknownOp(), {"capabilities"}),
+        (broken.NoBucketHoldsAll(), {"buckets"}),
+        (broken.BucketedWithoutBuckets(), {"buckets"}),
+    ],
+    ids=lambda value: value.__class__.__name__ if isinstance(value, Backend) else "",
+)
+def test_wrong_words_are_caught(backend: Backend, caught: set[str]) -> None:
+    assert failed(backend, ("capabilities", "memory and events", "buckets")) == caught
+
+
+def collectives(backend: Backend) -> Report:
+    return check_backend(backend, only=["collectives"])
+
+
+@pytest.mark.parametrize(
+    ("backend", "call"),
+    [
+        (broken.Averages(), "all_reduce"),
+        (broken.GathersWrong(), "all_gather"),
+        (broken.ScattersWrong(), "reduce_scatter"),
+    ],
+    ids=lambda value: value.__class__.__name__ if isinstance(value, Backend) else "",
+)
+def test_wrong_collectives_are_caught(backend: Backend, call: str) -> None:
+    report = collectives(backend)
+    assert report.failed() == ["collectives"]
+    assert {problem.partition(",")[0] for problem in report.findings[0].problems} == {call}
+
+
+def test_a_check_that_does_not_exist_is_refused_with_the_nearest() -> None:
+    with pytest.raises(BackendError, match="did you mean 'kv_write'"):
+        check_backend(broken.Sound(), only=["kv_writes"])
