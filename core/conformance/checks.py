@@ -46,7 +46,7 @@ def check_backend(
     name = f"{info.name} ({info.arch})"
     if type(backend).executor is not Backend.executor:
         return _report(backend, name, capabilities, own_executor.findings(backend, info, capabilities), "")
-    chosen = select((*checks(capabilities), collectives.check(backend, capabilities, address)), only)
+    chosen = select(all_checks(backend, capabilities, address), only)
     device = backend.open(index, 0, 1, EngineConfig(model="conformance", backend=backend.name))
     try:
         findings = run(chosen, device)
@@ -65,6 +65,11 @@ def check_device(device: Device, capabilities: Capabilities, only: Sequence[str]
     """Every finding about an open device, in the order of the report."""
     findings = run(select(tuple(checks(capabilities)), only), device)
     return findings if only else [*findings, *_unchecked(device)]
+
+
+def all_checks(backend: Backend, capabilities: Capabilities, address: str = "") -> tuple[Check, ...]:
+    """What a backend with ops is checked for, in the order of the report: collectives start processes of their own."""
+    return (*checks(capabilities), collectives.check(backend, capabilities, address))
 
 
 def checks(capabilities: Capabilities) -> Iterator[Check]:

@@ -86,9 +86,10 @@ class CapturingDevice(ReferenceDevice):
     def compile(self, program: Program, bucket: Bucket | None) -> Program:
         if bucket is None:
             return program
+        key = self.key(bucket)
+        self._graphs.pop(key, None)
 
         def run(inputs: StepTensors, plan: AttentionMetadata) -> Any:
-            key = self.key(bucket)
             if key not in self._graphs:
                 kept = self.keep(inputs, plan)
                 program(inputs, plan)
@@ -146,17 +147,20 @@ class NeverCaptures(Capturing):
 
 
 class CompilesAgainDevice(ReferenceDevice):
-    """A lazy compiler whose programs depend on how long the longest sequence is."""
+    """A lazy compiler for which a sequence that grew is another program."""
 
     def __init__(self) -> None:
-        self._seen: set[int] = set()
+        self._longest = 0
+        self._built = 0
 
     def prepare_attention(self, metadata: AttentionMetadata, kv: PagedKV) -> AttentionMetadata:
-        self._seen.add(int(metadata.kv_length.max()) if len(metadata.kv_length) else 0)
+        longest = max(metadata.kv_length.tolist(), default=0)
+        self._built += longest != self._longest
+        self._longest = longest
         return metadata
 
     def compilations(self) -> int:
-        return len(self._seen)
+        return self._built
 
 
 class CompilesAgain(Sound):
@@ -238,12 +242,16 @@ class ForgetsPrefixes(Sound):
 # --- offsets ---
 
 
+NO_RESERVE = 0x4000
+"""Linux's MAP_NORESERVE, which the module mmap names from Python 3.13 on."""
+
+
 def reserved_cache(spec: KVSpec, num_blocks: int) -> PagedKV:
     """A cache of any size whose memory is there when it is touched."""
     shape = (num_blocks, spec.block_size, spec.heads, spec.head_dim)
     dtype = getattr(torch, spec.dtype)
     size = torch.Size(shape).numel() * dtype.itemsize
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_NORESERVE
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NO_RESERVE
 
     def layer() -> Tensor:
         return torch.frombuffer(mmap.mmap(-1, size, flags=flags), dtype=dtype).view(shape)
@@ -339,45 +347,25 @@ class UnknownOp(Sound):
 # --- ranks ---
 
 
-class Averaging(TorchCommunicator):
+class Confused(TorchCommunicator):
+    """Averages instead of adding, gathers along another dimension, and gives each rank the next one's share."""
+
     def all_reduce(self, x: Tensor) -> Tensor:
         return super().all_reduce(x) / self.size
 
-
-class AveragesDevice(ReferenceDevice):
-    def communicator(self, ranks: Sequence[int]) -> Communicator:
-        return Averaging(ranks)
-
-
-class Averages(Sound):
-    device = AveragesDevice
-
-
-class WrongAxis(TorchCommunicator):
     def all_gather(self, x: Tensor, dim: int) -> Tensor:
         return super().all_gather(x, 0)
-
-
-class GathersWrongDevice(ReferenceDevice):
-    def communicator(self, ranks: Sequence[int]) -> Communicator:
-        return WrongAxis(ranks)
-
-
-class GathersWrong(Sound):
-    device = GathersWrongDevice
-
-
-class ScattersOthers(TorchCommunicator):
-    """Each rank gets the next one's share."""
 
     def reduce_scatter(self, x: Tensor, dim: int) -> Tensor:
         return super().reduce_scatter(x.roll(x.shape[dim] // self.size, dims=dim), dim)
 
 
-class ScattersWrongDevice(ReferenceDevice):
+class ConfusedRanksDevice(ReferenceDevice):
     def communicator(self, ranks: Sequence[int]) -> Communicator:
-        return ScattersOthers(ranks)
+        return Confused(ranks)
 
 
-class ScattersWrong(Sound):
-    device = ScattersWrongDevice
+class ConfusedRanks(Sound):
+    """Three wrong collectives, because starting ranks takes seconds."""
+
+    device = ConfusedRanksDevice
