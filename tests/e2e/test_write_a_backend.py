@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import shlex
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -117,6 +118,14 @@ def test_the_page_followed_word_for_word_gives_the_example(environment: FreshEnv
     written = files(folder)
     assert written == files(EXAMPLE)
     assert sum(len(text.splitlines()) for text in written.values()) < ENOUGH
+
+
+def test_the_plugin_stays_in_its_environment() -> None:
+    """Where the tests run, only Mainspring's own backends are found."""
+    listed = subprocess.run(
+        [sys.executable, "-m", "mainspring.server.cli", "backends"], capture_output=True, text=True, check=True
+    )
+    assert "abacus" not in listed.stdout
 
 
 def test_the_template_renders_the_page_s_first_files(tmp_path: Path) -> None:
