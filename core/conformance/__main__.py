@@ -37,7 +37,15 @@ def main(arguments: Sequence[str]) -> int:
         console = Console(width=WIDTH)
     try:
         backend = find_backend(given.backend)
-        report = check_backend(backend, given.device, address=given.backend, only=given.only, timed=given.time)
+        with Console(stderr=True).status("") as status:
+            report = check_backend(
+                backend,
+                given.device,
+                address=given.backend,
+                only=given.only,
+                timed=given.time,
+                progress=lambda subject, done, total: status.update(f"{done + 1} of {total}: {subject}"),
+            )
     except StartupError as error:
         for reason in error.reasons:
             Console(stderr=True).print(f"[red]cannot check[/]: {reason}", soft_wrap=True, highlight=False)

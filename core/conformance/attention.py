@@ -113,8 +113,6 @@ class AttentionChecks:
         bench = Bench(self._device, self._ops, setting, self._place(batch, setting))
         bench.spoil()
         bench.remember()
-        # What lies in a queue until somebody asks is computed now, so that no program holds a case's whole past.
-        self._device.synchronize()
         return bench
 
     # --- trials ---

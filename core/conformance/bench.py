@@ -136,6 +136,8 @@ class Bench:
         keys_and_values = (k_TKD, v_TKD) if writes else (None, None)
         arguments = self._arguments(self.device.torch_device)
         out: Tensor = self.ops.attention(q_THD, *keys_and_values, self.kv, layer, plan, **arguments)
+        # Each step is a piece of its own where ops gather until somebody asks, so that steps of one shape recur.
+        self.device.synchronize()
         return out
 
     def expect(self, metadata: AttentionMetadata, tokens: Tokens, *, layer: int = LAYER) -> Tensor:
@@ -148,6 +150,7 @@ class Bench:
         """The device's kv_write."""
         slot_T = metadata.slot.to(self.device.torch_device)
         self.ops.kv_write(self._placed(tokens.keys), self._placed(tokens.values), self.kv, layer, slot_T)
+        self.device.synchronize()
 
     def _placed(self, x: Tensor) -> Tensor:
         return x.to(device=self.device.torch_device, dtype=getattr(torch, self.setting.dtype))

@@ -10,7 +10,7 @@ import msgspec
 import torch
 
 import mainspring
-from mainspring.core.backend import Backend, Capabilities, Device, DeviceInfo, Unavailable
+from mainspring.core.backend import Backend, Capabilities, Device, DeviceInfo, ProgressCallback, Unavailable
 from mainspring.core.config import EngineConfig
 from mainspring.core.conformance import (
     attention,
@@ -33,12 +33,19 @@ CHECKED = frozenset(elementwise.CASES) | sampling.CHECKED | {"attention", "kv_wr
 
 
 def check_backend(
-    backend: Backend, index: int = 0, *, address: str = "", only: Sequence[str] = (), timed: bool = False
+    backend: Backend,
+    index: int = 0,
+    *,
+    address: str = "",
+    only: Sequence[str] = (),
+    timed: bool = False,
+    progress: ProgressCallback = lambda phase, done, total: None,
 ) -> Report:
     """Opens a device and checks it, against `only` some subjects or all. `timed` measures how fast ops are, too.
 
     A backend that brings its own executor has no ops to check; what can be said of an executor is checked then.
-    `address` is what ranks of other processes find the backend by, `plugins.find`'s; empty: by its class.
+    `address` is what ranks in other processes find the backend by (`find_backend`); empty: by its class. `progress` is
+    told the subject that comes next.
     Raises `BackendError` when the device cannot be had, and for a subject that does not exist.
     """
     info = device_info(backend, index)
@@ -49,7 +56,7 @@ def check_backend(
     chosen = select(all_checks(backend, capabilities, address), only)
     device = backend.open(index, 0, 1, EngineConfig(model="conformance", backend=backend.name))
     try:
-        findings = run(chosen, device)
+        findings = run(chosen, device, progress)
         if not only:
             findings += list(_unchecked(device))
         if timed:
@@ -95,10 +102,16 @@ def select(all_checks: Sequence[Check], only: Sequence[str]) -> list[Check]:
     return [check for check in all_checks if not only or any(_named(check.subject, name) for name in only)]
 
 
-def run(chosen: Sequence[Check], device: Device) -> list[Finding]:
+def run(
+    chosen: Sequence[Check], device: Device, progress: ProgressCallback = lambda phase, done, total: None
+) -> list[Finding]:
     """Each check's finding."""
+    found = []
     with torch.inference_mode():
-        return [outcome(check, device) for check in chosen]
+        for done, check in enumerate(chosen):
+            progress(check.subject, done, len(chosen))
+            found.append(outcome(check, device))
+    return found
 
 
 def outcome(check: Check, device: Device) -> Finding:
