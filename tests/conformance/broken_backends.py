@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from mainspring.backends.sim import SimBackend
 from mainspring.core.backend import (
     AttentionMetadata,
     Backend,
@@ -20,11 +21,14 @@ from mainspring.core.backend import (
     Communicator,
     Device,
     DeviceInfo,
+    Executor,
+    ExecutorRequest,
     KVSpec,
+    Pending,
     Program,
     ShapeLimits,
 )
-from mainspring.core.batch import Bucket, Buckets
+from mainspring.core.batch import Batch, Bucket, Buckets, StepResult
 from mainspring.core.config import EngineConfig
 from mainspring.core.execution.inputs import StepTensors
 from mainspring.core.ops.attention import PagedKV, attention, kv_write
@@ -342,6 +346,40 @@ class UnknownOpDevice(ReferenceDevice):
 
 class UnknownOp(Sound):
     device = UnknownOpDevice
+
+
+# --- an executor of its own ---
+
+
+class Crosstalk(SimBackend):
+    """Tokens depend on how many rows a step has."""
+
+    def executor(self, request: ExecutorRequest) -> Executor:  # type: ignore[override]
+        return _Crosstalk(super().executor(request))
+
+
+class _Crosstalk:
+    def __init__(self, inner: Executor) -> None:
+        self._inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def execute(self, batch: Batch) -> Pending:
+        return _Shifted(self._inner.execute(batch), len(batch.rows) - 1)
+
+
+class _Shifted:
+    def __init__(self, inner: Pending, by: int) -> None:
+        self._inner, self._by = inner, by
+
+    def done(self) -> bool:
+        return self._inner.done()
+
+    def result(self) -> StepResult:
+        result = self._inner.result()
+        result.tokens[:] = [(token + self._by) % 128 for token in result.tokens]
+        return result
 
 
 # --- ranks ---

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 
 import pytest
 
+from mainspring.backends.sim import SimBackend
 from mainspring.core.backend import Backend
 from mainspring.core.conformance.checks import check_backend
+from mainspring.core.conformance.find import find_backend
 from mainspring.core.errors import BackendError
 from tests.conformance import broken_backends as broken
 
@@ -83,11 +85,30 @@ def test_wrong_words_are_caught(backend: Backend, caught: set[str]) -> None:
     assert failed(backend, ("capabilities", "memory and events", "buckets")) == caught
 
 
+def test_an_executor_whose_rows_disturb_each_other_is_caught() -> None:
+    assert check_backend(SimBackend()).ok
+    assert check_backend(broken.Crosstalk()).failed() == ["executor"]
+
+
 def test_wrong_collectives_are_caught_each_by_its_name() -> None:
     report = check_backend(broken.ConfusedRanks(), only=["collectives"])
     assert report.failed() == ["collectives"]
     wrong = {problem.partition(",")[0] for problem in report.findings[0].problems}
     assert wrong == {"all_reduce", "all_gather", "reduce_scatter"}
+
+
+@pytest.mark.parametrize(
+    ("address", "reason"),
+    [
+        ("tests.conformance.broken_backends:Missing", "has no attribute 'Missing'"),
+        ("tests.conformance.nowhere:Sound", "No module named 'tests.conformance.nowhere'"),
+        ("tests.conformance.broken_backends:VastDevice", "is a VastDevice and no Backend"),
+        ("soundd", "soundd"),
+    ],
+)
+def test_an_address_that_leads_to_no_backend_says_why(address: str, reason: str) -> None:
+    with pytest.raises(BackendError, match=reason):
+        find_backend(address)
 
 
 def test_a_check_that_does_not_exist_is_refused_with_the_nearest() -> None:
