@@ -439,6 +439,14 @@ class Device(ABC):
         """
         return program
 
+    def compilations(self) -> int:
+        """Programs that the device's compiler has built so far, 0 where none is or nobody can tell.
+
+        For machines that compile behind the caller's back (lazy graphs). After warm-up it must stand still: the
+        conformance kit compares.
+        """
+        return 0
+
     def artifact_key(self) -> str:
         """Names everything that a compiled program depends on besides model and bucket (driver, compiler, arch)."""
         return ""

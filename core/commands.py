@@ -15,6 +15,7 @@ from rich.table import Table
 
 from mainspring.core.backend import Backend, Capabilities, Unavailable
 from mainspring.core.config import EngineConfig, ModelConfig
+from mainspring.core.conformance.matrix import markdown, reports, table
 from mainspring.core.errors import StartupError
 from mainspring.core.plan import Plan, draft
 from mainspring.core.plugins import Choice, load_plugins
@@ -32,6 +33,16 @@ def backends(console: Console) -> int:
     console.print(table)
     for problem in plugins.problems:
         console.print(f"[red]{problem}[/]")
+    return 0
+
+
+def matrix(console: Console, *, as_markdown: bool) -> int:
+    """Feature by backend, from the last conformance report that each backend's package carries."""
+    found = reports(load_plugins().backends.values())
+    if as_markdown:
+        sys.stdout.write(markdown(found))
+    else:
+        console.print(table(found))
     return 0
 
 
@@ -104,15 +115,21 @@ def gibibytes(size: int) -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """`backends`, or `check` with an EngineConfig in JSON."""
+    """`backends`, `backends --matrix [--markdown]`, or `check` with an EngineConfig in JSON."""
     console = Console()
     match arguments:
         case ["backends"]:
             return backends(console)
+        case ["backends", "--matrix"]:
+            return matrix(console, as_markdown=False)
+        case ["backends", "--matrix", "--markdown"]:
+            return matrix(console, as_markdown=True)
         case ["check", config]:
             return check(console, msgspec.json.decode(config, type=EngineConfig))
         case _:
-            console.print("usage: python -m mainspring.core.commands backends | check ENGINE_CONFIG_JSON")
+            console.print(
+                "usage: python -m mainspring.core.commands backends [--matrix [--markdown]] | check ENGINE_CONFIG_JSON"
+            )
             return 2
 
 

@@ -105,9 +105,14 @@ _PASS_ON = {"ignore_unknown_options": True, "allow_extra_args": True, "help_opti
 
 
 @main.command()
-def backends() -> None:
+@click.option("--matrix", is_flag=True, help="Feature by backend instead, from each one's last conformance report.")
+@click.option("--markdown", is_flag=True, help="With --matrix: as docs/backends.md has it.")
+def backends(matrix: bool, markdown: bool) -> None:
     """List the backends and which of them can run here, or why not."""
-    _run_module("mainspring.core.commands", "backends")
+    if markdown and not matrix:
+        raise click.UsageError("--markdown is a form of the matrix: add --matrix")
+    chosen = [flag for flag, given in (("--matrix", matrix), ("--markdown", markdown)) if given]
+    _run_module("mainspring.core.commands", "backends", *chosen)
 
 
 @main.command(context_settings=_PASS_ON)

@@ -1,9 +1,16 @@
-"""The conformance kit: checks a backend against the references in `core/ops`, one report for all of it.
+"""The conformance kit: holds a backend against the references in `core/ops`, and says of each op how it stands.
 
-    python -m mainspring.core.conformance BACKEND [--json]
+    mainspring conformance BACKEND [--only CHECK] [--time] [--json] [--save FILE]
+    pytest --conformance BACKEND
 
-`cases.py` says which ragged batches are tried and `bench.py` fills a device's cache and the reference's with them;
-`attention.py`, `elementwise.py`, `linear.py` and `sampling.py` are the checks, `checks.py` runs them all, `report.py`
-shows what came of it. A device's cache is filled through the device's own ops, so that its layout stays its own, and
-with NaN first: what a block held before must not matter.
+A *check* has a subject, known from what the backend declares, and runs cases of it on an open device; what came of them
+is a *finding*; all findings are a *report*. Checks by file: `identity.py` (what the backend says of itself, small
+calls), `elementwise.py`, `attention.py` (over `bench.py`: a device's cache beside the reference's, filled with NaN
+first), `large.py` (offsets past 2^31), `linear.py`, `sampling.py`, `model.py` (a tiny Llama served by the core's own
+executor and scheduler, against transformers), `collectives.py` (two processes), `own_executor.py` (backends without
+ops). `checks.py` runs them, `trial.py` compares, `speed.py` times, `report.py` prints, `matrix.py` puts the reports of
+all backends side by side.
+
+Nothing here takes eager execution or free shapes for granted: where shapes are bucketed only buckets are tried, and
+each step ends with `synchronize`, so that devices that gather ops run it as one program.
 """

@@ -12,17 +12,44 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from mainspring.core.backend import AttentionMetadata, Capabilities, Device, ShapeLimits
+from mainspring.core.backend import AttentionMetadata, Capabilities, Device
 from mainspring.core.batch import Buckets
 from mainspring.core.config import Dtype, KVDtype
 from mainspring.core.conformance.bench import LAYER, LAYERS, Bench, Features, Setting
-from mainspring.core.conformance.cases import Placed, RaggedBatch, Row, geometries, place, ragged_batches, step_of
+from mainspring.core.conformance.cases import (
+    Placed,
+    RaggedBatch,
+    Row,
+    geometries,
+    limits,
+    place,
+    ragged_batches,
+    step_of,
+)
 from mainspring.core.conformance.report import Finding
-from mainspring.core.conformance.trial import Trial
+from mainspring.core.conformance.trial import EXACT, Check, Trial
 from mainspring.core.ops import resolve
 
 Act = Callable[[Bench], AttentionMetadata]
 """What is done to a filled cache, and to the reference's; returns the step that is compared then."""
+
+
+def checks(capabilities: Capabilities) -> Iterator[Check]:
+    """One for each subject, the features that are declared among them."""
+    yield Check("attention", lambda device: AttentionChecks(device, capabilities).attention())
+    for feature in ("sliding_window", "softcap", "sinks"):
+        if feature in capabilities.attention:
+            yield Check(f"attention, {feature.replace('_', ' ')}", partial(_feature, feature, capabilities))
+    yield Check("kv_write", lambda device: AttentionChecks(device, capabilities).kv_write())
+    yield Check("padding is inert", lambda device: AttentionChecks(device, capabilities).padding())
+    yield Check("copy_blocks", lambda device: AttentionChecks(device, capabilities).copy_blocks())
+    yield Check("swap_blocks", lambda device: AttentionChecks(device, capabilities).swap_blocks())
+    if capabilities.batch_invariant:
+        yield Check("batch invariance", lambda device: AttentionChecks(device, capabilities).invariance())
+
+
+def _feature(feature: str, capabilities: Capabilities, device: Device) -> Finding:
+    return AttentionChecks(device, capabilities).feature(feature)
 
 
 class AttentionChecks:
@@ -36,14 +63,8 @@ class AttentionChecks:
 
     def findings(self) -> Iterator[Finding]:
         """One for each subject."""
-        yield self._attention()
-        yield from self._features()
-        yield self._kv_write()
-        yield self._padding()
-        yield self._copy_blocks()
-        yield self._swap_blocks()
-        if self._capabilities.batch_invariant:
-            yield self._invariance()
+        for check in checks(self._capabilities):
+            yield check.run(self._device)
 
     # --- what is tried ---
 
@@ -82,7 +103,7 @@ class AttentionChecks:
         return tuple(batch for batch in ragged_batches(block_size) if mixes or not batch.mixed)
 
     def _buckets(self, block_size: int) -> Buckets | None:
-        return self._device.buckets(ShapeLimits(tokens=8 * block_size, sequences=8, blocks=8))
+        return self._device.buckets(limits(block_size))
 
     def _place(self, batch: RaggedBatch, setting: Setting) -> Placed:
         generator = torch.Generator().manual_seed(0)
@@ -129,7 +150,7 @@ class AttentionChecks:
 
     # --- checks ---
 
-    def _attention(self) -> Finding:
+    def attention(self) -> Finding:
         trial = self._trial("attention", "attention")
         for setting, thoroughly in self._settings():
             batches = self._batches(setting.block_size)
@@ -137,22 +158,19 @@ class AttentionChecks:
                 self._try(trial, setting, batch)
         return trial.finding()
 
-    def _features(self) -> Iterator[Finding]:
-        declared = self._capabilities.attention
+    def feature(self, feature: str) -> Finding:
+        """Attention with a declared feature, and with it and a window where both are declared."""
         size = self._preferred().block_size
-        windowed = "sliding_window" in declared
-        if windowed:
-            windows = sorted({1, 3, size, size + 1, 100 * size})
-            yield self._feature("sliding window", [Features(window=window) for window in windows])
-        if "softcap" in declared:
+        windowed = "sliding_window" in self._capabilities.attention
+        if feature == "sliding_window":
+            variants = [Features(window=window) for window in sorted({1, 3, size, size + 1, 100 * size})]
+        elif feature == "softcap":
             both = [Features(window=size + 1, softcap=2.0)] * windowed
-            yield self._feature("softcap", [Features(softcap=2.0), Features(softcap=30.0), *both])
-        if "sinks" in declared:
+            variants = [Features(softcap=2.0), Features(softcap=30.0), *both]
+        else:
             both = [Features(window=size + 1, sinks=True)] * windowed
-            yield self._feature("sinks", [Features(sinks=True), *both])
-
-    def _feature(self, name: str, variants: Sequence[Features]) -> Finding:
-        trial = self._trial(f"attention, {name}", "attention")
+            variants = [Features(sinks=True), *both]
+        trial = self._trial(f"attention, {feature.replace('_', ' ')}", "attention")
         for features in variants:
             setting = self._preferred(features)
             for batch in self._batches(setting.block_size):
@@ -160,7 +178,7 @@ class AttentionChecks:
                     self._try(trial, setting, batch)
         return trial.finding()
 
-    def _kv_write(self) -> Finding:
+    def kv_write(self) -> Finding:
         """The step's keys and values come by `kv_write`, and attention is given none."""
         trial = self._trial("kv_write", "kv_write")
         setting = self._preferred()
@@ -168,7 +186,7 @@ class AttentionChecks:
             self._try(trial, setting, batch, writes_apart=True)
         return trial.finding()
 
-    def _padding(self) -> Finding:
+    def padding(self) -> Finding:
         """A step of padding leaves every slot of the cache as it was, the first and the last among them."""
         trial = self._trial("padding is inert", "attention")
         setting = self._preferred()
@@ -184,7 +202,7 @@ class AttentionChecks:
         self._try(trial, setting, RaggedBatch("full blocks to the cache's end", (row, row)), act=idle)
         return trial.finding()
 
-    def _copy_blocks(self) -> Finding:
+    def copy_blocks(self) -> Finding:
         """Rows go on in copies of their blocks, in every layer."""
         trial = self._method_trial("copy_blocks")
 
@@ -198,7 +216,7 @@ class AttentionChecks:
             self._try(trial, self._preferred(), self._movable(), act=copy, layer=layer)
         return trial.finding()
 
-    def _swap_blocks(self) -> Finding:
+    def swap_blocks(self) -> Finding:
         """Blocks leave for another cache and come back to other places, in every layer."""
         trial = self._method_trial("swap_blocks")
 
@@ -229,14 +247,14 @@ class AttentionChecks:
         size = bench.setting.block_size
         return step_of(bench.placed.batch.rows[2:], tables, size, self._buckets(size))
 
-    def _invariance(self) -> Finding:
+    def invariance(self) -> Finding:
         """Each row alone gives, bit for bit, what it gives among others."""
         trial = Trial("batch invariance", "declared")
         setting = self._preferred()
         size = setting.block_size
         for batch in self._batches(size):
             for row in range(len(batch.rows)):
-                trial.run(f"row {row} of {batch.name}", partial(self._alone, batch, row), 0.0)
+                trial.run(f"row {row} of {batch.name}", partial(self._alone, batch, row), EXACT)
         return trial.finding()
 
     def _alone(self, batch: RaggedBatch, row: int) -> tuple[Tensor, Tensor]:

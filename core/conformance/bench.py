@@ -14,7 +14,7 @@ from torch import Tensor
 from mainspring.core.backend import AttentionMetadata, Device, KVCache, KVSpec
 from mainspring.core.config import Dtype, KVDtype
 from mainspring.core.conformance.cases import Geometry, Placed, moved
-from mainspring.core.conformance.trial import TOLERANCES
+from mainspring.core.conformance.trial import Tolerance, coarsest
 from mainspring.core.ops import Ops
 from mainspring.core.ops.attention import PagedKV, attention
 
@@ -52,8 +52,8 @@ class Setting:
         return f"{self.dtype}{cache}, {self.geometry}, blocks of {self.block_size}{features}"
 
     @property
-    def tolerance(self) -> float:
-        return max(TOLERANCES[getattr(torch, name)] for name in (self.dtype, self.kv_dtype))
+    def tolerance(self) -> Tolerance:
+        return coarsest(self.dtype, self.kv_dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,17 +70,28 @@ class Tokens:
 class Bench:
     """A device's cache and the reference's, filled alike."""
 
-    def __init__(self, device: Device, ops: Ops, setting: Setting, placed: Placed) -> None:
+    def __init__(
+        self,
+        device: Device,
+        ops: Ops,
+        setting: Setting,
+        placed: Placed,
+        *,
+        layers: int = LAYERS,
+        expected_blocks: int | None = None,
+    ) -> None:
+        """`expected_blocks`: how many the reference's cache has, where the device's is too large to have twice."""
         self.device = device
         self.ops = ops
         self.setting = setting
         self.placed = placed
         self._generator = torch.Generator().manual_seed(1)
         geometry = setting.geometry
-        self._spec = KVSpec(LAYERS, geometry.num_kv_heads, geometry.head_dim, setting.kv_dtype, setting.block_size)
+        self._spec = KVSpec(layers, geometry.num_kv_heads, geometry.head_dim, setting.kv_dtype, setting.block_size)
         self.kv = device.allocate_kv(self._spec, placed.num_blocks)
         # What the cache's dtype rounds is rounded in the reference's tokens, so that its cache can hold float32.
-        self.expected_kv = PagedKV.allocate(replace(self._spec, dtype="float32"), placed.num_blocks, "cpu")
+        expected = replace(self._spec, dtype="float32")
+        self.expected_kv = PagedKV.allocate(expected, expected_blocks or placed.num_blocks, "cpu")
         self._sinks = torch.randn(geometry.num_heads, generator=self._generator)
 
     def another_cache(self) -> tuple[KVCache, PagedKV]:
@@ -125,6 +136,8 @@ class Bench:
         keys_and_values = (k_TKD, v_TKD) if writes else (None, None)
         arguments = self._arguments(self.device.torch_device)
         out: Tensor = self.ops.attention(q_THD, *keys_and_values, self.kv, layer, plan, **arguments)
+        # Each step is a piece of its own where ops gather until somebody asks, so that steps of one shape recur.
+        self.device.synchronize()
         return out
 
     def expect(self, metadata: AttentionMetadata, tokens: Tokens, *, layer: int = LAYER) -> Tensor:
@@ -137,6 +150,7 @@ class Bench:
         """The device's kv_write."""
         slot_T = metadata.slot.to(self.device.torch_device)
         self.ops.kv_write(self._placed(tokens.keys), self._placed(tokens.values), self.kv, layer, slot_T)
+        self.device.synchronize()
 
     def _placed(self, x: Tensor) -> Tensor:
         return x.to(device=self.device.torch_device, dtype=getattr(torch, self.setting.dtype))

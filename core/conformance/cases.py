@@ -13,8 +13,37 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from mainspring.core.backend import AttentionMetadata
+from mainspring.core.backend import AttentionMetadata, Capabilities, Device, ShapeLimits
 from mainspring.core.batch import Bucket, Buckets
+
+TOKENS = (0, 1, 3, 33)
+"""Of the ops that know no sequences, where any shape is taken."""
+
+
+def limits(block_size: int) -> ShapeLimits:
+    """The largest step that is tried; buckets are made up to it."""
+    return ShapeLimits(tokens=8 * block_size, sequences=8, blocks=8)
+
+
+def token_counts(device: Device, capabilities: Capabilities) -> tuple[int, ...]:
+    """Tokens of a step that ops without a cache are tried with: the smallest bucket and the largest, or any."""
+    buckets = _only_shapes(device, capabilities)
+    if buckets is None:
+        return TOKENS
+    counts = [bucket.tokens for bucket in (*buckets.decode, *buckets.prefill)]
+    return tuple(sorted({min(counts), max(counts)}))
+
+
+def row_count(device: Device, capabilities: Capabilities, rows: int) -> int:
+    """Rows that choose a token, `rows` of them wanted: those of the smallest bucket that has so many."""
+    buckets = _only_shapes(device, capabilities)
+    counts = [rows] if buckets is None else [bucket.sequences for bucket in (*buckets.decode, *buckets.prefill)]
+    return min((count for count in counts if count >= rows), default=max(counts))
+
+
+def _only_shapes(device: Device, capabilities: Capabilities) -> Buckets | None:
+    """The buckets of a device that takes no other shape."""
+    return device.buckets(limits(capabilities.block_sizes[0])) if capabilities.shapes == "bucketed" else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +166,7 @@ def place(batch: RaggedBatch, block_size: int, buckets: Buckets | None, generato
             for row, table in zip(batch.rows, tables, strict=True)
             if row.length > row.new
         ),
-        step=fit(step, buckets),
+        step=fit(step, block_size, buckets),
         stale=_stale_steps(num_blocks, block_size, buckets),
     )
 
@@ -146,7 +175,7 @@ def step_of(
     rows: Sequence[Row], tables: Sequence[Sequence[int]], block_size: int, buckets: Buckets | None
 ) -> AttentionMetadata:
     """A step of these rows in these blocks."""
-    return fit(_metadata(rows, tables, block_size, (0, 0)), buckets)
+    return fit(_metadata(rows, tables, block_size, (0, 0)), block_size, buckets)
 
 
 STALE_BLOCKS = 4
@@ -187,7 +216,7 @@ def _metadata(
     )
 
 
-def fit(metadata: AttentionMetadata, buckets: Buckets | None) -> AttentionMetadata:
+def fit(metadata: AttentionMetadata, block_size: int, buckets: Buckets | None) -> AttentionMetadata:
     """The step padded to the cheapest bucket that holds it; as it is where the device takes any shape.
 
     Raises `ValueError` when no bucket holds it.
@@ -201,10 +230,11 @@ def fit(metadata: AttentionMetadata, buckets: Buckets | None) -> AttentionMetada
     bucket = buckets.smallest(tokens, rows, width, decode=decode)
     if bucket is None:
         raise ValueError(f"no bucket holds a step of {tokens} tokens, {rows} rows and {width} blocks a row")
-    return _padded(metadata, bucket, decode)
+    return _padded(metadata, bucket, block_size, decode=decode)
 
 
-def _padded(metadata: AttentionMetadata, bucket: Bucket, decode: bool) -> AttentionMetadata:
+def _padded(metadata: AttentionMetadata, bucket: Bucket, block_size: int, *, decode: bool) -> AttentionMetadata:
+    """As an executor pads: the host integers are the bucket's too."""
     rows, width = metadata.block_table.shape
     block_table = torch.zeros(bucket.sequences, bucket.blocks, dtype=torch.int32)
     block_table[:rows, :width] = metadata.block_table
@@ -216,7 +246,8 @@ def _padded(metadata: AttentionMetadata, bucket: Bucket, decode: bool) -> Attent
         block_table=block_table,
         slot=_extended(metadata.slot, bucket.tokens, -1),
         max_query=1 if decode else bucket.tokens,
-        max_kv=max(metadata.max_kv, 1),
+        max_kv=bucket.blocks * block_size,
+        num_decodes=bucket.sequences if decode else 0,
     )
 
 

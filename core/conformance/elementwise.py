@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from mainspring.core.backend import Capabilities, Device
+from mainspring.core.conformance.cases import token_counts
 from mainspring.core.conformance.report import Finding
-from mainspring.core.conformance.trial import TOLERANCES, Trial
+from mainspring.core.conformance.trial import TOLERANCES, Check, Trial
 from mainspring.core.ops import Ops, resolve
 
 Arguments = tuple[Any, ...]
-TOKENS = (0, 1, 3, 33)
 EPSILON = 1e-5
 
 
@@ -99,21 +99,23 @@ STAYS_FLOAT32 = {"rope": (3,)}
 """Arguments that are float32 whatever the compute dtype is: the rope table."""
 
 
-def findings(device: Device, capabilities: Capabilities) -> Iterator[Finding]:
+def checks(capabilities: Capabilities) -> Iterator[Check]:
     """One for each op."""
+    for name in CASES:
+        yield Check(name, partial(_finding, name, capabilities))
+
+
+def _finding(name: str, capabilities: Capabilities, device: Device) -> Finding:
     overrides = device.ops()
-    ops, reference = resolve(overrides), Ops()
-    for name, cases in CASES.items():
-        trial = Trial(name, "native" if name in overrides else "falls back")
-        for dtype_name in capabilities.compute_dtypes:
-            dtype = getattr(torch, dtype_name)
-            for tokens in TOKENS:
-                for special, arguments in cases(tokens):
-                    work = partial(
-                        _both, device, (getattr(ops, name), getattr(reference, name)), name, dtype, arguments
-                    )
-                    trial.run(f"{tokens} tokens, {special}; {dtype_name}", work, TOLERANCES[dtype])
-        yield trial.finding()
+    calls = getattr(resolve(overrides), name), getattr(Ops(), name)
+    trial = Trial(name, "native" if name in overrides else "falls back")
+    for dtype_name in capabilities.compute_dtypes:
+        dtype = getattr(torch, dtype_name)
+        for tokens in token_counts(device, capabilities):
+            for special, arguments in CASES[name](tokens):
+                work = partial(_both, device, calls, name, dtype, arguments)
+                trial.run(f"{tokens} tokens, {special}; {dtype_name}", work, TOLERANCES[dtype])
+    return trial.finding()
 
 
 def _both(

@@ -5,25 +5,25 @@ Legend: T tokens, K input features, N output features.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from mainspring.core.backend import Capabilities, Device, WeightScheme, unquantized
+from mainspring.core.backend import Capabilities, Device, PackedLinear, WeightScheme, unquantized
 from mainspring.core.config import Dtype
+from mainspring.core.conformance.cases import token_counts
 from mainspring.core.conformance.report import Finding
-from mainspring.core.conformance.trial import TOLERANCES, Trial
-from mainspring.core.ops.quantized import can_quantize, quantize_weight, quantized_linear
+from mainspring.core.conformance.trial import EXACT, TOLERANCES, Check, Tolerance, Trial
+from mainspring.core.ops.quantized import can_quantize, quantize_activation, quantize_weight, quantized_linear
 
-TOKENS = (0, 1, 3, 33)
 SHAPES = ((64, 64), (128, 96), (256, 80), (576, 192))
 """(K, N): small, so that the reference takes no time; multiples of what kernels want and not of more."""
 
-QUANTIZED_TOLERANCE = 3e-2
-"""Kernels may take activations, scales and zeros in bfloat16 (8 bits) whatever the compute dtype is. A wrong rounding
-of weights or a scale that is not its group's is ten times as much."""
+# A wrong rounding of weights or a scale that is not its group's is ten times as much.
+QUANTIZED = Tolerance(3e-2, "kernels may take activations, scales and zeros in bfloat16, 8 bits")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,19 +51,27 @@ class Case:
         return result, quantized_linear(x_TK.float(), self.scheme, self.neutral, bias)
 
 
-def findings(device: Device, capabilities: Capabilities) -> Iterator[Finding]:
-    """One for each dtype and scheme."""
-    own = type(device).quantized_linear is not Device.quantized_linear
+def checks(capabilities: Capabilities) -> Iterator[Check]:
+    """One for each dtype and scheme, and what the capabilities promise beside."""
     for dtype in capabilities.compute_dtypes:
-        trial = Trial(f"linear, {dtype}", "native" if own else "default")
-        for case in _plain_cases(dtype):
-            _try(trial, device, case, TOLERANCES[getattr(torch, dtype)])
-        yield trial.finding()
+        yield Check(f"linear, {dtype}", partial(_plain, dtype, capabilities))
     for scheme in capabilities.weight_schemes:
-        yield _scheme_finding(device, capabilities, scheme)
+        yield Check(f"linear, {scheme!s}", partial(_quantized, scheme, capabilities))
+        if scheme.activation is not None:
+            yield Check(f"quantize_activation, {scheme!s}", partial(_activations, scheme, capabilities))
+    if capabilities.batch_invariant:
+        yield Check("linear, batch invariance", partial(_invariance, capabilities))
 
 
-def _scheme_finding(device: Device, capabilities: Capabilities, scheme: WeightScheme) -> Finding:
+def _plain(dtype: Dtype, capabilities: Capabilities, device: Device) -> Finding:
+    own = type(device).quantized_linear is not Device.quantized_linear
+    trial = Trial(f"linear, {dtype}", "native" if own else "default")
+    for case in _plain_cases(dtype, token_counts(device, capabilities)):
+        _try(trial, device, case, TOLERANCES[getattr(torch, dtype)])
+    return trial.finding()
+
+
+def _quantized(scheme: WeightScheme, capabilities: Capabilities, device: Device) -> Finding:
     trial = Trial(f"linear, {scheme!s}", "native")
     if not can_quantize(scheme):
         return trial.finding("no reference makes such weights")
@@ -75,9 +83,10 @@ def _scheme_finding(device: Device, capabilities: Capabilities, scheme: WeightSc
         if not verdict.ok:
             refusals.append(f"{in_features} to {out_features} features: {verdict.reason}")
             continue
+        weight = _weight(in_features, out_features)
         for dtype in capabilities.compute_dtypes:
-            for case in _quantized_cases(scheme, dtype, in_features, out_features):
-                _try(trial, device, case, QUANTIZED_TOLERANCE)
+            for case in _quantized_cases(scheme, dtype, weight, token_counts(device, capabilities)):
+                _try(trial, device, case, QUANTIZED)
     finding = trial.finding()
     if not finding.cases:
         trial.refuse("every shape", f"declared, but refused: {'; '.join(refusals)}")
@@ -85,7 +94,46 @@ def _scheme_finding(device: Device, capabilities: Capabilities, scheme: WeightSc
     return finding
 
 
-def _try(trial: Trial, device: Device, case: Case, tolerance: float) -> None:
+def _activations(scheme: WeightScheme, capabilities: Capabilities, device: Device) -> Finding:
+    """What the device's rounded activations stand for is what the reference's do."""
+    trial = Trial(f"quantize_activation, {scheme!s}", "native")
+    for dtype in capabilities.compute_dtypes:
+        for num_tokens in filter(None, token_counts(device, capabilities)):
+            x_TK = (_random(num_tokens, 128) * torch.linspace(0.1, 3, num_tokens)[:, None]).to(getattr(torch, dtype))
+
+            def work(x_TK: Tensor = x_TK) -> tuple[Tensor, Tensor]:
+                values, scales = device.quantize_activation(x_TK.to(device.torch_device), scheme)
+                device.synchronize()
+                expected, expected_scales = quantize_activation(x_TK.float(), scheme)
+                return values.cpu().float() * scales.cpu().float(), expected.float() * expected_scales
+
+            trial.run(f"{num_tokens} tokens; {dtype}", work, QUANTIZED)
+    return trial.finding()
+
+
+def _invariance(capabilities: Capabilities, device: Device) -> Finding:
+    """Each row's product is the same, bit for bit, whatever rows are beside it."""
+    trial = Trial("linear, batch invariance", "declared")
+    counts = [count for count in token_counts(device, capabilities) if count]
+    few, many = counts[0], counts[-1]
+    for dtype in capabilities.compute_dtypes:
+        packed = device.pack(unquantized(dtype), {"weight": _on(device, _weight(576, 192), dtype)})
+        x_TK = _on(device, _random(many, 576), dtype)
+
+        def work(packed: PackedLinear = packed, x_TK: Tensor = x_TK) -> tuple[Tensor, Tensor]:
+            together, alone = device.quantized_linear(x_TK, packed), device.quantized_linear(x_TK[:few], packed)
+            device.synchronize()
+            return alone, together[:few]
+
+        trial.run(f"{few} of {many} tokens; {dtype}", work, EXACT)
+    return trial.finding()
+
+
+def _on(device: Device, x: Tensor, dtype: Dtype) -> Tensor:
+    return x.to(device=device.torch_device, dtype=getattr(torch, dtype))
+
+
+def _try(trial: Trial, device: Device, case: Case, tolerance: Tolerance) -> None:
     out_features, in_features = case.neutral["weight"].shape
     form = ", as a checkpoint has it" if case.given is case.neutral else ""
     bias = "" if case.bias is None else ", bias"
@@ -93,21 +141,20 @@ def _try(trial: Trial, device: Device, case: Case, tolerance: float) -> None:
     trial.run(name, lambda: case.run(device), tolerance)
 
 
-def _plain_cases(dtype: Dtype) -> Iterator[Case]:
+def _plain_cases(dtype: Dtype, tokens: Sequence[int]) -> Iterator[Case]:
     for in_features, out_features in (*SHAPES, (40, 30)):
         weight = _weight(in_features, out_features).to(getattr(torch, dtype))
         neutral = {"weight": weight, "scales": torch.ones(out_features, 1)}
-        for num_tokens in TOKENS:
+        for num_tokens in tokens:
             for bias in (None, _random(out_features)):
                 yield Case(unquantized(dtype), dtype, {"weight": weight}, neutral, bias, num_tokens)
 
 
-def _quantized_cases(scheme: WeightScheme, dtype: Dtype, in_features: int, out_features: int) -> Iterator[Case]:
+def _quantized_cases(scheme: WeightScheme, dtype: Dtype, weight: Tensor, tokens: Sequence[int]) -> Iterator[Case]:
     """From a floating-point weight, which the device rounds, and from a checkpoint's tensors."""
-    weight = _weight(in_features, out_features)
     neutral = quantize_weight(weight, scheme)
-    for num_tokens in TOKENS:
-        for bias in (None, _random(out_features)):
+    for num_tokens in tokens:
+        for bias in (None, _random(len(weight))):
             yield Case(scheme, dtype, {"weight": weight}, neutral, bias, num_tokens)
         yield Case(scheme, dtype, neutral, neutral, None, num_tokens)
 

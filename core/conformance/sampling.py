@@ -5,16 +5,18 @@ Legend: N rows that choose, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
-from mainspring.core.backend import Device
+from mainspring.core.backend import Capabilities, Device
+from mainspring.core.conformance.cases import row_count
 from mainspring.core.conformance.report import Finding
-from mainspring.core.conformance.trial import TOLERANCES, Trial
+from mainspring.core.conformance.trial import EXACT, TOLERANCES, Check, Trial
 from mainspring.core.ops import resolve
 from mainspring.core.ops.choose import choose
 from mainspring.core.ops.logprobs import logprobs
@@ -35,6 +37,9 @@ class Wish:
     typical_p: float = 1.0
     min_p: float = 0.0
 
+
+PADDING = (Wish(),) * 512
+"""Rows beyond those that wish for something, on devices whose smallest bucket has them."""
 
 BATCHES: Mapping[str, tuple[Wish, ...]] = MappingProxyType(
     {
@@ -58,48 +63,83 @@ BATCHES: Mapping[str, tuple[Wish, ...]] = MappingProxyType(
 )
 
 
-def findings(device: Device) -> Iterator[Finding]:
-    """One for each op."""
-    overrides = device.ops()
-    ops = resolve(overrides)
-    names = ("sample", "choose", "logprobs")
-    chosen, recorded, measured = (Trial(name, "native" if name in overrides else "falls back") for name in names)
-    for vocabulary in VOCABULARIES:
-        logits_NV = torch.randn(ROWS, vocabulary, generator=torch.Generator().manual_seed(vocabulary)) * 3
-        theirs = logits_NV.to(device.torch_device)
-        for name, wishes in BATCHES.items():
-
-            def ids(wishes: tuple[Wish, ...] = wishes, mine: Tensor = logits_NV, x: Tensor = theirs) -> Pair:
-                tensors = sampling_tensors(wishes)
-                return ops.sample(x.clone(), _placed(tensors, device.torch_device)), sample(mine.clone(), tensors)
-
-            def ends(wishes: tuple[Wish, ...] = wishes, mine: Tensor = logits_NV, x: Tensor = theirs) -> Pair:
-                tensors = sampling_tensors(wishes)
-                table_RP, rows_N = torch.zeros(ROWS + 2, 80, dtype=torch.int32), torch.arange(ROWS, 0, -1)
-                their_table, their_rows = table_RP.to(x.device), rows_N.int().to(x.device)
-                broken, wrong = _broken(x), _placed(tensors, device.torch_device)
-                found = ops.choose(broken, wrong, their_table, their_rows), their_table
-                return _flat(*found), _flat(choose(sample, _broken(mine), tensors, table_RP, rows_N), table_RP)
-
-            chosen.run(f"{name}, {vocabulary} tokens", ids, 0.0)
-            recorded.run(f"{name}, {vocabulary} tokens", ends, 0.0)
-        for k in (0, 1, 20):
-
-            def numbers(k: int = k, mine: Tensor = logits_NV, x: Tensor = theirs) -> Pair:
-                ids_N = torch.arange(ROWS, dtype=torch.int32) * 5
-                return _joined(ops.logprobs(x, ids_N.to(x.device), k)), _joined(logprobs(mine, ids_N, k))
-
-            measured.run(f"{k} likeliest of {vocabulary} tokens", numbers, TOLERANCES[torch.float32])
-    yield chosen.finding()
-    yield recorded.finding()
-    yield measured.finding()
-
-
 Pair = tuple[Tensor, Tensor]
 
 
-def sampling_tensors(wishes: tuple[Wish, ...]) -> SamplingTensors:
-    """Rows with these wishes, each with a seed and a position of its own."""
+def checks(capabilities: Capabilities) -> Iterator[Check]:
+    """One for each op."""
+    yield Check("sample", partial(_sample, capabilities))
+    yield Check("choose", partial(_choose, capabilities))
+    yield Check("logprobs", partial(_logprobs, capabilities))
+
+
+def _sample(capabilities: Capabilities, device: Device) -> Finding:
+    overrides = device.ops()
+    choose = resolve(overrides).sample
+    trial = Trial("sample", "native" if "sample" in overrides else "falls back")
+    static = capabilities.shapes == "bucketed"
+    for vocabulary in VOCABULARIES:
+        logits_NV = _logits(row_count(device, capabilities, ROWS), vocabulary)
+        for name, wishes in BATCHES.items():
+            tensors = sampling_tensors((*wishes, *PADDING)[: len(logits_NV)], partition=not static)
+
+            def ids(tensors: SamplingTensors = tensors, logits_NV: Tensor = logits_NV) -> Pair:
+                theirs = choose(logits_NV.to(device.torch_device), _placed(tensors, device.torch_device))
+                return theirs, sample(logits_NV.clone(), tensors)
+
+            trial.run(f"{name}, {vocabulary} tokens", ids, EXACT)
+    return trial.finding()
+
+
+def _choose(capabilities: Capabilities, device: Device) -> Finding:
+    overrides = device.ops()
+    mine = resolve(overrides).choose
+    trial = Trial("choose", "native" if "choose" in overrides else "falls back")
+    static = capabilities.shapes == "bucketed"
+    for vocabulary in VOCABULARIES:
+        logits_NV = _broken(_logits(row_count(device, capabilities, ROWS), vocabulary))
+        for name, wishes in BATCHES.items():
+            tensors = sampling_tensors((*wishes, *PADDING)[: len(logits_NV)], partition=not static)
+            trial.run(f"{name}, {vocabulary} tokens", partial(_choices, mine, device, logits_NV, tensors), EXACT)
+    return trial.finding()
+
+
+def _choices(mine: Callable[..., Tensor], device: Device, logits_NV: Tensor, tensors: SamplingTensors) -> Pair:
+    """What a device's `choose` and the reference gave, the token table included."""
+    num_rows = len(logits_NV)
+    table_RP = torch.zeros(num_rows + 2, int(tensors.position.max()) + 1, dtype=torch.int32)
+    rows_N = torch.arange(num_rows, 0, -1, dtype=torch.int32)
+    their_table, their_rows, their_logits = (x.to(device.torch_device) for x in (table_RP.clone(), rows_N, logits_NV))
+    theirs_2N = mine(their_logits, _placed(tensors, device.torch_device), their_table, their_rows)
+    return _flat(theirs_2N, their_table), _flat(choose(sample, logits_NV.clone(), tensors, table_RP, rows_N), table_RP)
+
+
+def _logprobs(capabilities: Capabilities, device: Device) -> Finding:
+    overrides = device.ops()
+    measure = resolve(overrides).logprobs
+    trial = Trial("logprobs", "native" if "logprobs" in overrides else "falls back")
+    for vocabulary in VOCABULARIES:
+        logits_NV = _logits(row_count(device, capabilities, ROWS), vocabulary)
+        ids_N = torch.arange(len(logits_NV), dtype=torch.int32) * 5 % vocabulary
+        for k in (0, 1, 20):
+
+            def numbers(k: int = k, logits_NV: Tensor = logits_NV, ids_N: Tensor = ids_N) -> Pair:
+                theirs = measure(logits_NV.to(device.torch_device), ids_N.to(device.torch_device), k)
+                return _joined(theirs), _joined(logprobs(logits_NV, ids_N, k))
+
+            trial.run(f"{k} likeliest of {vocabulary} tokens", numbers, TOLERANCES[torch.float32])
+    return trial.finding()
+
+
+def _logits(rows: int, vocabulary: int) -> Tensor:
+    return torch.randn(rows, vocabulary, generator=torch.Generator().manual_seed(vocabulary)) * 3
+
+
+def sampling_tensors(wishes: tuple[Wish, ...], *, partition: bool = True) -> SamplingTensors:
+    """Rows with these wishes, each with a seed and a position of its own.
+
+    Without `partition` greedy rows go the way of those that draw, as where shapes may not depend on requests.
+    """
 
     def column(name: str, dtype: torch.dtype) -> Tensor:
         return torch.tensor([getattr(wish, name) for wish in wishes], dtype=dtype)
@@ -114,7 +154,7 @@ def sampling_tensors(wishes: tuple[Wish, ...]) -> SamplingTensors:
         min_p=column("min_p", torch.float32),
         key=torch.tensor([seed_key(1000 + row) for row in range(len(wishes))], dtype=torch.int32),
         position=torch.arange(len(wishes), dtype=torch.int32) * 11,
-        sampled=None if len(drawing) == len(wishes) else torch.tensor(drawing, dtype=torch.int64),
+        sampled=None if not partition or len(drawing) == len(wishes) else torch.tensor(drawing, dtype=torch.int64),
         any_sampled=bool(drawing),
         any_top_k=any(cut),
         any_top_p=any(wishes[row].top_p < 1 for row in drawing),
@@ -136,7 +176,7 @@ def _flat(chosen_2N: Tensor, table_RP: Tensor) -> Tensor:
     chosen_2N, table_RP = chosen_2N.clone(), table_RP.clone()
     for row in (2, 5):
         chosen_2N[0, row] = 0
-        table_RP[ROWS - row] = 0
+        table_RP[chosen_2N.shape[1] - row] = 0
     return torch.cat((chosen_2N.flatten(), table_RP.flatten()))
 
 

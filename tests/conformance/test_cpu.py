@@ -17,7 +17,7 @@ from mainspring.core.conformance.report import Report
 def report() -> Report:
     threads = torch.get_num_threads()
     try:
-        return check_backend(CpuBackend())
+        return check_backend(CpuBackend(), timed=True)
     finally:
         torch.set_num_threads(threads)
 
@@ -34,7 +34,17 @@ def test_every_override_and_scheme_was_tried(report: Report) -> None:
     tried = {finding.subject for finding in report.findings if finding.cases and finding.origin == "native"}
     assert {"rms_norm", "add_rms_norm", "rope", "silu_mul", "gelu_mul", "kv_write", "attention"} <= tried
     assert {"attention, sliding window", "attention, softcap", "attention, sinks"} <= tried
-    assert sum("int8" in subject or "int4" in subject for subject in tried) == len(schemes)
+    assert sum(subject.startswith(("linear, int8", "linear, int4")) for subject in tried) == len(schemes)
+
+
+def test_ops_that_memory_bounds_are_timed(report: Report) -> None:
+    timings = {finding.subject: finding.timing for finding in report.findings if finding.timing is not None}
+    assert set(timings) == {"rms_norm", "add_rms_norm", "silu_mul", "gelu_mul", "linear, float32", "attention"}
+    assert all(timing.seconds > 0 and timing.roofline > 0 for timing in timings.values())
+
+
+def test_every_tolerance_has_its_reason(report: Report) -> None:
+    assert [f.subject for f in report.findings if f.tolerance and not f.reason] == []
 
 
 def test_float32_is_exact_to_rounding(report: Report) -> None:
@@ -45,7 +55,7 @@ def test_float32_is_exact_to_rounding(report: Report) -> None:
 
 
 def test_command_prints_json_and_exits_zero(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["cpu", "--json"]) == 0
+    assert main(["cpu", "--json", "--only", "rope", "--only", "attention"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["ok"]
     assert document["backend"] == "cpu"

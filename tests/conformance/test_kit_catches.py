@@ -16,13 +16,14 @@ from mainspring.core.backend import (
     Device,
     KVSpec,
     PackedLinear,
+    ShapeLimits,
     Verdict,
     WeightScheme,
 )
 from mainspring.core.batch import Bucket, Buckets
 from mainspring.core.conformance import elementwise, linear, sampling
 from mainspring.core.conformance.attention import AttentionChecks
-from mainspring.core.conformance.checks import check_device
+from mainspring.core.conformance.checks import check_device, run
 from mainspring.core.conformance.report import Finding
 from mainspring.core.ops import Ops
 from mainspring.core.ops.attention import PagedKV, attention
@@ -82,11 +83,11 @@ def cache_failures(device: Device, capabilities: Capabilities = CAPABILITIES) ->
 
 
 def op_failures(device: Device) -> set[str]:
-    return failed(elementwise.findings(device, CAPABILITIES))
+    return failed(run(list(elementwise.checks(CAPABILITIES)), device))
 
 
 def linear_failures(device: Device) -> set[str]:
-    return failed(linear.findings(device, CAPABILITIES))
+    return failed(run(list(linear.checks(CAPABILITIES)), device))
 
 
 def failed(findings: Iterable[Finding]) -> set[str]:
@@ -411,14 +412,14 @@ def nothing_amiss(logits: Tensor, tensors: SamplingTensors, tokens: Tensor, rows
 def test_wrong_choices_are_caught(name: str, wrong: Callable[..., Any]) -> None:
     # Where a backend has no `choose` of its own, it is made of its `sample`.
     expected = {"sample", "choose"} if name == "sample" else {name}
-    assert failed(sampling.findings(ReferenceDevice(**{name: wrong}))) == expected
+    assert failed(run(list(sampling.checks(CAPABILITIES)), ReferenceDevice(**{name: wrong}))) == expected
 
 
 def test_an_op_that_raises_is_a_finding() -> None:
     def wrong(x: Tensor) -> Tensor:
         raise RuntimeError("no kernel image is available")
 
-    findings = elementwise.findings(ReferenceDevice(silu_mul=wrong), CAPABILITIES)
+    findings = check_device(ReferenceDevice(silu_mul=wrong), CAPABILITIES, ["silu_mul"])
     (problem, *_) = next(finding.problems for finding in findings if finding.subject == "silu_mul")
     assert "no kernel image is available" in problem
 
@@ -438,7 +439,7 @@ def test_batch_invariance_is_checked_where_it_is_declared() -> None:
 class Bucketed(ReferenceDevice):
     """Takes two shapes and refuses all others."""
 
-    def buckets(self, limits: Any) -> Buckets:
+    def buckets(self, limits: ShapeLimits) -> Buckets:
         return Buckets((Bucket(8, 8, 8),), (Bucket(limits.tokens, 8, 8),))
 
     def prepare_attention(self, metadata: AttentionMetadata, kv: PagedKV) -> AttentionMetadata:

@@ -1,8 +1,8 @@
-"""The abacus backend: what Mainspring finds by entry point. Imports no SDK, so that listing backends stays cheap."""
+"""What Mainspring finds by entry point. Imports no SDK, so that listing backends stays cheap."""
 
 from __future__ import annotations
 
-from mainspring.core.plugins import hookimpl
+from mainspring import hookimpl
 from mainspring_abacus.backend import AbacusBackend
 
 

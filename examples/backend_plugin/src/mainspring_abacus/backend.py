@@ -1,8 +1,4 @@
-"""An accelerator in one file. Copy this folder, replace the bodies, and run `mainspring conformance NAME`.
-
-The abacus is an imaginary machine that torch reaches as the device `cpu`. It declares the six required calls and
-overrides one op; everything else falls back to the reference in Mainspring's core.
-"""
+"""Abacus as Mainspring sees it. What is not said here falls back to the reference in Mainspring's core."""
 
 from __future__ import annotations
 
@@ -17,8 +13,6 @@ from mainspring.core.config import EngineConfig
 from mainspring.core.errors import BackendError, unknown
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from mainspring.core.ops.attention import PagedKV
 
 
@@ -30,13 +24,13 @@ class AbacusBackend(Backend):
     preference = 1
 
     def devices(self) -> list[DeviceInfo] | Unavailable:
-        """One abacus for each host, if torch is there to move its beads."""
+        """What can be opened here, or why nothing can and what to do about it."""
         if importlib.util.find_spec("torch") is None:
             return Unavailable("torch is not installed", "pip install 'mainspring[cpu]'")
         return [DeviceInfo(0, "Abacus", "beads", psutil.virtual_memory().total)]
 
     def capabilities(self, device: DeviceInfo) -> Capabilities:
-        """float32 only; attention as the reference does it, which can do all of these."""
+        """Declared before anything is loaded; the core asks this and never a name."""
         return Capabilities(
             compute_dtypes=("float32",),
             kv_dtypes=("float32",),
@@ -54,30 +48,26 @@ class AbacusBackend(Backend):
 
 
 class AbacusDevice(Device):
-    """One opened abacus."""
+    """One opened device, which torch reaches as `cpu`."""
 
     torch_device = "cpu"
 
     def memory(self) -> tuple[int, int]:
-        """(free, total) bytes of the host, which holds the beads."""
+        """(free, total) bytes."""
         host = psutil.virtual_memory()
         return host.available, host.total
 
     def allocate_kv(self, spec: KVSpec, num_blocks: int) -> PagedKV:
-        """The reference layout, which the reference attention reads."""
+        """The reference's layout, which the reference's attention reads."""
         from mainspring.core.ops.attention import PagedKV
 
         return PagedKV.allocate(spec, num_blocks, self.torch_device)
 
     def synchronize(self) -> None:
-        """Beads move at once."""
+        """Nothing is ever under way."""
 
     def ops(self) -> Mapping[str, Callable[..., Any]]:
-        """The one op that an abacus does in its own way."""
-        return {"silu_mul": silu_mul}
+        """By name, those that it does in its own way."""
+        from mainspring_abacus import ops
 
-
-def silu_mul(x_T2I: Tensor) -> Tensor:
-    """silu(gate) * up by its definition, x * sigmoid(x): [T, 2I] -> [T, I]."""
-    gate, up = x_T2I.chunk(2, dim=-1)
-    return gate * gate.sigmoid() * up
+        return {"silu_mul": ops.silu_mul, "rms_norm": ops.rms_norm}
