@@ -165,7 +165,8 @@ def fill(buffer: npt.NDArray[np.int32], batch: Batch, table: StateTable, shape: 
     chosen_rows = batch_rows[choosing]
     index[:num_choosing], index[num_choosing:] = past[choosing] - 1, 0
     rows[:num_choosing], rows[num_choosing:] = chosen_rows, table.nobody
-    places[:num_choosing], places[num_choosing:] = kv_length[:num_rows][choosing], 0
+    # What is chosen for nobody goes where nobody's input is not read, so that padding computes the same at every run.
+    places[:num_choosing], places[num_choosing:] = kv_length[:num_rows][choosing], table.max_length
     if shape.chooses:
         table.sampling.pack(rows, columns.reshape(PACKED_COLUMNS, shape.samples))
     return chosen_rows

@@ -570,3 +570,4 @@ def test_integers_of_padding_are_inert() -> None:
     assert (metadata.max_query, metadata.max_kv, metadata.num_decodes) == (12, 16, 0)
     assert step.token_rows.tolist()[8:] == [table.nobody] * 4
     assert step.sample_rows.tolist() == [2, 0, *[table.nobody] * 3]
+    assert step.sample_positions.tolist() == [10, 4, *[LENGTH] * 3]
