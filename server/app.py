@@ -136,6 +136,7 @@ def create_app(
     )
     app.state.lifecycle = lifecycle
     app.state.payload_limit = payload_limit
+    app.state.reading = asyncio.Lock()
     return app
 
 
