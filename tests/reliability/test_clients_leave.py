@@ -17,7 +17,7 @@ from tests.support.live_server import LiveServer, listening_server, live_server
 from tests.support.promises import Measured
 from tests.support.raw_http import Reply, exchange, post
 
-DROPS = 500
+DROPS = 1000
 GENERATED = "mainspring_generation_tokens_total"
 
 
@@ -47,7 +47,7 @@ async def drop(port: int, request: bytes, dice: random.Random) -> None:
 
 
 @pytest.mark.promise("F7", "P6", "P7")
-def test_f7_p6_500_dropped_clients_leave_nothing_behind(model: Path, tmp_path: Path, measured: Measured) -> None:
+def test_f7_p6_1000_dropped_clients_leave_nothing_behind(model: Path, tmp_path: Path, measured: Measured) -> None:
     dice = random.Random(7)
     kinds: list[Callable[[], bytes]] = [
         lambda: generate(dice.choice([40, 1900]), inputs="x" * dice.choice([1, 1500])),
