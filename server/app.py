@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import ipaddress
 import logging
@@ -105,6 +106,8 @@ class ServerOptions:
     limits: RequestLimits = field(default_factory=RequestLimits)
     connections: ConnectionLimits = field(default_factory=ConnectionLimits)
     drain_seconds: float = 90.0
+    pre_stop_seconds: float = 0.0
+    """Between the signal to stop and the drain: not ready, but serving those who have not heard of it yet."""
     vllm_metric_names: bool = False
     compute_type: str | None = None
     """For the header x-compute-type; None takes the backend's name."""
@@ -188,11 +191,13 @@ async def serve(options: ServerOptions) -> int:
     lifecycle, app = _compose(options, listener, recorder)
     server = HTTPServer(app, options.connections, options.certificate)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
-    waiting = [asyncio.create_task(stop.wait()), asyncio.create_task(lifecycle.ended.wait())]
-    await asyncio.wait([serving, *waiting], return_when=asyncio.FIRST_COMPLETED)
-    for task in waiting:
-        task.cancel()
+    await _first_of(stop, lifecycle.ended, serving)
     if stop.is_set():
+        stop.clear()
+        lifecycle.leave()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(options.pre_stop_seconds):
+                await _first_of(stop, lifecycle.ended)
         await lifecycle.drain(options.drain_seconds)
     server.should_exit = True
     await serving
@@ -203,8 +208,18 @@ async def serve(options: ServerOptions) -> int:
     return lifecycle.exit_code
 
 
+async def _first_of(stop: asyncio.Event, ended: asyncio.Event, serving: asyncio.Task[None] | None = None) -> None:
+    """Returns when the server is told to stop (again), cannot go on, or has ended."""
+    events = [asyncio.create_task(event.wait()) for event in (stop, ended)]
+    try:
+        await asyncio.wait([*events, *([serving] if serving else [])], return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in events:
+            task.cancel()
+
+
 def _told_to_stop(keys: KeyRing) -> asyncio.Event:
-    """Set by the first SIGTERM or SIGINT. SIGHUP reads the file of keys again, where there is one."""
+    """Set by SIGTERM and SIGINT. SIGHUP reads the file of keys again, where there is one."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -75,6 +75,12 @@ _SERVE_FLAGS = [
     flag(
         "--graceful-termination-timeout", "-g", type=click.FloatRange(min=0), default=90.0, help="Seconds of a drain."
     ),
+    flag(
+        "--pre-stop-seconds",
+        type=click.FloatRange(min=0),
+        default=0.0,
+        help="Seconds between SIGTERM and the drain in which the server is not ready but still takes requests.",
+    ),
     flag("--json-output/--no-json-output", default=False, help="Log JSON lines, one a request among them."),
     flag("--log-level", type=click.Choice(["debug", "info", "warning", "error"], case_sensitive=False), default="info"),
     flag("--otlp-endpoint", help="Send a trace of every request there, by OTLP over gRPC (extra `otel`)."),
@@ -107,6 +113,7 @@ def server_options(source: ModelSource, flags: Mapping[str, Any], notes: Sequenc
         limits=_request_limits(flags),
         connections=ConnectionLimits(per_peer=flags["max_connections_per_peer"]),
         drain_seconds=flags["graceful_termination_timeout"],
+        pre_stop_seconds=flags["pre_stop_seconds"],
         vllm_metric_names=flags["vllm_metric_names"],
         compute_type=flags["compute_type"],
         traces=Traces(flags["otlp_endpoint"], flags["otlp_service_name"]) if flags["otlp_endpoint"] else None,
