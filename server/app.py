@@ -23,7 +23,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Scope
 
 from mainspring.core.config import EngineConfig
 from mainspring.core.errors import ErrorKind, RequestError, StartupError
@@ -42,6 +42,7 @@ from mainspring.server.openai.types import ErrorBody, ErrorResponse
 from mainspring.server.outcome import Spans
 from mainspring.server.progress import ProgressBars
 from mainspring.server.prometheus import Metrics
+from mainspring.server.quota import Quota, Quotas
 from mainspring.server.request_ids import RequestIds
 from mainspring.server.source import ModelSource
 from mainspring.server.step_metrics import StepMetrics
@@ -78,6 +79,9 @@ class Access:
     """Serve other machines without a key."""
     origins: tuple[str, ...] = ()
     """Web pages of these origins may call the server from a browser; `*` is any."""
+
+    quota: Quota = field(default_factory=Quota)
+    """Of each key."""
 
     @property
     def public(self) -> frozenset[str]:
@@ -157,6 +161,8 @@ def _middleware(access: Access) -> Iterator[Middleware]:
             expose_headers=["x-request-id"],
         )
     yield Middleware(Authentication, keys=access.keys, public=access.public)
+    if access.quota:
+        yield Middleware(Quotas, quota=access.quota, refuse=_overloaded)
 
 
 def create_lifecycle(
@@ -335,6 +341,15 @@ async def _unrouted(request: Request, error: Exception) -> Response:
 
 async def _defect(request: Request, error: Exception) -> Response:
     """A defect of ours: the log has the trace, the client the documented shape."""
-    failure = RequestError(ErrorKind.INTERNAL, "the server failed on this request")
-    of_openai = request.scope["path"].startswith("/v1/")
-    return openai_errors.error_response(failure) if of_openai else tgi_errors.error_response(failure)
+    return _error_response(request.scope, RequestError(ErrorKind.INTERNAL, "the server failed on this request"))
+
+
+def _overloaded(scope: Scope, error: RequestError) -> Response:
+    lifecycle: Lifecycle = scope["app"].state.lifecycle
+    lifecycle.metrics.failed(error.kind)
+    return _error_response(scope, error)
+
+
+def _error_response(scope: Scope, error: RequestError) -> Response:
+    of_openai = scope["path"].startswith("/v1/")
+    return openai_errors.error_response(error) if of_openai else tgi_errors.error_response(error)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from mainspring.server.app import ServerOptions
     from mainspring.server.certificate import Certificate
     from mainspring.server.lifecycle import RequestLimits
+    from mainspring.server.quota import Quota
     from mainspring.server.source import ModelSource
 
 
@@ -39,6 +40,8 @@ _SERVE_FLAGS = [
     flag("--port", "-p", type=click.IntRange(0, 65535), default=3000, help="0 takes a free one."),
     flag("--api-key", multiple=True, metavar="KEY", help="Answer only requests that bring it; may be repeated."),
     flag("--api-key-file", type=_FILE, help="One key a line; read again on SIGHUP."),
+    flag("--max-requests-per-key", type=POSITIVE, help="In progress of one key; above it: 429.  [default: any number]"),
+    flag("--max-requests-per-minute", type=POSITIVE, help="Of a key; above it: 429.  [default: any number]"),
     flag("--insecure/--no-insecure", default=False, help="Listen to other machines without a key."),
     flag("--private-metrics/--no-private-metrics", default=False, help="/metrics and /info need the key too."),
     flag(
@@ -108,6 +111,7 @@ def server_options(source: ModelSource, flags: Mapping[str, Any], notes: Sequenc
             private_metrics=flags["private_metrics"],
             insecure=flags["insecure"],
             origins=flags["cors_allow_origin"],
+            quota=_quota(flags),
         ),
         certificate=_certificate(flags["ssl_certfile"], flags["ssl_keyfile"]),
         limits=_request_limits(flags),
@@ -119,6 +123,17 @@ def server_options(source: ModelSource, flags: Mapping[str, Any], notes: Sequenc
         traces=Traces(flags["otlp_endpoint"], flags["otlp_service_name"]) if flags["otlp_endpoint"] else None,
         notes=tuple(notes),
     )
+
+
+def _quota(flags: Mapping[str, Any]) -> Quota:
+    from mainspring.server.quota import Quota
+
+    quota = Quota(at_once=flags["max_requests_per_key"], a_minute=flags["max_requests_per_minute"])
+    if quota and not (flags["api_key"] or flags["api_key_file"]):
+        raise click.UsageError(
+            "--max-requests-per-key and --max-requests-per-minute are each key's: give clients keys with --api-key"
+        )
+    return quota
 
 
 def _request_limits(flags: Mapping[str, Any]) -> RequestLimits:
