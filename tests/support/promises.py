@@ -100,7 +100,7 @@ _KEY = pytest.StashKey[Record]()
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("promises")
     group.addoption("--promises", type=Path, metavar="FILE", help="write the table of promises and what was measured")
-    group.addoption("--soak-requests", type=int, default=6000, help="requests of the memory test, after its warm-up")
+    group.addoption("--soak-requests", type=int, default=5000, help="requests of the memory test, after its warm-up")
 
 
 def pytest_configure(config: pytest.Config) -> None:
