@@ -125,9 +125,9 @@ def test_sigterm_drains_and_exits_0(model_directory: Path) -> None:
     ):
         # However slow the client is, the drain goes on until this second stream is left.
         with client.stream("POST", "/generate_stream", json=LONG) as held:
-            lines = response.iter_lines()
+            lines, held_lines = response.iter_lines(), held.iter_lines()
             next(lines)
-            next(held.iter_lines())
+            next(held_lines)
             server.send_signal(signal.SIGTERM)
             wait_until(lambda: client.get("/readyz").json() == {"phase": "draining"})
             refused = client.post("/generate", json=body)
