@@ -200,10 +200,11 @@ async def serve(options: ServerOptions) -> int:
     await _first_of(stop, lifecycle.ended, serving)
     if stop.is_set():
         stop.clear()
-        lifecycle.leave()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(options.pre_stop_seconds):
-                await _first_of(stop, lifecycle.ended)
+        if lifecycle.ready:  # else nobody sends anything yet
+            lifecycle.leave()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(options.pre_stop_seconds):
+                    await _first_of(stop, lifecycle.ended)
         await lifecycle.drain(options.drain_seconds)
     server.should_exit = True
     await serving

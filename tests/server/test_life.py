@@ -152,7 +152,7 @@ def test_drain_is_bounded(model_directory: Path) -> None:
 
 @pytest.mark.promise("P4")
 def test_sigint_while_loading_exits_0(model_directory: Path, tmp_path: Path) -> None:
-    flags = ("--backend", "sim", "--backend-option", "loading=60")
+    flags = ("--backend", "sim", "--backend-option", "loading=60", "--pre-stop-seconds", "60")
     with listening_server(str(model_directory), tmp_path / "log", *flags) as server:
         server.process.send_signal(signal.SIGINT)
         assert server.process.wait(15) == 0
