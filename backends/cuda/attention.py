@@ -11,11 +11,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mainspring.backends.triton.attention import Cache, Fresh, Rows, Scoring, decode, num_splits, ragged
+from mainspring.backends.triton.attention import Cache, Fresh, Rows, Scoring, Tile, decode, num_splits, ragged
 from mainspring.backends.triton.cache import kv_write as write
 from mainspring.backends.triton.launch import ALONE, Overlap
 from mainspring.core.backend import AttentionMetadata
 from mainspring.core.ops.attention import PagedKV
+
+LONG_PREFILL = 2048
+"""Tokens of a step from which large tiles still leave every processor some."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,16 @@ def plan_step(metadata: AttentionMetadata, num_kv_heads: int, processors: int) -
         splits=num_splits(num_decodes, num_kv_heads, processors),
         whole=whole,
     )
+
+
+def prefill_tile(num_tokens: int, head_dim: int, group: int, dtype: torch.dtype) -> Tile | None:
+    """As measured on an H100. None: nothing better is known than what Triton's own machines take."""
+    if dtype == torch.float32 or head_dim > 128 or group > 64:
+        return None
+    if num_tokens < LONG_PREFILL:
+        return Tile(64, 64, 4, 3)
+    # Two programs of eight warps fill a processor's registers, and one computes while the other waits for its products.
+    return Tile(128, 64, 8, 2, {"maxnreg": 128})
 
 
 def kv_write(
@@ -83,5 +96,7 @@ def attention(
     out_THD = make(q_THD.shape, dtype=q_THD.dtype, device=q_THD.device)
     decode(q_THD[:count], cache, plan.rows, scoring, out_THD[:count], splits=plan.splits, fresh=fresh, overlap=overlap)
     if not plan.whole:
-        ragged(q_THD, cache, plan.rows, scoring, out_THD, first_row=count)
+        group = q_THD.shape[1] // cache.keys.shape[2]
+        tile = prefill_tile(len(q_THD) - count, q_THD.shape[2], group, q_THD.dtype)
+        ragged(q_THD, cache, plan.rows, scoring, out_THD, first_row=count, tile=tile)
     return out_THD
