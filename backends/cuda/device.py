@@ -96,6 +96,7 @@ class CudaBackend(Backend):
             collectives="nccl",
             asynchronous=True,
             copies_async=True,
+            samples_in_program=True,
             # On the hardware for Hopper. Other generations run the same source, and nobody has looked.
             verified="L5" if device.arch == "sm_90" else "L0",
         )
@@ -185,7 +186,7 @@ class CudaDevice(Device):
     def ops(self) -> Mapping[str, Callable[..., Any]]:
         """Triton kernels for what a Llama-like model runs at every step."""
         from mainspring.backends.cuda.attention import attention, kv_write
-        from mainspring.backends.cuda.sampling import sample
+        from mainspring.backends.cuda.sampling import choose, sample
         from mainspring.backends.triton import elementwise
 
         overlapping = {
@@ -197,7 +198,7 @@ class CudaDevice(Device):
             "attention": attention,
         }
         bound = {name: partial(op, overlap=self._overlap) for name, op in overlapping.items()}
-        return {**bound, "sample": sample}
+        return {**bound, "sample": sample, "choose": choose}
 
     def prepare_attention(self, metadata: AttentionMetadata, kv: PagedKV) -> StepPlan:
         """Host integers only."""
@@ -216,7 +217,7 @@ class CudaDevice(Device):
         return self._linears(x, packed)
 
     def buckets(self, limits: ShapeLimits) -> Buckets | None:
-        """A ladder of decodes; everything else runs in its own shape."""
+        """A ladder of decodes, and one of other steps; what fits neither runs in its own shape."""
         if self._capturer is None:
             return None
         from mainspring.backends.cuda.graphs import ladder

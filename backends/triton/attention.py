@@ -102,11 +102,13 @@ def decode(
     out_THD: Tensor,
     *,
     splits: int,
+    mixed: bool = False,
     fresh: Fresh | None = None,
     overlap: Overlap = ALONE,
 ) -> None:
     """Attention of rows with one token each: token r belongs to row r. Rows of kv_length 0 get zeros.
 
+    In a `mixed` step that holds of leading rows, found on the device; tokens of others get zeros, too.
     With `fresh` the tokens' keys and values are written to the cache on the way; else they are there already.
     """
     num_rows, num_heads, head_dim = q_THD.shape
@@ -122,16 +124,15 @@ def decode(
         partial = torch.empty((*sizes, head_dim), dtype=torch.float32, device=q_THD.device)
         log_mass = torch.empty(sizes, dtype=torch.float32, device=q_THD.device)
     positions, warps, stages = _decode_tile(dims["D_PAD"], q_THD.dtype)
-    fetched = head_dim * cache.keys.element_size() if overlap.step_inputs_early else 0
     sinks, scale, softcap, window = scoring.arguments()
     k_TKD, v_TKD, slot_T = (None, None, None) if fresh is None else (fresh.keys, fresh.values, fresh.slot)
     strides = [0] * 4 if fresh is None else [*fresh.keys.stride()[:2], *fresh.values.stride()[:2]]
     decode_kernel[(num_kv_heads, splits, num_rows)](
         out_THD, partial, log_mass, q_THD, k_TKD, v_TKD, slot_T, cache.keys, cache.values,
-        rows.block_table, rows.kv_length, sinks, scale, softcap, window,
+        rows.block_table, rows.query_start, rows.kv_length, sinks, scale, softcap, window,
         *q_THD.stride()[:2], *strides, rows.block_table.stride(0), *cache.keys.stride()[1:3],
         **dims, **scoring.flags(), G_PAD=padded_group, S=block_size, N=positions, SPLITS=splits,
-        FRESH=fresh is not None, AHEAD=fetched if fetched % 16 == 0 else 0, BEGIN=overlap.begin, FETCH=overlap.fetch,
+        FRESH=fresh is not None, MIXED=mixed, EARLY=overlap.step_inputs_early, BEGIN=overlap.begin,
         num_warps=warps, num_stages=stages, **overlap.options,
     )  # fmt: skip
     if splits > 1:
@@ -148,28 +149,27 @@ def ragged(
     scoring: Scoring,
     out_THD: Tensor,
     *,
-    first_row: int = 0,
+    mixed: bool = False,
     tile: Tile | None = None,
 ) -> None:
-    """Attention of the rows from `first_row` on, of any number of tokens. Tokens of no row are left as they are.
-
-    `tile` is for backends that know a better one than `ragged_tile`.
+    """Attention of rows of any number of tokens. Tokens of no row are left as they are, and in a `mixed` step those
+    that `decode` has answered. `tile` is for backends that know a better one than `ragged_tile`.
     """
     num_rows = rows.kv_length.shape[0]
-    if num_rows <= first_row or not q_THD.shape[0]:
+    if not num_rows or not q_THD.shape[0]:
         return
     dims = _dims(q_THD, cache)
     padded_group = triton.next_power_of_2(q_THD.shape[1] // cache.keys.shape[2])
     tile = tile or ragged_tile(dims["D_PAD"], padded_group, q_THD.dtype)
-    # Rows before first_row have a token each, and every row may leave one tile unfilled.
-    num_tiles = (q_THD.shape[0] - first_row) // (tile.queries // padded_group) + num_rows - first_row
+    # Every row may leave one tile unfilled.
+    num_tiles = q_THD.shape[0] // (tile.queries // padded_group) + num_rows
     sinks, scale, softcap, window = scoring.arguments()
     ragged_kernel[(cache.keys.shape[2], num_tiles)](
         out_THD, q_THD, cache.keys, cache.values, rows.block_table, rows.query_start, rows.kv_length,
-        sinks, scale, softcap, window, first_row, num_rows, num_tiles,
+        sinks, scale, softcap, window, num_rows, num_tiles,
         *q_THD.stride()[:2], rows.block_table.stride(0), *cache.keys.stride()[1:3],
         **dims, **scoring.flags(), G_PAD=padded_group, S=cache.keys.shape[1], M=tile.queries, N=tile.positions,
-        num_warps=tile.warps, num_stages=tile.stages, **tile.options,
+        MIXED=mixed, num_warps=tile.warps, num_stages=tile.stages, **tile.options,
     )  # fmt: skip
 
 

@@ -74,25 +74,36 @@ def _visit(
     return acc_MD, peak_M, mass_M
 
 
+@triton.jit
+def _is_decode(query_start, row):
+    """Whether this row and all before it have one token each, so that token r is row r's."""
+    return (tl.load(query_start + row) == row) & (tl.load(query_start + row + 1) == row + 1)
+
+
 @triton.jit(
     do_not_specialize=["table_stride"],
-    do_not_specialize_on_alignment=["table", "kv_length", "slot"],
+    do_not_specialize_on_alignment=["table", "query_start", "kv_length", "slot"],
 )
 def decode_kernel(
-    out, partial, log_mass, q, k, v, slot, keys, values, table, kv_length, sinks, scale, softcap, window,
+    out, partial, log_mass, q, k, v, slot, keys, values, table, query_start, kv_length, sinks, scale, softcap, window,
     q_token_stride, q_head_stride, k_token_stride, k_head_stride, v_token_stride, v_head_stride,
     table_stride, slot_stride, head_stride,
     H: tl.constexpr, G: tl.constexpr, G_PAD: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, S: tl.constexpr,
     N: tl.constexpr, SPLITS: tl.constexpr, SOFTCAP: tl.constexpr, WINDOW: tl.constexpr, SINKS: tl.constexpr,
-    FRESH: tl.constexpr, PRECISION: tl.constexpr, AHEAD: tl.constexpr, BEGIN: tl.constexpr, FETCH: tl.constexpr,
+    FRESH: tl.constexpr, MIXED: tl.constexpr, PRECISION: tl.constexpr, EARLY: tl.constexpr, BEGIN: tl.constexpr,
 ):  # fmt: skip
     """One token of each row; program (kv head, split, row). A row of kv_length 0 yields zeros.
 
+    With MIXED so does every row from the first on that has more tokens; `ragged_kernel` comes behind and answers those.
     With FRESH the row's own key and value are not in the cache yet: the first split takes them from k and v, and writes
     them there.
     """
     head, split, row = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    if not EARLY:
+        BEGIN()
     position = tl.load(kv_length + row) - 1
+    if MIXED:
+        position = tl.where(_is_decode(query_start, row), position, -1)
     length = position if FRESH else position + 1
     begin = tl.maximum(position + 1 - window, 0) // N * N if WINDOW else 0
     span = tl.cdiv(tl.cdiv(length - begin, SPLITS), N) * N
@@ -100,12 +111,8 @@ def decode_kernel(
     end = tl.minimum(begin + span, length)
     keys, values = keys + head.to(tl.int64) * head_stride, values + head.to(tl.int64) * head_stride
     table = table + row.to(tl.int64) * table_stride
-    if AHEAD:
-        n = tl.maximum(tl.minimum(begin + tl.arange(0, N), end - 1), 0)
-        place_N = (tl.load(table + n // S).to(tl.int64) * S + n % S) * slot_stride
-        FETCH(keys + place_N, AHEAD)
-        FETCH(values + place_N, AHEAD)
-    BEGIN()
+    if EARLY:
+        BEGIN()
 
     g, d = tl.arange(0, G_PAD), tl.arange(0, D_PAD)
     heads_G = head * G + g
@@ -172,37 +179,40 @@ def merge_kernel(
 
 
 @triton.jit(
-    do_not_specialize=["first_row", "num_rows", "num_tiles", "table_stride"],
+    do_not_specialize=["num_rows", "num_tiles", "table_stride"],
     do_not_specialize_on_alignment=["table", "kv_length", "query_start"],
 )
 def ragged_kernel(
     out, q, keys, values, table, query_start, kv_length, sinks, scale, softcap, window,
-    first_row, num_rows, num_tiles, q_token_stride, q_head_stride, table_stride, slot_stride, head_stride,
+    num_rows, num_tiles, q_token_stride, q_head_stride, table_stride, slot_stride, head_stride,
     H: tl.constexpr, G: tl.constexpr, G_PAD: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, S: tl.constexpr,
     M: tl.constexpr, N: tl.constexpr, SOFTCAP: tl.constexpr, WINDOW: tl.constexpr, SINKS: tl.constexpr,
-    PRECISION: tl.constexpr,
+    MIXED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Rows of any number of tokens, those from `first_row` on; program (kv head, tile of M / G_PAD queries of a row).
+    """Rows of any number of tokens; program (kv head, tile of M / G_PAD queries of a row). With MIXED, leading rows of
+    one token are left to `decode_kernel`.
 
     Which tile is whose is found on the device: row r's tiles begin at its first token over Q, plus r, which leaves each
     row room for its last tile. Tiles that nobody needs return at once. Late tiles see most and go first.
     """
     Q: tl.constexpr = M // G_PAD
     head, tile = tl.program_id(0), num_tiles - 1 - tl.program_id(1)
-    origin = tl.load(query_start + first_row)
-    row, past = first_row, num_rows
+    row, past = 0, num_rows
     while past - row > 1:
         middle = (row + past) // 2
-        begins = (tl.load(query_start + middle) - origin) // Q + middle - first_row
+        begins = tl.load(query_start + middle) // Q + middle
         if begins <= tile:
             row = middle
         else:
             past = middle
     first = tl.load(query_start + row)
     count = tl.load(query_start + row + 1) - first
-    begin = (tile - ((first - origin) // Q + row - first_row)) * Q
+    begin = (tile - (first // Q + row)) * Q
     if begin >= count:
         return
+    if MIXED:
+        if _is_decode(query_start, row):
+            return
     length = tl.load(kv_length + row)
 
     m, d = tl.arange(0, M), tl.arange(0, D_PAD)

@@ -154,7 +154,8 @@ def rope(
             q_THD, k_TKD, q_out, k_out, positions_T, cos_sin_PR, *q_THD.stride()[:2], *k_TKD.stride()[:2],
             H=num_heads, K=num_kv_heads, D=head_dim, HALF=rotary_dim // 2,
             P_PAD=triton.next_power_of_2(max(1, rotary_dim // 2)), HEADS=HEADS_AT_ONCE,
-            REST=triton.next_power_of_2(head_dim), EARLY=overlap.step_inputs_early, BEGIN=overlap.begin, num_warps=4, **overlap.options,
+            REST=triton.next_power_of_2(head_dim), EARLY=overlap.step_inputs_early, BEGIN=overlap.begin,
+            num_warps=4, **overlap.options,
         )  # fmt: skip
     return q_out, k_out
 

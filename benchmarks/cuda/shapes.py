@@ -63,6 +63,8 @@ class Serving:
     scheduler: Scheduler
     requests: int = 0
     landing: object = None
+    waited: float = 0.0
+    """Seconds that the host waited for the device."""
 
     def submit(self, num_prompt: int, num_tokens: int) -> None:
         source = random.Random(self.requests)
@@ -78,7 +80,10 @@ class Serving:
         landing, self.landing = self.landing, flying
         if landing is None:
             return 0
-        deltas = self.scheduler.commit(landing[0], landing[1].result())
+        began = time.perf_counter()
+        result = landing[1].result()
+        self.waited += time.perf_counter() - began
+        deltas = self.scheduler.commit(landing[0], result)
         return sum(len(delta.tokens) for delta in deltas)
 
     def drain(self) -> int:
@@ -89,13 +94,13 @@ class Serving:
         return tokens
 
 
-def serving(shape: dict[str, object]) -> tuple[Serving, float]:
+def serving(shape: dict[str, object], **options: str) -> tuple[Serving, float]:
     """The model with dummy weights, and the seconds until it served."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "config.json").write_text(json.dumps(shape))
         config = EngineConfig(
             model=folder, backend="cuda", load_format="dummy", max_length=8192, max_sequences=256,
-            max_batch_tokens=8192, prefix_caching=False,
+            max_batch_tokens=8192, prefix_caching=False, backend_options=options,
         )  # fmt: skip
         setting = settle(config)
         began = time.perf_counter()
