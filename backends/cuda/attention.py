@@ -111,11 +111,11 @@ def attention(
     cache = Cache(kv.keys[layer], kv.values[layer])
     scoring = Scoring(scale, window, softcap, sinks)
     q_THD = q_THD if q_THD.stride(2) == 1 else q_THD.contiguous()
+    count = min(len(plan.rows.kv_length), len(q_THD))
     # Padded tokens beside chunks belong to no row, and nobody else would write their zeros.
-    make = torch.zeros if plan.chunks else torch.empty
+    make = torch.zeros if plan.chunks or count < len(q_THD) else torch.empty
     out_THD = make(q_THD.shape, dtype=q_THD.dtype, device=q_THD.device)
     if plan.decodes:
-        count = min(len(plan.rows.kv_length), len(q_THD))
         decode(
             q_THD[:count], cache, plan.rows, scoring, out_THD[:count],
             splits=plan.splits, mixed=plan.chunks, fresh=fresh, overlap=overlap,

@@ -9,6 +9,7 @@ captured when it is first met, behind its first, eager, run.
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from torch import Tensor
 from mainspring.core.backend import AttentionPlan, Program, ShapeLimits
 from mainspring.core.batch import Bucket, Buckets
 from mainspring.core.execution.inputs import StepTensors
+
+_log = logging.getLogger(__name__)
 
 FINE, COARSE, COARSE_FROM = 8, 16, 256
 """Rows between two buckets, below and from so many rows on: padding costs a few per cent at most."""
@@ -61,17 +64,26 @@ class Capturer:
 
     def program(self, program: Program) -> Program:
         """The program, captured behind its first run. It must always get the same inputs."""
-        captured: list[_Captured] = []
+        captured: list[_Captured | None] = []
 
         def run(inputs: StepTensors, plan: AttentionPlan) -> Any:
-            if captured:
+            if captured and captured[0] is not None:
                 return captured[0].replay()
             # Kernels may not be loaded inside a capture.
             result = program(inputs, plan)
-            captured.append(self._capture(program, inputs, plan))
+            if not captured:
+                captured.append(self._try_to_capture(program, inputs, plan))
             return result
 
         return run
+
+    def _try_to_capture(self, program: Program, inputs: StepTensors, plan: AttentionPlan) -> _Captured | None:
+        """None where memory does not suffice: the step that was met ran all the same, and others like it will."""
+        try:
+            return self._capture(program, inputs, plan)
+        except torch.OutOfMemoryError as error:
+            _log.warning("steps of %d tokens stay eager: %s", len(inputs.positions), error)
+            return None
 
     def _capture(self, program: Program, inputs: StepTensors, plan: AttentionPlan) -> _Captured:
         """Nothing runs, so the host does this while the device runs what was enqueued."""

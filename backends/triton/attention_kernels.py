@@ -197,7 +197,7 @@ def ragged_kernel(
     """
     Q: tl.constexpr = M // G_PAD
     head, tile = tl.program_id(0), num_tiles - 1 - tl.program_id(1)
-    row, past = 0, num_rows
+    row, past = tl.zeros((), tl.int32), num_rows
     while past - row > 1:
         middle = (row + past) // 2
         begins = tl.load(query_start + middle) // Q + middle

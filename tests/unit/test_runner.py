@@ -464,6 +464,13 @@ def test_warmup_without_prefill_buckets_takes_the_whole_budget_first() -> None:
         assert [batch.bucket for batch in others] == list(reversed(BUCKETS.decode))
 
 
+def test_warmup_leaves_prefills_that_need_no_bucket_for_later_but_for_the_largest() -> None:
+    buckets = replace(BUCKETS, any_shape=True)
+    largest = BUCKETS.prefill[-1]
+    expected = [None, largest, *reversed(BUCKETS.decode)]
+    assert [batch.bucket for batch in dummy_batches(buckets, state_table(), 30)] == expected
+
+
 def test_steady_decoding_allocates_no_host_memory(make: Make) -> None:
     device = Counting()
     executor = make(device)
