@@ -6,7 +6,6 @@ What a kernel allocates comes from memory that held NaN a moment ago, so that no
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -28,11 +27,11 @@ OVERLAPS = {"alone": ALONE, "overlapping": overlap_of(torch.cuda.get_device_capa
 
 
 @pytest.fixture(autouse=True)
-def poisoned() -> Iterator[None]:
+def poisoned() -> None:
     torch.manual_seed(0)
     for size in (1 << 12, 1 << 16, 1 << 20, 1 << 24):
         torch.full((size,), float("nan"), device="cuda")
-    yield
+    return
 
 
 def normal(*shape: int) -> Tensor:
