@@ -67,23 +67,32 @@ def _heads_kernel(
         source = q + token * q_token_stride + h[:, None] * q_head_stride
         first, second, rest = _head_parts(source, q_weight, inside_HP, inside_HR, epsilon, p, r, D, HALF, NORM)
         target = q_out + (token * H + h[:, None]) * D
-        dtype = q_out.dtype.element_ty
-        tl.store(target + p[None, :], (first * cos_P - second * sin_P).to(dtype), mask=inside_HP)
-        tl.store(target + HALF + p[None, :], (second * cos_P + first * sin_P).to(dtype), mask=inside_HP)
-        tl.store(target + r[None, :], rest.to(dtype), mask=inside_HR)
+        tl.store(target + p[None, :], (first * cos_P - second * sin_P).to(q_out.dtype.element_ty), mask=inside_HP)
+        tl.store(
+            target + HALF + p[None, :], (second * cos_P + first * sin_P).to(q_out.dtype.element_ty), mask=inside_HP
+        )
+        tl.store(target + r[None, :], rest.to(q_out.dtype.element_ty), mask=inside_HR)
     elif place >= 0:
         h, d = (group - groups_of_q) * HEADS + tl.arange(0, HEADS), tl.arange(0, D_PAD)
         inside_HP, inside_HR = (h[:, None] < K) & (p[None, :] < HALF), (h[:, None] < K) & (r[None, :] < D)
         source = k + token * k_token_stride + h[:, None] * k_head_stride
         first, second, rest = _head_parts(source, k_weight, inside_HP, inside_HR, epsilon, p, r, D, HALF, NORM)
         target = keys + (place * K + h[:, None]) * D
-        dtype, kept = k.dtype.element_ty, keys.dtype.element_ty
-        tl.store(target + p[None, :], (first * cos_P - second * sin_P).to(dtype).to(kept), mask=inside_HP)
-        tl.store(target + HALF + p[None, :], (second * cos_P + first * sin_P).to(dtype).to(kept), mask=inside_HP)
-        tl.store(target + r[None, :], rest.to(dtype).to(kept), mask=inside_HR)
+
+        tl.store(
+            target + p[None, :],
+            (first * cos_P - second * sin_P).to(k.dtype.element_ty).to(keys.dtype.element_ty),
+            mask=inside_HP,
+        )
+        tl.store(
+            target + HALF + p[None, :],
+            (second * cos_P + first * sin_P).to(k.dtype.element_ty).to(keys.dtype.element_ty),
+            mask=inside_HP,
+        )
+        tl.store(target + r[None, :], rest.to(k.dtype.element_ty).to(keys.dtype.element_ty), mask=inside_HR)
         inside_HD = (h[:, None] < K) & (d[None, :] < D)
         v_HD = tl.load(v + token * v_token_stride + h[:, None] * v_head_stride + d[None, :], mask=inside_HD)
-        tl.store(values + (place * K + h[:, None]) * D + d[None, :], v_HD.to(kept), mask=inside_HD)
+        tl.store(values + (place * K + h[:, None]) * D + d[None, :], v_HD.to(values.dtype.element_ty), mask=inside_HD)
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,6 @@ def poisoned() -> None:
     torch.manual_seed(0)
     for size in (1 << 12, 1 << 16, 1 << 20, 1 << 24):
         torch.full((size,), float("nan"), device="cuda")
-    return
 
 
 def normal(*shape: int) -> Tensor:
