@@ -40,4 +40,5 @@ def overlap_of(capability: tuple[int, int]) -> Overlap:
     """What kernels do at their borders on a GPU of this compute capability."""
     if capability <= NEWEST_WITHOUT:
         return ALONE
-    return Overlap(_begin, _fetch, {"launch_pdl": True})
+    # The first kernels of a step are torch's: they gather its input ids.
+    return Overlap(_begin, _fetch, step_inputs_early=True, options={"launch_pdl": True})

@@ -5,7 +5,8 @@ Legend: T packed tokens, R rows, H query heads, K kv heads, D head dim, G query 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 import triton
@@ -72,6 +73,21 @@ class Scoring:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """Sizes of a ragged step's programs."""
+
+    queries: int
+    """Rows: queries times the heads of a group, padded to a power of two."""
+    positions: int
+    """Visited at once."""
+    warps: int
+    stages: int
+    """Of the pipeline that loads keys and values."""
+    options: Mapping[str, object] = field(default_factory=dict)
+    """More that the machine's compiler takes."""
+
+
 def num_splits(num_rows: int, num_kv_heads: int, processors: int) -> int:
     """Parts that each sequence of a decode is cut into: a power of two, fixed by the number of rows alone."""
     wanted = PROGRAMS_PER_PROCESSOR * processors // max(1, num_rows * num_kv_heads)
@@ -116,8 +132,8 @@ def decode(
         rows.block_table, rows.query_start, rows.kv_length, sinks, scale, softcap, window,
         *q_THD.stride()[:2], *strides, rows.block_table.stride(0), *cache.keys.stride()[1:3],
         **dims, **scoring.flags(), G_PAD=padded_group, S=block_size, N=positions, SPLITS=splits,
-        FRESH=fresh is not None, MIXED=mixed, BEGIN=overlap.begin, num_warps=warps, num_stages=stages,
-        **overlap.options,
+        FRESH=fresh is not None, MIXED=mixed, EARLY=overlap.step_inputs_early, BEGIN=overlap.begin,
+        num_warps=warps, num_stages=stages, **overlap.options,
     )  # fmt: skip
     if splits > 1:
         merge_kernel[(num_rows * num_heads,)](
@@ -126,25 +142,34 @@ def decode(
         )  # fmt: skip
 
 
-def ragged(q_THD: Tensor, cache: Cache, rows: Rows, scoring: Scoring, out_THD: Tensor, *, mixed: bool = False) -> None:
+def ragged(
+    q_THD: Tensor,
+    cache: Cache,
+    rows: Rows,
+    scoring: Scoring,
+    out_THD: Tensor,
+    *,
+    mixed: bool = False,
+    tile: Tile | None = None,
+) -> None:
     """Attention of rows of any number of tokens. Tokens of no row are left as they are, and in a `mixed` step those
-    that `decode` has answered.
+    that `decode` has answered. `tile` is for backends that know a better one than `ragged_tile`.
     """
     num_rows = rows.kv_length.shape[0]
     if not num_rows or not q_THD.shape[0]:
         return
     dims = _dims(q_THD, cache)
     padded_group = triton.next_power_of_2(q_THD.shape[1] // cache.keys.shape[2])
-    tile, positions, warps, stages = _ragged_tile(dims["D_PAD"], padded_group, q_THD.dtype)
+    tile = tile or ragged_tile(dims["D_PAD"], padded_group, q_THD.dtype)
     # Every row may leave one tile unfilled.
-    num_tiles = q_THD.shape[0] // (tile // padded_group) + num_rows
+    num_tiles = q_THD.shape[0] // (tile.queries // padded_group) + num_rows
     sinks, scale, softcap, window = scoring.arguments()
     ragged_kernel[(cache.keys.shape[2], num_tiles)](
         out_THD, q_THD, cache.keys, cache.values, rows.block_table, rows.query_start, rows.kv_length,
         sinks, scale, softcap, window, num_rows, num_tiles,
         *q_THD.stride()[:2], rows.block_table.stride(0), *cache.keys.stride()[1:3],
-        **dims, **scoring.flags(), G_PAD=padded_group, S=cache.keys.shape[1], M=tile, N=positions, MIXED=mixed,
-        num_warps=warps, num_stages=stages,
+        **dims, **scoring.flags(), G_PAD=padded_group, S=cache.keys.shape[1], M=tile.queries, N=tile.positions,
+        MIXED=mixed, num_warps=tile.warps, num_stages=tile.stages, **tile.options,
     )  # fmt: skip
 
 
@@ -167,10 +192,10 @@ def _decode_tile(padded_dim: int, dtype: torch.dtype) -> tuple[int, int, int]:
     return (64, 4, 3) if padded_dim <= 128 else (32, 4, 2)
 
 
-def _ragged_tile(padded_dim: int, padded_group: int, dtype: torch.dtype) -> tuple[int, int, int, int]:
-    """(rows of a tile, positions visited at once, warps, pipeline stages) of a step with chunks."""
+def ragged_tile(padded_dim: int, padded_group: int, dtype: torch.dtype) -> Tile:
+    """Of a step with chunks, where nothing is known of the machine."""
     if dtype == torch.float32:
-        return max(32, padded_group), 32, 4, 2
+        return Tile(max(32, padded_group), 32, 4, 2)
     if padded_dim > 128:
-        return max(64, padded_group), 32, 4, 2
-    return max(128, padded_group), 64, 4, 3
+        return Tile(max(64, padded_group), 32, 4, 2)
+    return Tile(max(128, padded_group), 64, 4, 2)

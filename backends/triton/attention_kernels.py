@@ -90,7 +90,7 @@ def decode_kernel(
     table_stride, slot_stride, head_stride,
     H: tl.constexpr, G: tl.constexpr, G_PAD: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, S: tl.constexpr,
     N: tl.constexpr, SPLITS: tl.constexpr, SOFTCAP: tl.constexpr, WINDOW: tl.constexpr, SINKS: tl.constexpr,
-    FRESH: tl.constexpr, MIXED: tl.constexpr, PRECISION: tl.constexpr, BEGIN: tl.constexpr,
+    FRESH: tl.constexpr, MIXED: tl.constexpr, PRECISION: tl.constexpr, EARLY: tl.constexpr, BEGIN: tl.constexpr,
 ):  # fmt: skip
     """One token of each row; program (kv head, split, row). A row of kv_length 0 yields zeros.
 
@@ -99,7 +99,8 @@ def decode_kernel(
     them there.
     """
     head, split, row = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    BEGIN()
+    if not EARLY:
+        BEGIN()
     position = tl.load(kv_length + row) - 1
     if MIXED:
         position = tl.where(_is_decode(query_start, row), position, -1)
@@ -109,6 +110,9 @@ def decode_kernel(
     begin = begin + split * span
     end = tl.minimum(begin + span, length)
     keys, values = keys + head.to(tl.int64) * head_stride, values + head.to(tl.int64) * head_stride
+    table = table + row.to(tl.int64) * table_stride
+    if EARLY:
+        BEGIN()
 
     g, d = tl.arange(0, G_PAD), tl.arange(0, D_PAD)
     heads_G = head * G + g
@@ -141,7 +145,7 @@ def decode_kernel(
             mass_G = mass_G * tl.exp2(sunk_G - peak_G) + weight_G
             acc_GD = weight_G[:, None] * v_D.to(tl.float32)[None, :]
     acc_GD, peak_G, mass_G = _visit(
-        q_GD, acc_GD, peak_G, mass_G, keys, values, table + row.to(tl.int64) * table_stride, begin, end,
+        q_GD, acc_GD, peak_G, mass_G, keys, values, table, begin, end,
         tl.zeros((G_PAD,), tl.int32) + position, scale, softcap, window, slot_stride,
         S, D, D_PAD, N, True, WINDOW, SOFTCAP, WINDOW, PRECISION,
     )  # fmt: skip

@@ -114,15 +114,18 @@ def _turn(
 def _rope_kernel(
     q, k, q_out, k_out, positions, table, q_token_stride, q_head_stride, k_token_stride, k_head_stride,
     H: tl.constexpr, K: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr, P_PAD: tl.constexpr, HEADS: tl.constexpr,
-    REST: tl.constexpr, BEGIN: tl.constexpr,
+    REST: tl.constexpr, EARLY: tl.constexpr, BEGIN: tl.constexpr,
 ):  # fmt: skip
     """Program (token, group of heads); the groups of q come first."""
     token, group = tl.program_id(0).to(tl.int64), tl.program_id(1)
     p = tl.arange(0, P_PAD)
-    BEGIN()
+    if not EARLY:
+        BEGIN()
     row = table + tl.load(positions + token).to(tl.int64) * (2 * HALF)
     cos_P = tl.load(row + p, mask=p < HALF, other=0.0)[None, :]
     sin_P = tl.load(row + HALF + p, mask=p < HALF, other=0.0)[None, :]
+    if EARLY:
+        BEGIN()
     groups_of_q: tl.constexpr = (H + HEADS - 1) // HEADS
     if group < groups_of_q:
         _turn(
@@ -151,7 +154,8 @@ def rope(
             q_THD, k_TKD, q_out, k_out, positions_T, cos_sin_PR, *q_THD.stride()[:2], *k_TKD.stride()[:2],
             H=num_heads, K=num_kv_heads, D=head_dim, HALF=rotary_dim // 2,
             P_PAD=triton.next_power_of_2(max(1, rotary_dim // 2)), HEADS=HEADS_AT_ONCE,
-            REST=triton.next_power_of_2(head_dim), BEGIN=overlap.begin, num_warps=4, **overlap.options,
+            REST=triton.next_power_of_2(head_dim), EARLY=overlap.step_inputs_early, BEGIN=overlap.begin,
+            num_warps=4, **overlap.options,
         )  # fmt: skip
     return q_out, k_out
 

@@ -36,6 +36,9 @@ class Overlap:
     fetch: Any = _fetch
     """Called with a tensor of pointers, 16-byte aligned, and a size in bytes, a multiple of 16: starts bringing so much
     from each nearer."""
+    step_inputs_early: bool = False
+    """Whether a step's integers, and what the cache held before it, may be read before `begin`. They may where every
+    step starts with a kernel that is not launched by these options: it waits for all before it."""
     options: Mapping[str, object] = field(default_factory=dict)
 
 
