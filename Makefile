@@ -1,4 +1,4 @@
-# make serve | test | test-clients | check | bench | size. Each target installs what it needs into .venv.
+# make serve | test | test-clients | check | bench | report | size. Each target installs what it needs into .venv.
 MODEL ?= demo
 BACKEND ?= auto
 HOST ?= 127.0.0.1
@@ -8,7 +8,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: serve test test-clients check lint bench size
+.PHONY: serve test test-clients check lint bench report size
 .DEFAULT_GOAL := serve
 
 $(BIN)/mainspring: pyproject.toml constraints.txt
@@ -46,6 +46,10 @@ bench: $(VENV)/dev ## the benchmarks that need no accelerator
 	$(BIN)/python benchmarks/engine_throughput.py
 	$(BIN)/python benchmarks/host_cost.py --runs 3
 	$(BIN)/python benchmarks/cpu_step.py
+
+report: $(VENV)/dev ## what the conformance kit says of BACKEND, kept in its package, and docs/backends.md
+	$(BIN)/mainspring conformance $(BACKEND) --save backends/$(BACKEND)/verified.json
+	$(BIN)/mainspring backends --matrix --markdown > docs/backends.md
 
 size: ## lines of code in each room
 	@for room in core core/models core/layers core/ops core/conformance backends/* server server/* tests; do \

@@ -79,11 +79,17 @@ class Served:
     directory: Path
     mixes: bool
 
-    def answers(self, *, prefix_caching: bool, before: Callable[[Batch], None] = lambda batch: None) -> list[Answer]:
-        """The workload's, with log-probabilities of the whole vocabulary."""
+    def answers(
+        self,
+        *,
+        prefix_caching: bool,
+        logprobs: int | None = None,
+        before: Callable[[Batch], None] = lambda batch: None,
+    ) -> list[Answer]:
+        """The workload's."""
         scheduler = workload.scheduler_for(self.executor, prefix_caching=prefix_caching, mixes=self.mixes)
         wanted = workload.prompts(self.plan.kv.block_size, tiny_llama.VOCABULARY)
-        return workload.serve(self.executor, scheduler, wanted, logprobs=tiny_llama.VOCABULARY, before=before)
+        return workload.serve(self.executor, scheduler, wanted, logprobs=logprobs, before=before)
 
     @property
     def tolerance(self) -> Tolerance:
@@ -177,7 +183,8 @@ def _against_oracle(
             if poison is not None:
                 poison(batch, tiny.plan)
 
-        for answer in tiny.answers(prefix_caching=prefix_caching, before=before):
+        found = tiny.answers(prefix_caching=prefix_caching, logprobs=tiny_llama.VOCABULARY, before=before)
+        for answer in found:
             name = f"prompt of {len(answer.prompt)} tokens; {tiny.plan.dtype}"
             if answer.error:
                 trial.require(name, False, answer.error)
@@ -210,6 +217,7 @@ def _programs(capabilities: Capabilities, device: Device) -> Finding:
     """All is compiled at warm-up, each bucket once; a captured program is not run in Python again.
 
     But for buckets that are optional (`Buckets.any_shape`), which may be compiled when they are first met.
+    Plain requests: how many log-probabilities one may ask for, warm-up cannot know.
     """
     trial = Trial("programs", "native" if type(device).compile is not Device.compile else "default")
     calls: list[Bucket] = []
