@@ -18,6 +18,9 @@ SCHEMES: Mapping[str, WeightScheme] = MappingProxyType(
         "int8": WeightScheme(weight="int8", bits=8),
         "int8-dynamic": WeightScheme(weight="int8", bits=8, activation="int8", activation_granularity="token"),
         "int4": WeightScheme(weight="int4", bits=4, group_size=32, symmetric=False),
+        "int4-dynamic": WeightScheme(
+            weight="int4", bits=4, group_size=32, symmetric=False, activation="int8", activation_granularity="token"
+        ),
     }
 )
 """By the name that `--quantize` takes. Activations stay in the compute dtype, but for `int8-dynamic`, which rounds them
