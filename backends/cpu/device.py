@@ -181,14 +181,18 @@ class CpuDevice(Device):
         return PackedLinear(scheme, in_features, out_features, self._packed(scheme, tensors), tensors.get("bias"))
 
     def _packed(self, scheme: WeightScheme, tensors: Mapping[str, torch.Tensor]) -> Weights:
+        import torch
+
         from mainspring.backends.cpu.linear import pack_float
-        from mainspring.backends.cpu.native.linear import pack_native
+        from mainspring.backends.cpu.native import linear as native
         from mainspring.backends.cpu.quantization import pack_quantized
 
         if scheme.weight in ("float32", "float16", "bfloat16"):
+            if self._kernels is not None and tensors["weight"].dtype == torch.float32:
+                return native.pack_float(tensors["weight"], self._kernels)
             return pack_float(tensors["weight"], opaque=not self._compiles)
         if self._kernels is not None and scheme in (INT8_DYNAMIC, INT4_DYNAMIC):
-            return pack_native(scheme, tensors, self._kernels)
+            return native.pack_native(scheme, tensors, self._kernels)
         return pack_quantized(scheme, tensors)
 
     def quantized_linear(self, x: torch.Tensor, packed: PackedLinear) -> torch.Tensor:

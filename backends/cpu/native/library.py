@@ -32,7 +32,7 @@ class Linear(Structure):
     """`struct Linear` of linear.cpp, field by field."""
 
     _fields_ = (
-        *((name, c_void_p) for name in ("x", "weights", "scales", "groups", "bias", "out")),
+        *((name, c_void_p) for name in ("x", "weights", "scales", "bias", "out")),
         *((name, c_int64) for name in ("tokens", "inputs", "outputs", "group", "threads")),
     )
 
@@ -43,6 +43,7 @@ class Kernels:
 
     threads: int
     attention: Callable[..., Any]
+    linear_float: Callable[..., Any]
     linear_int8: Callable[..., Any]
     linear_int4: Callable[..., Any]
     add_rms_norm: Callable[..., Any]
@@ -66,6 +67,7 @@ def load(path: Path, threads: int) -> Kernels:
     return Kernels(
         threads=threads,
         attention=function("attention", POINTER(Attention)),
+        linear_float=function("linear_float", POINTER(Linear)),
         linear_int8=function("linear_int8", POINTER(Linear)),
         linear_int4=function("linear_int4", POINTER(Linear)),
         add_rms_norm=function(

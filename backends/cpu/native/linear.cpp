@@ -1,11 +1,13 @@
-// Linear layers with quantized weights: activations become int8 with a scale a token, products are summed in int32.
+// Linear layers. Of float32, and with quantized weights: activations become int8 with a scale a token, products are
+// summed in int32.
 //
 // The processor's instruction multiplies unsigned bytes by signed ones. Weights are the unsigned ones (int8 plus 128,
 // int4 as it is), so that four activations of a token are broadcast from memory by the same instruction; what the
 // offset adds is the offset times the sum of the token's activations.
 //
-// Weights lie in panels of 32 outputs, and within a panel by quads of four inputs, so a product reads them in order:
-// int8 [panel][quad][32][4], int4 [panel][quad][16][4] with outputs 0 to 15 in the low half of the bytes.
+// Weights lie in panels of 32 outputs and within a panel input by input, so that a product reads them in order: float32
+// [panel][input][32]; where they are bytes by quads of four inputs, int8 [panel][quad][32][4], int4 [panel][quad][16][4]
+// with outputs 0 to 15 in the low half of the bytes.
 
 #include <algorithm>
 #include <vector>
@@ -18,9 +20,9 @@
 
 struct Linear {
     const float* x;  // [tokens, inputs]
-    const uint8_t* weights;
-    const float* scales;     // int8: [panels, 32]
-    const uint16_t* groups;  // int4: [panels, inputs / group, 2, 32] float16: scales, then scales times zeros
+    const void* weights;
+    const void* scales;  // int8: [panels, 32] float32; int4: [panels, inputs / group, 2, 32] float16, scales and then
+                         // scales times zeros
     const float* bias;       // [outputs] or nullptr
     float* out;              // [tokens, outputs]
     int64_t tokens, inputs, outputs, group;
@@ -121,7 +123,7 @@ inline void finish(const Linear& a, int64_t token, int64_t panel, floats low, fl
 // R tokens times one panel.
 template <int R>
 void panel_int8(const Linear& a, const Quantized& q, int64_t token, int64_t panel) {
-    const uint8_t* weights = a.weights + panel * q.width * PANEL;
+    const uint8_t* weights = static_cast<const uint8_t*>(a.weights) + panel * q.width * PANEL;
     const int8_t* x = q.values.data() + token * q.width;
     ints low[R] = {}, high[R] = {};
     for (int64_t k = 0; k < q.width; k += 4) {
@@ -131,7 +133,8 @@ void panel_int8(const Linear& a, const Quantized& q, int64_t token, int64_t pane
             high[r] = dot(high[r], second, x + r * q.width + k);
         }
     }
-    const floats scale_low = load(a.scales + panel * PANEL), scale_high = load(a.scales + panel * PANEL + LANES);
+    const float* scales = static_cast<const float*>(a.scales) + panel * PANEL;
+    const floats scale_low = load(scales), scale_high = load(scales + LANES);
     for (int r = 0; r < R; r++) {
         const float scale = q.scales[token + r];
         const int32_t offset = 128 * int32_t(q.sums[token + r]);
@@ -142,8 +145,8 @@ void panel_int8(const Linear& a, const Quantized& q, int64_t token, int64_t pane
 
 template <int R>
 void panel_int4(const Linear& a, const Quantized& q, int64_t token, int64_t panel) {
-    const uint8_t* weights = a.weights + panel * q.width * (PANEL / 2);
-    const uint16_t* groups = a.groups + panel * q.groups * 2 * PANEL;
+    const uint8_t* weights = static_cast<const uint8_t*>(a.weights) + panel * q.width * (PANEL / 2);
+    const uint16_t* groups = static_cast<const uint16_t*>(a.scales) + panel * q.groups * 2 * PANEL;
     const int8_t* x = q.values.data() + token * q.width;
     floats low[R] = {}, high[R] = {};
     for (int64_t part = 0; part < q.groups; part++, groups += 2 * PANEL) {
@@ -168,6 +171,21 @@ void panel_int4(const Linear& a, const Quantized& q, int64_t token, int64_t pane
         finish(a, token + r, panel, low[r] * q.scales[token + r], high[r] * q.scales[token + r]);
 }
 
+template <int R>
+void panel_float(const Linear& a, int64_t token, int64_t panel) {
+    const float* weights = static_cast<const float*>(a.weights) + panel * a.inputs * PANEL;
+    const float* x = a.x + token * a.inputs;
+    floats low[R] = {}, high[R] = {};
+    for (int64_t k = 0; k < a.inputs; k++) {
+        const floats first = load(weights + k * PANEL), second = load(weights + k * PANEL + LANES);
+        for (int r = 0; r < R; r++) {
+            low[r] += x[r * a.inputs + k] * first;
+            high[r] += x[r * a.inputs + k] * second;
+        }
+    }
+    for (int r = 0; r < R; r++) finish(a, token + r, panel, low[r], high[r]);
+}
+
 // Most tokens at a time that leave registers for all sums.
 void rows_int8(const Linear& a, const Quantized& q, int64_t panel) {
     int64_t at = 0;
@@ -184,6 +202,15 @@ void rows_int4(const Linear& a, const Quantized& q, int64_t panel) {
     for (; at + 4 <= a.tokens; at += 4) panel_int4<4>(a, q, at, panel);
     for (; at + 2 <= a.tokens; at += 2) panel_int4<2>(a, q, at, panel);
     for (; at < a.tokens; at++) panel_int4<1>(a, q, at, panel);
+}
+
+void rows_float(const Linear& a, int64_t panel) {
+    int64_t at = 0;
+    for (; at + 12 <= a.tokens; at += 12) panel_float<12>(a, at, panel);
+    for (; at + 8 <= a.tokens; at += 8) panel_float<8>(a, at, panel);
+    for (; at + 4 <= a.tokens; at += 4) panel_float<4>(a, at, panel);
+    for (; at + 2 <= a.tokens; at += 2) panel_float<2>(a, at, panel);
+    for (; at < a.tokens; at++) panel_float<1>(a, at, panel);
 }
 
 template <typename Rows>
@@ -204,6 +231,12 @@ void run(const Linear& a, int64_t group, Rows rows) {
 }  // namespace
 
 extern "C" {
+
+void linear_float(const Linear* a) {
+    const int64_t panels = (a->outputs + PANEL - 1) / PANEL;
+#pragma omp parallel for schedule(static) num_threads(a->threads) if (a->inputs * a->outputs > ALONE)
+    for (int64_t panel = 0; panel < panels; panel++) rows_float(*a, panel);
+}
 
 void linear_int8(const Linear* a) { run(*a, (a->inputs + 3) / 4 * 4, rows_int8); }
 

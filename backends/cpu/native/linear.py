@@ -1,4 +1,4 @@
-"""Quantized linear layers by the compiled kernels, whose activations are int8 with a scale a token.
+"""Linear layers by the compiled kernels: float32, and quantized weights with int8 activations, a scale a token.
 
 Legend: T tokens, K input features, N output features, G groups of a row, P panels of 32 outputs, Q quads of inputs.
 """
@@ -6,8 +6,9 @@ Legend: T tokens, K input features, N output features, G groups of a row, P pane
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,13 +27,15 @@ class NativeWeights:
     """A packed weight, as `backends.cpu.linear.Weights` wants it."""
 
     kernels: Kernels
+    multiply: Callable[..., Any]
+    """One of the kernels."""
     weights: Tensor
-    scales: Tensor
+    scales: Tensor | None
     """int8: [P * 32] float32. int4: [P, G, 2, 32] float16, scales and then scales times zeros."""
     in_features: int
     out_features: int
-    group_size: int | None
-    """Inputs that share a scale; None for int8."""
+    group_size: int = 0
+    """Inputs that share a scale, for int4."""
 
     def product(self, x_TK: Tensor, bias_N: Tensor | None) -> Tensor:
         """[T, N] in x's dtype, bias added."""
@@ -40,13 +43,20 @@ class NativeWeights:
         bias_N = None if bias_N is None else bias_N.float().contiguous()
         out_TN = torch.empty(len(x_TK), self.out_features)
         record = Linear(
-            x32_TK.data_ptr(), self.weights.data_ptr(), self.scales.data_ptr(), self.scales.data_ptr(),
+            x32_TK.data_ptr(), self.weights.data_ptr(), None if self.scales is None else self.scales.data_ptr(),
             None if bias_N is None else bias_N.data_ptr(), out_TN.data_ptr(), len(x_TK), self.in_features,
-            self.out_features, self.group_size or 0, self.kernels.threads,
+            self.out_features, self.group_size, self.kernels.threads,
         )  # fmt: skip
-        multiply = self.kernels.linear_int8 if self.group_size is None else self.kernels.linear_int4
-        multiply(ctypes.byref(record))
+        self.multiply(ctypes.byref(record))
         return out_TN.to(x_TK.dtype)
+
+
+def pack_float(weight_NK: Tensor, kernels: Kernels) -> NativeWeights:
+    """[P, K, 32] of a float32 weight."""
+    out_features, in_features = weight_NK.shape
+    panels = F.pad(weight_NK, (0, 0, 0, -out_features % PANEL)).view(-1, PANEL, in_features)
+    weights = panels.transpose(1, 2).contiguous()
+    return NativeWeights(kernels, kernels.linear_float, weights, None, in_features, out_features)
 
 
 def pack_native(scheme: WeightScheme, tensors: Mapping[str, Tensor], kernels: Kernels) -> NativeWeights:
@@ -54,9 +64,10 @@ def pack_native(scheme: WeightScheme, tensors: Mapping[str, Tensor], kernels: Ke
     if tensors["weight"].dtype.is_floating_point:
         tensors = quantize_weight(tensors["weight"], scheme)
     out_features, in_features = tensors["weight"].shape
-    pack = _int4 if scheme.weight == "int4" else _int8
+    pack, multiply = (_int4, kernels.linear_int4) if scheme.weight == "int4" else (_int8, kernels.linear_int8)
     weights, scales = pack(scheme, tensors)
-    return NativeWeights(kernels, weights, scales, in_features, out_features, scheme.group_size)
+    group_size = scheme.group_size or 0
+    return NativeWeights(kernels, multiply, weights, scales, in_features, out_features, group_size)
 
 
 def _int8(scheme: WeightScheme, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
