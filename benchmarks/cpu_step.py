@@ -19,6 +19,8 @@ from mainspring.backends.cpu import CpuBackend
 from mainspring.core.backend import AttentionMetadata, Device, KVCache, KVSpec, PackedLinear, WeightScheme, unquantized
 from mainspring.core.config import Dtype, EngineConfig
 from mainspring.core.ops import Ops, resolve
+from mainspring.core.quantization import SCHEMES as QUANTIZED
+from mainspring.core.quantization import head_scheme
 
 LAYERS, HIDDEN, INNER, HEADS, KV_HEADS, HEAD_DIM, VOCABULARY = 30, 576, 1536, 9, 3, 64, 49152
 BLOCK_SIZE = 32
@@ -26,12 +28,7 @@ BLOCK_SIZE = 32
 SCHEMES: Mapping[str, WeightScheme] = {
     "float32": unquantized("float32"),
     "bfloat16": unquantized("bfloat16"),
-    "int8": WeightScheme(weight="int8", bits=8),
-    "int8-dynamic": WeightScheme(weight="int8", bits=8, activation="int8", activation_granularity="token"),
-    "int4": WeightScheme(weight="int4", bits=4, group_size=32, symmetric=False),
-    "int4-dynamic": WeightScheme(
-        weight="int4", bits=4, group_size=32, symmetric=False, activation="int8", activation_granularity="token"
-    ),
+    **QUANTIZED,
 }
 
 
@@ -76,7 +73,8 @@ class Model:
         shapes = ((qkv, HIDDEN), (HIDDEN, HEADS * HEAD_DIM), (2 * INNER, HIDDEN), (HIDDEN, INNER))
         layers = tuple([linear(*shape) for shape in shapes] for _ in range(LAYERS))
         table = torch.randn(VOCABULARY, HIDDEN, dtype=dtype)
-        head = device.pack(unquantized("bfloat16" if dtype == torch.bfloat16 else "float32"), {"weight": table})
+        plain = unquantized("bfloat16" if dtype == torch.bfloat16 else "float32")
+        head = device.pack(head_scheme(scheme, plain), {"weight": table})
         return cls(layers, head, table, torch.ones(HIDDEN, dtype=dtype), torch.randn(8192, HEAD_DIM))
 
     def step(self, device: Device, ops: Ops, kv: KVCache, metadata: AttentionMetadata) -> Tensor:

@@ -14,10 +14,12 @@ prompt, whatever the model says.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
 import random
+import signal
 import statistics
 import subprocess
 import sys
@@ -66,6 +68,7 @@ class Peer:
         self._process = subprocess.Popen(
             [python, str(script), name, json.dumps(settings)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+            start_new_session=True,
         )  # fmt: skip
         self.about = self._answer()
 
@@ -79,19 +82,17 @@ class Peer:
         return float(self._answer()["seconds"])
 
     def close(self) -> None:
-        """Lets the process end by itself, and ends it where it does not."""
+        """Lets the process end by itself, then ends what it left: engines have processes of their own."""
         if self._process.stdin is not None:
             self._process.stdin.close()
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=20)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
 
     def _answer(self) -> dict[str, Any]:
         line = self._process.stdout.readline() if self._process.stdout is not None else ""
         answer: dict[str, Any] = json.loads(line) if line else {"error": "its process ended"}
-        if "seconds" not in answer and "version" not in answer and line == "":
-            self._process.wait()
         return answer
 
 
@@ -156,11 +157,10 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def load(arguments: argparse.Namespace) -> list[Peer]:
-    """Starts the peers, one at a time, and says which there are."""
+def load(arguments: argparse.Namespace, peers: list[Peer]) -> None:
+    """Starts the peers, one at a time, and says which there are; adds them to `peers`."""
     pythons = dict(pair.split("=", 1) for pair in arguments.python)
     settings = {key: getattr(arguments, key) for key in ("model", "dtype", "threads")} | {"gguf": str(arguments.gguf)}
-    peers = []
     for name in arguments.peers:
         # A path for `vllm` serves `vllm`, one for `llama.cpp` its batches as well.
         peer = Peer(name, pythons.get(name) or pythons.get(name.split()[0]) or sys.executable, settings)
@@ -170,16 +170,18 @@ def load(arguments: argparse.Namespace) -> list[Peer]:
         else:
             print(f"{name}: {peer.about['version']}", flush=True)
             peers.append(peer)
-    return peers
 
 
 def main() -> None:
     arguments = parse()
+    # As an exception, so that peers are ended too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))
     print(f"{platform.processor() or platform.machine()}, {arguments.threads} threads, {arguments.dtype}", flush=True)
     vocab_size = json.loads((Path(arguments.model) / "config.json").read_text())["vocab_size"]
     todo = [case for case in cases(arguments.output_tokens, vocab_size) if case.name.startswith(tuple(arguments.cases))]
-    peers = load(arguments)
+    peers: list[Peer] = []
     try:
+        load(arguments, peers)
         rows = report(todo, measure(peers, todo, arguments.runs))
     finally:
         for peer in peers:

@@ -162,7 +162,7 @@ def load_vllm(settings: Settings) -> Generate:
 PEERS: Mapping[str, tuple[str, Callable[[Settings], Generate]]] = {
     "mainspring": ("mainspring", load_mainspring),
     "mainspring int8": ("mainspring", lambda settings: load_mainspring(settings, "int8-dynamic")),
-    "mainspring int4": ("mainspring", lambda settings: load_mainspring(settings, "int4")),
+    "mainspring int4": ("mainspring", lambda settings: load_mainspring(settings, "int4-dynamic")),
     "transformers": ("transformers", load_transformers),
     "transformers batch": ("transformers", load_transformers_batch),
     "llama.cpp": ("llama-cpp-python", load_llama_cpp),

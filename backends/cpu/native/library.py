@@ -70,9 +70,7 @@ def load(path: Path, threads: int) -> Kernels:
         linear_float=function("linear_float", POINTER(Linear)),
         linear_int8=function("linear_int8", POINTER(Linear)),
         linear_int4=function("linear_int4", POINTER(Linear)),
-        add_rms_norm=function(
-            "add_rms_norm", pointer, pointer, pointer, c_float, pointer, pointer, size, size, c_int
-        ),
+        add_rms_norm=function("add_rms_norm", pointer, pointer, pointer, c_float, pointer, pointer, size, size, c_int),
         silu_mul=function("silu_mul", pointer, pointer, size, size, c_int),
         rope=function("rope", pointer, size, pointer, pointer, pointer, size, size, size, size, c_int),
     )
