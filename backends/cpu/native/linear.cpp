@@ -32,6 +32,7 @@ struct Linear {
 namespace {
 
 constexpr int64_t PANEL = 32;
+constexpr int64_t FEW = 8;           // tokens that are rounded before threads could have met
 constexpr int64_t ALONE = 1 << 15;  // smaller weights than this are multiplied before a second thread has begun
 
 // total + four products in each of 16 lanes: unsigned bytes of `weights` times the four signed ones of `quad`.
@@ -219,10 +220,15 @@ void run(const Linear& a, int64_t group, Rows rows) {
     Quantized& q = memory;  // the caller's, which the threads below share
     q.fit(a, group);
     const int64_t panels = (a.outputs + PANEL - 1) / PANEL;
+    const bool few = a.tokens <= FEW;
+    if (few)
+        for (int64_t token = 0; token < a.tokens; token++) q.take(a.x + token * a.inputs, token, a.inputs);
 #pragma omp parallel num_threads(a.threads) if (a.inputs * a.outputs > ALONE)
     {
+        if (!few) {
 #pragma omp for schedule(static)
-        for (int64_t token = 0; token < a.tokens; token++) q.take(a.x + token * a.inputs, token, a.inputs);
+            for (int64_t token = 0; token < a.tokens; token++) q.take(a.x + token * a.inputs, token, a.inputs);
+        }
 #pragma omp for schedule(static)
         for (int64_t panel = 0; panel < panels; panel++) rows(a, q, panel);
     }

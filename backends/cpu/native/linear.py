@@ -39,16 +39,17 @@ class NativeWeights:
 
     def product(self, x_TK: Tensor, bias_N: Tensor | None) -> Tensor:
         """[T, N] in x's dtype, bias added."""
-        x32_TK = x_TK.float().contiguous()
+        x32_TK = x_TK if x_TK.dtype == torch.float32 and x_TK.is_contiguous() else x_TK.float().contiguous()
         bias_N = None if bias_N is None else bias_N.float().contiguous()
-        out_TN = torch.empty(len(x_TK), self.out_features)
+        tokens = x_TK.shape[0]
+        out_TN = torch.empty(tokens, self.out_features)
         record = Linear(
             x32_TK.data_ptr(), self.weights.data_ptr(), None if self.scales is None else self.scales.data_ptr(),
-            None if bias_N is None else bias_N.data_ptr(), out_TN.data_ptr(), len(x_TK), self.in_features,
+            None if bias_N is None else bias_N.data_ptr(), out_TN.data_ptr(), tokens, self.in_features,
             self.out_features, self.group_size, self.kernels.threads,
         )  # fmt: skip
         self.multiply(ctypes.byref(record))
-        return out_TN.to(x_TK.dtype)
+        return out_TN if x_TK.dtype == torch.float32 else out_TN.to(x_TK.dtype)
 
 
 def pack_float(weight_NK: Tensor, kernels: Kernels) -> NativeWeights:
