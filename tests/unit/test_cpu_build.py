@@ -72,5 +72,5 @@ def test_without_a_compiler_torch_computes_and_it_is_said(
 
 
 def test_the_option_kernels_names_its_values() -> None:
-    with pytest.raises(BackendError, match="'trch'.*'torch'"):
+    with pytest.raises(BackendError, match=r"'trch'.*'torch'"):
         CpuBackend().open(0, 0, 1, EngineConfig(model="m", backend_options={"kernels": "trch"}))
