@@ -60,7 +60,10 @@ class Case:
 
 
 class Peer:
-    """A loaded peer, in a process of its own."""
+    """A peer in a process of its own."""
+
+    about: dict[str, Any]
+    """What it said when it was loaded."""
 
     def __init__(self, name: str, python: str, settings: Mapping[str, Any]) -> None:
         script = Path(__file__).with_name("peer.py")
@@ -70,7 +73,11 @@ class Peer:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
             start_new_session=True,
         )  # fmt: skip
+
+    def load(self) -> bool:
+        """Waits until it is loaded; False when it cannot be."""
         self.about = self._answer()
+        return "version" in self.about
 
     def seconds(self, case: Case) -> float:
         """Runs a case."""
@@ -164,12 +171,13 @@ def load(arguments: argparse.Namespace, peers: list[Peer]) -> None:
     for name in arguments.peers:
         # A path for `vllm` serves `vllm`, one for `llama.cpp` its batches as well.
         peer = Peer(name, pythons.get(name) or pythons.get(name.split()[0]) or sys.executable, settings)
-        if "error" in peer.about:
-            print(f"{name}: left out, {peer.about['error']}", flush=True)
-            peer.close()
-        else:
+        peers.append(peer)
+        if peer.load():
             print(f"{name}: {peer.about['version']}", flush=True)
-            peers.append(peer)
+        else:
+            print(f"{name}: left out, {peer.about['error']}", flush=True)
+            peers.remove(peer)
+            peer.close()
 
 
 def main() -> None:

@@ -65,7 +65,10 @@ def main() -> None:
         rounded = score(arguments.model, texts, scheme, arguments.window)
         change = rounded.perplexity / plain.perplexity - 1
         same = rounded.agreement(plain)
-        print(f"{scheme:14} perplexity {rounded.perplexity:8.3f} ({change:+.2%}), first choice same {same:.1%}", flush=True)
+        print(
+            f"{scheme:14} perplexity {rounded.perplexity:8.3f} ({change:+.2%}), first choice same {same:.1%}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":
