@@ -1,4 +1,5 @@
-"""Time of one decode step of a SmolLM2-135M shape on the CPU backend's ops, and where it goes: 30 layers, tied head,
+"""Time of one decode step of a SmolLM2-135M shape on the CPU backend's ops, where it goes, and what
+it cannot be faster than here (memory read once, float32 multiplied at the rate of a large product): 30 layers, tied head,
 random weights; no scheduler and no sampler. Minima, because machines are never quiet.
 
 python benchmarks/cpu_step.py [--threads 1 2] [--batch 1 8 32] [--context 160] [--scheme float32]
@@ -77,6 +78,10 @@ class Model:
         head = device.pack(head_scheme(scheme, plain), {"weight": table})
         return cls(layers, head, table, torch.ones(HIDDEN, dtype=dtype), torch.randn(8192, HEAD_DIM))
 
+    def packed(self) -> list[PackedLinear]:
+        """All weights that are multiplied by."""
+        return [self.head, *(packed for layer in self.layers for packed in layer)]
+
     def step(self, device: Device, ops: Ops, kv: KVCache, metadata: AttentionMetadata) -> Tensor:
         """Logits of one decoding step."""
         plan = device.prepare_attention(metadata, kv)
@@ -135,7 +140,37 @@ def measure(model: Model, device: Device, metadata: AttentionMetadata, seconds: 
     ops = resolve(device.ops())
     step = best(lambda: model.step(device, ops, kv, metadata), seconds)
     tokens = len(metadata.slot) / step
-    return f"{step * 1e3:.1f} ms, {tokens:.1f} tokens/s ({shares(model, device, kv, metadata)} ms)"
+    floors = (
+        f"reading {reads(model, metadata) / bandwidth() * 1e3:.1f}, float32 {products(metadata) / rate() * 1e3:.1f}"
+    )
+    return f"{step * 1e3:.1f} ms, {tokens:.1f} tokens/s ({shares(model, device, kv, metadata)} ms; floors: {floors} ms)"
+
+
+def reads(model: Model, metadata: AttentionMetadata) -> float:
+    """Bytes that a step must read once: weights, and keys and values of every token."""
+    scales = 32  # bits of a group's scale and zero
+    bits = [(p.scheme.bits + (scales / p.scheme.group_size if p.scheme.group_size else 0), p) for p in model.packed()]
+    weights = sum(width * p.in_features * p.out_features / 8 for width, p in bits)
+    return weights + 2 * LAYERS * KV_HEADS * HEAD_DIM * float(metadata.kv_length.sum()) * model.table.element_size()
+
+
+def products(metadata: AttentionMetadata) -> float:
+    """Floating-point operations of a step, with each multiply and add counted."""
+    layer = HIDDEN * (HEADS + 2 * KV_HEADS) * HEAD_DIM + HEADS * HEAD_DIM * HIDDEN + 3 * HIDDEN * INNER
+    linear = 2 * (LAYERS * layer + HIDDEN * VOCABULARY) * len(metadata.slot)
+    return linear + 4 * LAYERS * HEADS * HEAD_DIM * float(metadata.kv_length.sum())
+
+
+def rate() -> float:
+    """float32 operations a second that all threads together do in a large product, at best."""
+    matrix = torch.ones(1024, 1024)
+    return 2 * 1024**3 / best(lambda: matrix @ matrix, 0.3)
+
+
+def bandwidth() -> float:
+    """Bytes a second that all threads together read, at best."""
+    memory = torch.zeros(1 << 26)
+    return memory.numel() * 4 / best(memory.sum, 0.3)
 
 
 def main() -> None:

@@ -37,11 +37,18 @@ def build(processor: str, cache: Path | None = None) -> Path:
     version = _run([compiler, "--version"])
     parts = [processor, version, *flags, *(path.read_text() for path in sorted(directory.glob("*.?pp")))]
     digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
-    cache = cache or Path.home() / ".cache" / "mainspring" / "cpu"
+    cache = cache or _user_cache()
     library = cache / f"{digest}.so"
     if not _ours(library):
         _compile([compiler, *flags, *map(str, sources)], library)
     return library
+
+
+def _user_cache() -> Path:
+    try:
+        return Path.home() / ".cache" / "mainspring" / "cpu"
+    except RuntimeError as error:
+        raise CannotBuildError(f"there is no home directory to keep compiled code in: {error}") from error
 
 
 def _ours(library: Path) -> bool:

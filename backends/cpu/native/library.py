@@ -1,6 +1,7 @@
 """The compiled kernels as Python calls them: plain C functions that take pointers and sizes.
 
-OpenMP is the one that torch has loaded already, so that both use the same threads.
+Where torch has loaded the system's OpenMP under its usual name, as its Linux builds have, the loader gives the kernels
+the same one, and both use the same threads.
 """
 
 from __future__ import annotations
