@@ -1,6 +1,6 @@
-"""Time of one decode step of a SmolLM2-135M shape on the CPU backend's ops, where it goes, and what
-it cannot be faster than here (memory read once, float32 multiplied at the rate of a large product): 30 layers, tied head,
-random weights; no scheduler and no sampler. Minima, because machines are never quiet.
+"""Time of one decode step of a SmolLM2-135M shape on the CPU backend's ops, where it goes, and its floors on this machine:
+memory read once, float32 multiplied at the rate of a large product. 30 layers, tied head, random weights; no scheduler
+and no sampler. Minima, because machines are never quiet.
 
 python benchmarks/cpu_step.py [--threads 1 2] [--batch 1 8 32] [--context 160] [--scheme float32]
 """
@@ -133,16 +133,30 @@ def shares(model: Model, device: Device, kv: KVCache, metadata: AttentionMetadat
     return ", ".join(f"{kind} {seconds * 1e3:.1f}" for kind, seconds in least.items())
 
 
-def measure(model: Model, device: Device, metadata: AttentionMetadata, seconds: float) -> str:
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the machine does at best, all threads together."""
+
+    bandwidth: float
+    """Bytes read a second."""
+    rate: float
+    """float32 operations a second in a large product."""
+
+    @classmethod
+    def measured(cls, seconds: float) -> Limits:
+        memory, matrix = torch.zeros(1 << 26), torch.ones(1024, 1024)
+        return cls(memory.numel() * 4 / best(memory.sum, seconds), 2 * 1024**3 / best(lambda: matrix @ matrix, seconds))
+
+
+def measure(model: Model, device: Device, metadata: AttentionMetadata, limits: Limits, seconds: float) -> str:
     """Time of the step and of its parts, in words."""
     dtype: Dtype = "bfloat16" if model.table.dtype == torch.bfloat16 else "float32"
     kv = device.allocate_kv(KVSpec(LAYERS, KV_HEADS, HEAD_DIM, dtype, BLOCK_SIZE), metadata.block_table.numel() + 1)
     ops = resolve(device.ops())
     step = best(lambda: model.step(device, ops, kv, metadata), seconds)
     tokens = len(metadata.slot) / step
-    floors = (
-        f"reading {reads(model, metadata) / bandwidth() * 1e3:.1f}, float32 {products(metadata) / rate() * 1e3:.1f}"
-    )
+    floors = f"reading {reads(model, metadata) / limits.bandwidth * 1e3:.1f}"
+    floors += f", float32 {products(metadata) / limits.rate * 1e3:.1f}"
     return f"{step * 1e3:.1f} ms, {tokens:.1f} tokens/s ({shares(model, device, kv, metadata)} ms; floors: {floors} ms)"
 
 
@@ -161,18 +175,6 @@ def products(metadata: AttentionMetadata) -> float:
     return linear + 4 * LAYERS * HEADS * HEAD_DIM * float(metadata.kv_length.sum())
 
 
-def rate() -> float:
-    """float32 operations a second that all threads together do in a large product, at best."""
-    matrix = torch.ones(1024, 1024)
-    return 2 * 1024**3 / best(lambda: matrix @ matrix, 0.3)
-
-
-def bandwidth() -> float:
-    """Bytes a second that all threads together read, at best."""
-    memory = torch.zeros(1 << 26)
-    return memory.numel() * 4 / best(memory.sum, 0.3)
-
-
 def main() -> None:
     """Prints one line for each shape."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -186,9 +188,9 @@ def main() -> None:
     for threads in given.threads:
         device = CpuBackend().open(0, 0, 1, EngineConfig(model="random", threads=threads))
         with torch.inference_mode():
-            model = Model.random(device, SCHEMES[given.scheme])
+            model, limits = Model.random(device, SCHEMES[given.scheme]), Limits.measured(given.seconds / 3)
             for batch in given.batch:
-                line = measure(model, device, decode_metadata(batch, given.context, BLOCK_SIZE), given.seconds)
+                line = measure(model, device, decode_metadata(batch, given.context, BLOCK_SIZE), limits, given.seconds)
                 print(f"{given.scheme}, {threads} threads, batch {batch}, context {given.context}: {line}", flush=True)
 
 
