@@ -1,6 +1,6 @@
-"""Time of one decode step of a SmolLM2-135M shape on the CPU backend's ops, where it goes, and its floors on this machine:
-memory read once, float32 multiplied at the rate of a large product. 30 layers, tied head, random weights; no scheduler
-and no sampler. Minima, because machines are never quiet.
+"""Time of one decode step of a SmolLM2-135M shape on the CPU backend's ops, where it goes, and its floors here: memory
+read once, float32 multiplied at the rate of a large product. 30 layers, tied head, random weights; no scheduler and no
+sampler. Minima, because machines are never quiet.
 
 python benchmarks/cpu_step.py [--threads 1 2] [--batch 1 8 32] [--context 160] [--scheme float32]
 """
