@@ -94,10 +94,10 @@ class CpuBackend(Backend):
     def _kernels(self, threads: int) -> Kernels | None:
         """The compiled kernels, or None where there can be none, which is said."""
         from mainspring.backends.cpu.native.build import CannotBuildError, build
-        from mainspring.backends.cpu.native.library import load
+        from mainspring.backends.cpu.native.library import open_library
 
         try:
-            kernels = load(build(self._host.instructions()), threads)
+            kernels = open_library(build(self._host.instructions()), threads)
         except CannotBuildError as error:
             _log.warning("torch's kernels compute, the faster ones of this backend cannot be had: %s", error)
             return None

@@ -52,7 +52,7 @@ class Kernels:
     rope: Callable[..., Any]
 
 
-def load(path: Path, threads: int) -> Kernels:
+def open_library(path: Path, threads: int) -> Kernels:
     """Opens the library. Raises `CannotBuildError` when the loader refuses it."""
     try:
         library = ctypes.CDLL(str(path))
