@@ -1,5 +1,6 @@
-"""Time of one decode step of a SmolLM2-135M shape on the CPU backend's ops, and where it goes: 30 layers, tied head,
-random weights; no scheduler and no sampler. Minima, because machines are never quiet.
+"""Time of one decode step of a SmolLM2-135M shape on the CPU backend's ops, where it goes, and its floors here: memory
+read once, float32 multiplied at the rate of a large product. 30 layers, tied head, random weights; no scheduler and no
+sampler. Minima, because machines are never quiet.
 
 python benchmarks/cpu_step.py [--threads 1 2] [--batch 1 8 32] [--context 160] [--scheme float32]
 """
@@ -19,6 +20,8 @@ from mainspring.backends.cpu import CpuBackend
 from mainspring.core.backend import AttentionMetadata, Device, KVCache, KVSpec, PackedLinear, WeightScheme, unquantized
 from mainspring.core.config import Dtype, EngineConfig
 from mainspring.core.ops import Ops, resolve
+from mainspring.core.quantization import SCHEMES as QUANTIZED
+from mainspring.core.quantization import head_scheme
 
 LAYERS, HIDDEN, INNER, HEADS, KV_HEADS, HEAD_DIM, VOCABULARY = 30, 576, 1536, 9, 3, 64, 49152
 BLOCK_SIZE = 32
@@ -26,9 +29,7 @@ BLOCK_SIZE = 32
 SCHEMES: Mapping[str, WeightScheme] = {
     "float32": unquantized("float32"),
     "bfloat16": unquantized("bfloat16"),
-    "int8": WeightScheme(weight="int8", bits=8),
-    "int8-dynamic": WeightScheme(weight="int8", bits=8, activation="int8", activation_granularity="token"),
-    "int4": WeightScheme(weight="int4", bits=4, group_size=32, symmetric=False),
+    **QUANTIZED,
 }
 
 
@@ -73,8 +74,13 @@ class Model:
         shapes = ((qkv, HIDDEN), (HIDDEN, HEADS * HEAD_DIM), (2 * INNER, HIDDEN), (HIDDEN, INNER))
         layers = tuple([linear(*shape) for shape in shapes] for _ in range(LAYERS))
         table = torch.randn(VOCABULARY, HIDDEN, dtype=dtype)
-        head = device.pack(unquantized("bfloat16" if dtype == torch.bfloat16 else "float32"), {"weight": table})
+        plain = unquantized("bfloat16" if dtype == torch.bfloat16 else "float32")
+        head = device.pack(head_scheme(scheme, plain), {"weight": table})
         return cls(layers, head, table, torch.ones(HIDDEN, dtype=dtype), torch.randn(8192, HEAD_DIM))
+
+    def packed(self) -> list[PackedLinear]:
+        """All weights that are multiplied by."""
+        return [self.head, *(packed for layer in self.layers for packed in layer)]
 
     def step(self, device: Device, ops: Ops, kv: KVCache, metadata: AttentionMetadata) -> Tensor:
         """Logits of one decoding step."""
@@ -127,14 +133,46 @@ def shares(model: Model, device: Device, kv: KVCache, metadata: AttentionMetadat
     return ", ".join(f"{kind} {seconds * 1e3:.1f}" for kind, seconds in least.items())
 
 
-def measure(model: Model, device: Device, metadata: AttentionMetadata, seconds: float) -> str:
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the machine does at best, all threads together."""
+
+    bandwidth: float
+    """Bytes read a second."""
+    rate: float
+    """float32 operations a second in a large product."""
+
+    @classmethod
+    def measured(cls, seconds: float) -> Limits:
+        memory, matrix = torch.zeros(1 << 26), torch.ones(1024, 1024)
+        return cls(memory.numel() * 4 / best(memory.sum, seconds), 2 * 1024**3 / best(lambda: matrix @ matrix, seconds))
+
+
+def measure(model: Model, device: Device, metadata: AttentionMetadata, limits: Limits, seconds: float) -> str:
     """Time of the step and of its parts, in words."""
     dtype: Dtype = "bfloat16" if model.table.dtype == torch.bfloat16 else "float32"
     kv = device.allocate_kv(KVSpec(LAYERS, KV_HEADS, HEAD_DIM, dtype, BLOCK_SIZE), metadata.block_table.numel() + 1)
     ops = resolve(device.ops())
     step = best(lambda: model.step(device, ops, kv, metadata), seconds)
     tokens = len(metadata.slot) / step
-    return f"{step * 1e3:.1f} ms, {tokens:.1f} tokens/s ({shares(model, device, kv, metadata)} ms)"
+    floors = f"reading {reads(model, metadata) / limits.bandwidth * 1e3:.1f}"
+    floors += f", float32 {products(metadata) / limits.rate * 1e3:.1f}"
+    return f"{step * 1e3:.1f} ms, {tokens:.1f} tokens/s ({shares(model, device, kv, metadata)} ms; floors: {floors} ms)"
+
+
+def reads(model: Model, metadata: AttentionMetadata) -> float:
+    """Bytes that a step must read once: weights, and keys and values of every token."""
+    scales = 32  # bits of a group's scale and zero
+    bits = [(p.scheme.bits + (scales / p.scheme.group_size if p.scheme.group_size else 0), p) for p in model.packed()]
+    weights = sum(width * p.in_features * p.out_features / 8 for width, p in bits)
+    return weights + 2 * LAYERS * KV_HEADS * HEAD_DIM * float(metadata.kv_length.sum()) * model.table.element_size()
+
+
+def products(metadata: AttentionMetadata) -> float:
+    """Floating-point operations of a step, with each multiply and add counted."""
+    layer = HIDDEN * (HEADS + 2 * KV_HEADS) * HEAD_DIM + HEADS * HEAD_DIM * HIDDEN + 3 * HIDDEN * INNER
+    linear = 2 * (LAYERS * layer + HIDDEN * VOCABULARY) * len(metadata.slot)
+    return linear + 4 * LAYERS * HEADS * HEAD_DIM * float(metadata.kv_length.sum())
 
 
 def main() -> None:
@@ -150,9 +188,9 @@ def main() -> None:
     for threads in given.threads:
         device = CpuBackend().open(0, 0, 1, EngineConfig(model="random", threads=threads))
         with torch.inference_mode():
-            model = Model.random(device, SCHEMES[given.scheme])
+            model, limits = Model.random(device, SCHEMES[given.scheme]), Limits.measured(given.seconds / 3)
             for batch in given.batch:
-                line = measure(model, device, decode_metadata(batch, given.context, BLOCK_SIZE), given.seconds)
+                line = measure(model, device, decode_metadata(batch, given.context, BLOCK_SIZE), limits, given.seconds)
                 print(f"{given.scheme}, {threads} threads, batch {batch}, context {given.context}: {line}", flush=True)
 
 

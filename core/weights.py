@@ -20,6 +20,7 @@ from mainspring.core.config import Dtype, ModelConfig
 from mainspring.core.errors import ModelError
 from mainspring.core.layers.weights import Packing, Shape, WeightLayer
 from mainspring.core.models.causal import CausalLM
+from mainspring.core.quantization import head_scheme
 
 DTYPES: Mapping[torch.dtype, Dtype] = MappingProxyType({
     torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16",
@@ -40,7 +41,7 @@ def load_weights(
 ) -> None:
     """Fills a built model from a directory of safetensors or a `.gguf` file.
 
-    `scheme` None packs every linear layer as `unquantized(dtype)`; the head is never quantized. `progress` is called
+    `scheme` None packs every linear layer as `unquantized(dtype)`; the head is `head_scheme`'s. `progress` is called
     with ("weights", done bytes, total bytes) after each layer. Raises `ModelError` that names all missing, surplus and
     misshaped tensors at once.
     """
@@ -84,7 +85,7 @@ def weight_layers(model: CausalLM) -> dict[str, WeightLayer]:
 
 def _packing(device: Device, dtype: torch.dtype, scheme: WeightScheme | None) -> Packing:
     plain = unquantized(DTYPES[dtype])
-    return Packing(device, dtype, linear=scheme or plain, head=plain)
+    return Packing(device, dtype, linear=scheme or plain, head=head_scheme(scheme, plain) if scheme else plain)
 
 
 def _dummy(name: str, shape: Shape, numbers: Tensor) -> Tensor:

@@ -89,11 +89,13 @@ class HeadMajorKV:
 
     def copy_blocks_from(self, other: HeadMajorKV, pairs: Sequence[tuple[int, int]]) -> None:
         """Copies blocks (source in `other`, destination here) in all layers."""
-        sources, destinations = torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2).unbind(1)
-        heads = torch.arange(self.shape[0])[:, None]
-        read, written = (
-            (heads * num_blocks + blocks).flatten()
-            for num_blocks, blocks in ((other.shape[1], sources), (self.shape[1], destinations))
-        )
         for mine, theirs in zip(self.keys + self.values, other.keys + other.values, strict=True):
-            mine.by_block.index_copy_(0, written, theirs.by_block.index_select(0, read))
+            copy_blocks(theirs.by_block, mine.by_block, pairs, heads=self.shape[0])
+
+
+def copy_blocks(source: Tensor, target: Tensor, pairs: Sequence[tuple[int, int]], *, heads: int) -> None:
+    """Copies blocks (source, target) of every head from one [K * num_blocks, ...] to another."""
+    read, written = torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2).unbind(1)
+    head = torch.arange(heads)[:, None]
+    taken = source.index_select(0, (head * (len(source) // heads) + read).flatten())
+    target.index_copy_(0, (head * (len(target) // heads) + written).flatten(), taken)

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import logging
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 from mainspring.backends.cpu.host import Host
-from mainspring.backends.cpu.schemes import INT8_DYNAMIC, schemes, verdict
+from mainspring.backends.cpu.schemes import INT4_DYNAMIC, INT8_DYNAMIC, schemes, verdict
 from mainspring.core.backend import (
     AttentionMetadata,
     Backend,
@@ -31,9 +32,17 @@ if TYPE_CHECKING:
     import torch
 
     from mainspring.backends.cpu.cache import HeadMajorKV
+    from mainspring.backends.cpu.linear import Weights
+    from mainspring.backends.cpu.native.attention import NativeKV, NativePlan
+    from mainspring.backends.cpu.native.library import Kernels
     from mainspring.backends.cpu.steps import StepPlan
     from mainspring.core.batch import Bucket
     from mainspring.core.config import EngineConfig
+
+KERNELS = ("native", "torch")
+"""Values of the backend option `kernels`: what computes. Without a compiler it is torch in any case."""
+
+_log = logging.getLogger(__name__)
 
 
 class CpuBackend(Backend):
@@ -68,19 +77,36 @@ class CpuBackend(Backend):
 
     def open(self, index: int, rank: int, world: int, options: EngineConfig) -> Device:
         """Opens the host. `options.threads` threads compute, or this rank's share of the cores."""
-        if options.backend_options:
-            raise BackendError([unknown("backend option", key, ()) for key in options.backend_options])
+        if wrong := [key for key in options.backend_options if key != "kernels"]:
+            raise BackendError([unknown("backend option", key, ("kernels",)) for key in wrong])
+        if (chosen := str(options.backend_options.get("kernels", "native"))) not in KERNELS:
+            raise BackendError(unknown("value of the backend option kernels", chosen, KERNELS))
         if options.threads is not None and options.threads < 1:
             raise BackendError(f"--threads {options.threads} computes nothing; use 1 or more, or leave it out")
         import torch
 
         threads = options.threads or min(torch.get_num_threads(), max(1, self._host.cores() // world))
         torch.set_num_threads(threads)
-        return CpuDevice(self._host, compiles=options.compile)
+        native = chosen == "native" and not options.compile
+        kernels = self._kernels(threads) if native else None
+        return CpuDevice(self._host, kernels=kernels, compiles=options.compile)
+
+    def _kernels(self, threads: int) -> Kernels | None:
+        """The compiled kernels, or None where there can be none, which is said."""
+        from mainspring.backends.cpu.native.build import CannotBuildError, build
+        from mainspring.backends.cpu.native.library import open_library
+
+        try:
+            kernels = open_library(build(self._host.instructions()), threads)
+        except CannotBuildError as error:
+            _log.warning("torch's kernels compute, the faster ones of this backend cannot be had: %s", error)
+            return None
+        _log.info("this backend's own kernels compute, compiled for this processor")
+        return kernels
 
 
 class CpuDevice(Device):
-    """The opened host.
+    """The opened host. `kernels` compute what they have the shapes for, torch the rest; None leaves it all to torch.
 
     With `--compile` steps go through torch.compile. inductor cannot take oneDNN's blocked weights into its graphs, so
     weights stay plain then, and what it fuses around them may gain less than they lose (SmolLM2, 8 rows, one thread:
@@ -89,18 +115,22 @@ class CpuDevice(Device):
 
     torch_device = "cpu"
 
-    def __init__(self, host: Host, *, compiles: bool = False) -> None:
+    def __init__(self, host: Host, *, kernels: Kernels | None = None, compiles: bool = False) -> None:
         self._host = host
+        self._kernels = kernels
         self._compiles = compiles
 
     def memory(self) -> tuple[int, int]:
         """(free, total) bytes that this process may use, container limits counted."""
         return self._host.memory()
 
-    def allocate_kv(self, spec: KVSpec, num_blocks: int) -> HeadMajorKV:
-        """A cache with heads outside."""
+    def allocate_kv(self, spec: KVSpec, num_blocks: int) -> HeadMajorKV | NativeKV:
+        """A cache with heads outside; with keys transposed within a block, if the kernels take its shape."""
         from mainspring.backends.cpu.cache import HeadMajorKV
+        from mainspring.backends.cpu.native.attention import NativeKV, takes
 
+        if self._kernels is not None and takes(spec):
+            return NativeKV.allocate(spec, num_blocks)
         return HeadMajorKV.allocate(spec, num_blocks)
 
     def synchronize(self) -> None:
@@ -112,7 +142,7 @@ class CpuDevice(Device):
         from mainspring.backends.cpu.attention import attention, kv_write
         from mainspring.core.ops.sample import sample
 
-        return {
+        ops: dict[str, Callable[..., Any]] = {
             "rms_norm": elementwise.rms_norm,
             "add_rms_norm": elementwise.add_rms_norm,
             "rope": elementwise.rope,
@@ -122,30 +152,48 @@ class CpuDevice(Device):
             "attention": self._outside_graphs(attention),
             "sample": functools.partial(sample, peek=True),
         }
+        if self._kernels is not None:
+            from mainspring.backends.cpu.native.ops import native_ops
 
-    def prepare_attention(self, metadata: AttentionMetadata, kv: HeadMajorKV) -> StepPlan:
+            ops |= native_ops(self._kernels)
+        return ops
+
+    def prepare_attention(self, metadata: AttentionMetadata, kv: HeadMajorKV | NativeKV) -> StepPlan | NativePlan:
         """Where to write, what to gather and what to hide: once a step, for all layers."""
+        from mainspring.backends.cpu.native.attention import NativeKV, plan_native
         from mainspring.backends.cpu.steps import plan_step
 
-        return plan_step(metadata, kv)
+        if self._kernels is not None and isinstance(kv, NativeKV):
+            return plan_native(metadata, kv, self._kernels)
+        return plan_step(metadata, cast("HeadMajorKV", kv))
 
     def supports(self, scheme: WeightScheme, in_features: int, out_features: int) -> Verdict:
         """Unquantized always; declared schemes where the shape suits their kernel."""
         if scheme in schemes(self._host.multiplies_integers()):
             return verdict(scheme, in_features, out_features)
-        if scheme == INT8_DYNAMIC:
+        if scheme in (INT8_DYNAMIC, INT4_DYNAMIC):
             return Verdict(False, "int8 activations need a processor with VNNI")
         return super().supports(scheme, in_features, out_features)
 
     def pack(self, scheme: WeightScheme, tensors: Mapping[str, torch.Tensor]) -> PackedLinear:
         """oneDNN's layout for floating point, a kernel's own for quantized schemes."""
+        out_features, in_features = tensors["weight"].shape
+        return PackedLinear(scheme, in_features, out_features, self._packed(scheme, tensors), tensors.get("bias"))
+
+    def _packed(self, scheme: WeightScheme, tensors: Mapping[str, torch.Tensor]) -> Weights:
+        import torch
+
         from mainspring.backends.cpu.linear import pack_float
+        from mainspring.backends.cpu.native import linear as native
         from mainspring.backends.cpu.quantization import pack_quantized
 
-        out_features, in_features = tensors["weight"].shape
-        plain = scheme.weight in ("float32", "float16", "bfloat16")
-        data = pack_float(tensors["weight"], opaque=not self._compiles) if plain else pack_quantized(scheme, tensors)
-        return PackedLinear(scheme, in_features, out_features, data, tensors.get("bias"))
+        if scheme.weight in ("float32", "float16", "bfloat16"):
+            if self._kernels is not None and tensors["weight"].dtype == torch.float32:
+                return native.pack_float(tensors["weight"], self._kernels)
+            return pack_float(tensors["weight"], opaque=not self._compiles)
+        if self._kernels is not None and scheme in (INT8_DYNAMIC, INT4_DYNAMIC):
+            return native.pack_native(scheme, tensors, self._kernels)
+        return pack_quantized(scheme, tensors)
 
     def quantized_linear(self, x: torch.Tensor, packed: PackedLinear) -> torch.Tensor:
         """x[T, K] times the packed weight, plus its bias: [T, N]."""

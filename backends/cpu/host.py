@@ -35,6 +35,10 @@ class Host:
         widest = next((name for flag, name in _INSTRUCTION_SETS if flag in flags), None)
         return f"{platform.machine()}-{widest}" if widest else platform.machine()
 
+    def instructions(self) -> str:
+        """What code compiled for this very processor depends on."""
+        return f"{self.processor()} {self._cpu_fact('flags')}"
+
     def multiplies_integers(self) -> bool:
         """Whether 8-bit products are summed in 32 bits by one instruction (VNNI, AMX)."""
         return not {"avx512_vnni", "avx_vnni", "amx_int8"}.isdisjoint(self._cpu_fact("flags").split())

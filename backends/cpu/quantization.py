@@ -22,10 +22,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mainspring.backends.cpu.linear import Weights
-from mainspring.backends.cpu.schemes import INT8
+from mainspring.backends.cpu.linear import Weights, pack_float
+from mainspring.backends.cpu.schemes import INT4_DYNAMIC, INT8
 from mainspring.core.backend import WeightScheme
-from mainspring.core.ops.quantized import quantize_weight
+from mainspring.core.ops.quantized import dequantize, quantize_activation, quantize_weight
 
 DEQUANTIZE_ROWS = 16
 """More rows than this, and a common product of the dequantized weight costs less than the int8 kernel."""
@@ -88,10 +88,27 @@ class Int4Weights:
         return _finished(out_TN, bias_N, x_TK.dtype)
 
 
+@dataclass(frozen=True, slots=True)
+class RoundedActivations:
+    """int4 weights and int8 activations where no kernel multiplies them: both become floating point again. It saves no
+    memory and no time; it is there so that a model answers the same without a compiler.
+    """
+
+    scheme: WeightScheme
+    weight: Weights
+
+    def product(self, x_TK: Tensor, bias_N: Tensor | None) -> Tensor:
+        rounded_TK, scales_T1 = quantize_activation(x_TK, self.scheme)
+        out_TN = self.weight.product(rounded_TK.float() * scales_T1, None)
+        return _finished(out_TN, bias_N, x_TK.dtype)
+
+
 def pack_quantized(scheme: WeightScheme, tensors: Mapping[str, Tensor]) -> Weights:
     """Neutral tensors, or a floating-point `weight`, in a kernel's form. The scheme must have passed `verdict`."""
     if tensors["weight"].dtype.is_floating_point:
         tensors = quantize_weight(tensors["weight"], scheme)
+    if scheme == INT4_DYNAMIC:
+        return RoundedActivations(scheme, pack_float(dequantize(scheme, tensors)))
     if scheme.weight == "int4":
         return _pack_int4(scheme, tensors)
     weight_NK, scales_N = tensors["weight"].contiguous(), tensors["scales"].float().flatten()

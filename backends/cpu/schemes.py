@@ -9,6 +9,9 @@ from mainspring.core.backend import Verdict, WeightScheme
 
 INT8_DYNAMIC = WeightScheme(weight="int8", bits=8, activation="int8", activation_granularity="token")
 INT8 = WeightScheme(weight="int8", bits=8)
+INT4_DYNAMIC = WeightScheme(
+    weight="int4", bits=4, group_size=32, symmetric=False, activation="int8", activation_granularity="token"
+)
 INT4_GROUPS = (32, 64, 128)
 """Group sizes that checkpoints have, of those that torch's kernel takes."""
 
@@ -20,7 +23,7 @@ def schemes(integer_products: bool) -> tuple[WeightScheme, ...]:
         for size in INT4_GROUPS
         for symmetric in (False, True)
     )
-    return (*((INT8_DYNAMIC,) if integer_products else ()), INT8, *int4)
+    return (*((INT8_DYNAMIC, INT4_DYNAMIC) if integer_products else ()), INT8, *int4)
 
 
 def verdict(scheme: WeightScheme, in_features: int, out_features: int) -> Verdict:

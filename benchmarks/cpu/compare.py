@@ -1,38 +1,34 @@
 """The same model on one CPU through Mainspring, transformers' `generate`, llama.cpp and vLLM's CPU build, in turn.
 
-    OMP_WAIT_POLICY=PASSIVE python benchmarks/cpu/compare.py MODEL --gguf FILE [--runs 5] [--json FILE]
+    OMP_WAIT_POLICY=PASSIVE python benchmarks/cpu/compare.py MODEL --gguf FILE [--python PEER=PATH] [--json FILE]
 
-MODEL is a directory with safetensors, which three of them read; FILE is for llama.cpp. Each peer runs in a process of
-its own, loads once, and then takes part in every round: one peer after another, `--runs` rounds, so that what else the
-machine does meets all of them alike. Told are medians, and ratios to Mainspring's. A peer that is not installed is left
-out, and the table says so. What is timed is the same for all: from prompts as token ids, greedy, to the last token;
-`--output-tokens` of them for every prompt, whatever the model says.
-
-Cases: decode at 1, 8 and 32 prompts at once (transformers: one after another, and as one batch), 16 prompts of mixed
-lengths, and prefill of 512 tokens.
+MODEL is a directory with safetensors, which all but llama.cpp read; FILE is llama.cpp's. Peers pin torches that exclude
+one another, so each may have an interpreter of its own: `--python vllm=/venvs/vllm/bin/python`. Each runs in a process
+(`peer.py`), loads once, and then takes part in every round: one peer after another, `--runs` rounds, so that what else
+the machine does meets all of them alike. Told are medians, and how many times as fast Mainspring is, in float32 and in
+each of its quantized forms that take part. A peer that cannot be loaded is left out, and the table says so. What is
+timed is the same for all: from prompts as token ids, greedy, to the last token; `--output-tokens` of them for every
+prompt, whatever the model says.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
+import contextlib
 import json
-import multiprocessing
 import os
 import platform
 import random
+import signal
 import statistics
-from collections.abc import Callable, Sequence
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
-from multiprocessing.connection import Connection
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
-Prompts = list[list[int]]
-Generate = Callable[[Prompts, int], None]
-"""Generates so many tokens for each prompt, and returns when the last one is there."""
+from peer import PEERS, Prompts
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,109 +46,66 @@ class Case:
             return len(self.prompts) * self.output_tokens
         return sum(map(len, self.prompts))
 
+    def suits(self, peer: str) -> bool:
+        """Whether the peer's time would say something that another's does not.
 
-@dataclass(frozen=True, slots=True)
+        One by one, 32 prompts are 32 times one; a batch of one is not batched; and transformers pads mixed lengths.
+        """
+        one = len(self.prompts) == 1
+        if peer == "transformers":
+            return one or self.name.startswith("16")
+        if peer == "llama.cpp":
+            return not one and len(self.prompts) < 32
+        return peer != "transformers batch" or not one
+
+
 class Peer:
-    """A way to run the model. `package` is what must be installed for it."""
+    """A peer in a process of its own."""
 
-    name: str
-    package: str
-    load: Callable[[argparse.Namespace], Generate]
+    about: dict[str, Any]
+    """What it said when it was loaded."""
 
-
-def load_mainspring(arguments: argparse.Namespace) -> Generate:
-    """The cpu backend through the offline face; the engine has a process of its own."""
-    from mainspring import LLM
-    from mainspring.core.request import SamplingParams
-
-    model = LLM(
-        arguments.model, "cpu", dtype=arguments.dtype, quantize=arguments.quantize, threads=arguments.threads,
-        prefix_caching=False,
-    )  # fmt: skip
-
-    def generate(prompts: Prompts, output_tokens: int) -> None:
-        model.generate(prompts, SamplingParams(max_tokens=output_tokens, ignore_eos=True))
-
-    return generate
-
-
-def _transformers(arguments: argparse.Namespace) -> Callable[[Prompts, int], None]:
-    import torch
-    import transformers
-
-    torch.set_num_threads(arguments.threads)
-    model = transformers.AutoModelForCausalLM.from_pretrained(arguments.model, dtype=getattr(torch, arguments.dtype))
-
-    def generate(prompts: Prompts, output_tokens: int) -> None:
-        longest = max(map(len, prompts))
-        ids = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts])
-        mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-        model.generate(
-            ids, attention_mask=mask, do_sample=False, pad_token_id=0,
-            min_new_tokens=output_tokens, max_new_tokens=output_tokens,
+    def __init__(self, name: str, python: str, settings: Mapping[str, Any]) -> None:
+        script = Path(__file__).with_name("peer.py")
+        self.name = name
+        self._process = subprocess.Popen(
+            [python, str(script), name, json.dumps(settings)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+            start_new_session=True,
         )  # fmt: skip
 
-    return generate
+    def load(self) -> bool:
+        """Waits until it is loaded; False when it cannot be."""
+        self.about = self._answer()
+        return "version" in self.about
+
+    def seconds(self, case: Case) -> float:
+        """Runs a case."""
+        pipe = self._process.stdin
+        if pipe is None:
+            raise RuntimeError(f"{self.name} has no standard input")
+        pipe.write(json.dumps({"prompts": case.prompts, "tokens": case.output_tokens}) + "\n")
+        pipe.flush()
+        return float(self._answer()["seconds"])
+
+    def close(self) -> None:
+        """Lets the process end by itself, then ends what it left: engines have processes of their own."""
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=20)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+
+    def _answer(self) -> dict[str, Any]:
+        line = self._process.stdout.readline() if self._process.stdout is not None else ""
+        answer: dict[str, Any] = json.loads(line) if line else {"error": "its process ended"}
+        return answer
 
 
-def load_transformers_one_by_one(arguments: argparse.Namespace) -> Generate:
-    """One prompt after another, as a script without batching does."""
-    one_batch = _transformers(arguments)
-
-    def generate(prompts: Prompts, output_tokens: int) -> None:
-        for prompt in prompts:
-            one_batch([prompt], output_tokens)
-
-    return generate
-
-
-def load_llama_cpp(arguments: argparse.Namespace) -> Generate:
-    """llama-cpp-python, which has no continuous batching: one prompt after another."""
-    import llama_cpp
-
-    if arguments.gguf is None:
-        raise FileNotFoundError("--gguf names no file")
-    model = llama_cpp.Llama(
-        str(arguments.gguf), n_ctx=4096, n_threads=arguments.threads, n_threads_batch=arguments.threads, verbose=False
-    )
-
-    def generate(prompts: Prompts, output_tokens: int) -> None:
-        for prompt in prompts:
-            model.reset()
-            tokens = model.generate(prompt, temp=0.0, reset=False)
-            for _ in range(output_tokens):
-                next(tokens)
-
-    return generate
-
-
-def load_vllm(arguments: argparse.Namespace) -> Generate:
-    """vLLM's CPU build, its own defaults but the threads and no prefix cache."""
-    os.environ["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, sorted(os.sched_getaffinity(0))[: arguments.threads]))
-    import vllm
-
-    model = vllm.LLM(arguments.model, dtype=arguments.dtype, enable_prefix_caching=False, max_model_len=4096)
-
-    def generate(prompts: Prompts, output_tokens: int) -> None:
-        params = vllm.SamplingParams(temperature=0, max_tokens=output_tokens, ignore_eos=True)
-        model.generate([{"prompt_token_ids": prompt} for prompt in prompts], params, use_tqdm=False)
-
-    return generate
-
-
-PEERS = (
-    Peer("mainspring", "mainspring", load_mainspring),
-    Peer("transformers, one by one", "transformers", load_transformers_one_by_one),
-    Peer("transformers, one batch", "transformers", _transformers),
-    Peer("llama.cpp", "llama_cpp", load_llama_cpp),
-    Peer("vllm", "vllm", load_vllm),
-)
-_DISTRIBUTIONS = {"llama_cpp": "llama-cpp-python"}
-
-
-def cases(output_tokens: int, vocab_size: int, seed: int) -> list[Case]:
+def cases(output_tokens: int, vocab_size: int) -> list[Case]:
     """The same prompts for every peer."""
-    draws = random.Random(seed)
+    draws = random.Random(0)
 
     def prompts(*lengths: int) -> Prompts:
         return [[draws.randrange(vocab_size) for _ in range(length)] for length in lengths]
@@ -165,95 +118,85 @@ def cases(output_tokens: int, vocab_size: int, seed: int) -> list[Case]:
     ]
 
 
-def work(peer: Peer, arguments: argparse.Namespace, pipe: Connection) -> None:
-    """A peer's process: loads, then times each case it is sent; answers with seconds, or with why it cannot."""
-    try:
-        generate = peer.load(arguments)
-    except Exception as error:  # noqa: BLE001  a peer's own troubles must not end the others
-        pipe.send(f"{type(error).__name__}: {error}")
-        return
-    pipe.send("")
-    while (case := pipe.recv()) is not None:
-        began = perf_counter()
-        generate(case.prompts, case.output_tokens)
-        pipe.send(perf_counter() - began)
-
-
-def start(peer: Peer, arguments: argparse.Namespace) -> tuple[Connection | None, str]:
-    """A connection to a loaded peer, or None and why there is none."""
-    if importlib.util.find_spec(peer.package) is None:
-        return None, "not installed"
-    here, there = multiprocessing.Pipe()
-    # Not forked: a peer must find no threads of another in its memory.
-    process = multiprocessing.get_context("spawn").Process(target=work, args=(peer, arguments, there))
-    process.start()
-    there.close()
-    try:
-        reason: str = here.recv()
-    except EOFError:
-        reason = "its process ended while loading"
-    return (None, reason) if reason else (here, version(_DISTRIBUTIONS.get(peer.package, peer.package)))
-
-
-def measure(peers: dict[str, Connection], todo: Sequence[Case], runs: int) -> dict[str, dict[str, list[float]]]:
+def measure(peers: Sequence[Peer], todo: Sequence[Case], runs: int) -> dict[str, dict[str, list[float]]]:
     """Seconds by case and peer, in rounds; a first round is not counted."""
-    seconds: dict[str, dict[str, list[float]]] = {case.name: {name: [] for name in peers} for case in todo}
+    taken: dict[str, dict[str, list[float]]] = {case.name: {} for case in todo}
     for round_number in range(runs + 1):
         for case in todo:
-            for name, pipe in peers.items():
-                pipe.send(case)
-                taken = pipe.recv()
+            for peer in peers:
+                if not case.suits(peer.name):
+                    continue
+                seconds = peer.seconds(case)
                 if round_number:
-                    seconds[case.name][name].append(taken)
-    return seconds
+                    taken[case.name].setdefault(peer.name, []).append(seconds)
+    return taken
 
 
-def report(todo: Sequence[Case], seconds: dict[str, dict[str, list[float]]]) -> list[dict[str, Any]]:
+def report(todo: Sequence[Case], taken: dict[str, dict[str, list[float]]]) -> list[dict[str, Any]]:
     """Prints the medians and gives them back, one entry a case and peer."""
+    ours = [name for name in PEERS if name.startswith("mainspring")]
+    ours = [name for name in ours if any(name in times for times in taken.values())]
+    heads = "".join(f"  {'/ ' + name:>17}" for name in ours)
+    print(f"{'case':20} {'peer':19} {'tokens/s':>9} {'median s':>9} {'least s':>9}{heads}")
     rows = []
     for case in todo:
-        medians = {name: statistics.median(taken) for name, taken in seconds[case.name].items()}
-        ours = medians.get("mainspring")
+        medians = {name: statistics.median(times) for name, times in taken[case.name].items()}
         for name, median in medians.items():
-            ratio = f"{median / ours:6.2f} x" if ours else ""
-            times = f"{median:8.3f} s  {min(seconds[case.name][name]):8.3f} s  {ratio}"
-            print(f"{case.name:22} {name:26} {case.tokens / median:9.1f} tokens/s  {times}")
-            rows.append({"case": case.name, "peer": name, "tokens": case.tokens, "seconds": seconds[case.name][name]})
+            ratios = "".join(f"{median / medians[our]:>17.2f} x" for our in ours if our in medians)
+            least = min(taken[case.name][name])
+            print(f"{case.name:20} {name:19} {case.tokens / median:9.1f} {median:9.3f} {least:9.3f}{ratios}")
+            rows.append({"case": case.name, "peer": name, "tokens": case.tokens, "seconds": taken[case.name][name]})
     return rows
 
 
-def main() -> None:
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("--gguf", type=Path, help="the model for llama.cpp")
+    parser.add_argument("--python", action="append", default=[], metavar="PEER=PATH", help="a peer's interpreter")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
-    parser.add_argument("--quantize", help="weight scheme for Mainspring, e.g. int8, against a quantized --gguf")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--output-tokens", type=int, default=64)
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--peers", nargs="+", choices=[peer.name for peer in PEERS], help="[default: all]")
+    parser.add_argument("--peers", nargs="+", choices=list(PEERS), default=list(PEERS), help="[default: all]")
+    parser.add_argument("--cases", nargs="+", default=[""], help="only cases whose name starts so")
     parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
+    return parser.parse_args()
+
+
+def load(arguments: argparse.Namespace, peers: list[Peer]) -> None:
+    """Starts the peers, one at a time, and says which there are; adds them to `peers`."""
+    pythons = dict(pair.split("=", 1) for pair in arguments.python)
+    settings = {key: getattr(arguments, key) for key in ("model", "dtype", "threads")} | {"gguf": str(arguments.gguf)}
+    for name in arguments.peers:
+        # A path for `vllm` serves `vllm`, one for `llama.cpp` its batches as well.
+        peer = Peer(name, pythons.get(name) or pythons.get(name.split()[0]) or sys.executable, settings)
+        peers.append(peer)
+        if peer.load():
+            print(f"{name}: {peer.about['version']}", flush=True)
+        else:
+            print(f"{name}: left out, {peer.about['error']}", flush=True)
+            peers.remove(peer)
+            peer.close()
+
+
+def main() -> None:
+    arguments = parse()
+    # As an exception, so that peers are ended too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))
     print(f"{platform.processor() or platform.machine()}, {arguments.threads} threads, {arguments.dtype}", flush=True)
-    connections: dict[str, Connection] = {}
-    about: dict[str, str] = {}
-    for peer in PEERS:
-        if arguments.peers and peer.name not in arguments.peers:
-            continue
-        connection, about[peer.name] = start(peer, arguments)
-        if connection is not None:
-            connections[peer.name] = connection
-        print(f"{peer.name}: {about[peer.name] if connection else 'left out, ' + about[peer.name]}", flush=True)
     vocab_size = json.loads((Path(arguments.model) / "config.json").read_text())["vocab_size"]
-    todo = cases(arguments.output_tokens, vocab_size, seed=0)
-    print(f"{'':49} {'median':>18} {'median':>11} {'least':>11}    to mainspring's time")
+    todo = [case for case in cases(arguments.output_tokens, vocab_size) if case.name.startswith(tuple(arguments.cases))]
+    peers: list[Peer] = []
     try:
-        rows = report(todo, measure(connections, todo, arguments.runs))
+        load(arguments, peers)
+        rows = report(todo, measure(peers, todo, arguments.runs))
     finally:
-        for pipe in connections.values():
-            pipe.send(None)
+        for peer in peers:
+            peer.close()
     if arguments.json:
-        settings = {key: str(value) for key, value in vars(arguments).items()}
+        about = {peer.name: peer.about["version"] for peer in peers}
+        settings = {key: str(value) for key, value in vars(arguments).items() if key not in ("python", "json")}
         arguments.json.write_text(json.dumps({"settings": settings, "peers": about, "rows": rows}, indent=2) + "\n")
 
 

@@ -24,7 +24,7 @@ class Packing:
     dtype: torch.dtype
     linear: WeightScheme
     head: WeightScheme
-    """Of the output projection, which is kept unquantized."""
+    """Of the output projection."""
 
     def place(self, tensor: Tensor) -> Tensor:
         """The tensor on the device in the compute dtype."""

@@ -64,10 +64,13 @@ def quantize_weight(weight_NK: Tensor, scheme: WeightScheme) -> dict[str, Tensor
         scales = groups.abs().amax(-1, keepdim=True) / levels.highest
         zeros = torch.zeros_like(scales)
     else:
-        # The range always holds 0, which thus stays exact.
-        low, high = groups.amin(-1, keepdim=True).clamp(max=0), groups.amax(-1, keepdim=True).clamp(min=0)
+        # The zero point is not rounded, so the range is no wider than the group, and a group that was rounded like
+        # this before (GGUF's Q4_1) keeps its values. One of equal values has no range but that to 0.
+        low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
+        flat = low == high
+        low, high = torch.where(flat, low.clamp(max=0), low), torch.where(flat, high.clamp(min=0), high)
         scales = (high - low) / levels.highest
-        zeros = torch.where(scales > 0, (-low / scales).round(), 0)
+        zeros = torch.where(scales > 0, -low / scales, 0)
     # A group of zeros has scale 0 and quantizes to its zero point.
     values = torch.where(scales > 0, groups / scales, 0) + zeros
     if not levels.dtype.is_floating_point:

@@ -306,3 +306,13 @@ def test_resolve_puts_overrides_in_place_and_refuses_unknown_names() -> None:
     assert resolve({"silu_mul": silu_mul}).silu_mul is silu_mul
     with pytest.raises(BackendError, match="did you mean 'silu_mul'"):
         resolve({"silu_mull": gelu})
+
+
+def test_weights_that_were_rounded_in_the_same_groups_keep_their_values() -> None:
+    """GGUF's Q4_1 has any minimum, so its zero points are not whole."""
+    levels = torch.randint(0, 16, (4, 3, 8), generator=torch.Generator().manual_seed(0)).float()
+    levels[..., 0], levels[..., 1] = 0, 15
+    weight = (levels * torch.rand(4, 3, 1) + torch.randn(4, 3, 1)).reshape(4, 24)
+    assert torch.allclose(dequantize(INT4, quantize_weight(weight, INT4)), weight, atol=1e-5)
+    flat = torch.full((2, 16), -0.7)
+    assert torch.allclose(dequantize(INT4, quantize_weight(flat, INT4)), flat)

@@ -1,0 +1,77 @@
+"""The small ops by the compiled kernels, for float32 that lies as they want it; else by torch.
+
+Legend: T packed tokens, E hidden size, I intermediate size, H query heads, K kv heads, D head dim, P positions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mainspring.backends.cpu import elementwise
+from mainspring.backends.cpu.native.library import Kernels
+
+
+@dataclass(frozen=True, slots=True)
+class Elementwise:
+    """Methods with the signatures of `core.ops`."""
+
+    kernels: Kernels
+
+    def rms_norm(self, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+        """As `core.ops.norm.rms_norm`."""
+        if x.dtype != torch.float32 or not x.is_contiguous():
+            return elementwise.rms_norm(x, weight, epsilon)
+        out, size = torch.empty_like(x), x.shape[-1]
+        self.kernels.add_rms_norm(
+            x.data_ptr(), None, weight.data_ptr(), epsilon, out.data_ptr(), None, x.numel() // size, size,
+            self.kernels.threads,
+        )  # fmt: skip
+        return out
+
+    def add_rms_norm(
+        self, x_TE: Tensor, residual_TE: Tensor, weight_E: Tensor, epsilon: float
+    ) -> tuple[Tensor, Tensor]:
+        """As `core.ops.norm.add_rms_norm`."""
+        if x_TE.dtype != torch.float32 or not (x_TE.is_contiguous() and residual_TE.is_contiguous()):
+            return elementwise.add_rms_norm(x_TE, residual_TE, weight_E, epsilon)
+        normed_TE, total_TE = torch.empty_like(x_TE), torch.empty_like(x_TE)
+        self.kernels.add_rms_norm(
+            x_TE.data_ptr(), residual_TE.data_ptr(), weight_E.data_ptr(), epsilon, normed_TE.data_ptr(),
+            total_TE.data_ptr(), x_TE.shape[0], x_TE.shape[1], self.kernels.threads,
+        )  # fmt: skip
+        return normed_TE, total_TE
+
+    def silu_mul(self, x_T2I: Tensor) -> Tensor:
+        """As `core.ops.activation.silu_mul`."""
+        if x_T2I.dtype != torch.float32 or not x_T2I.is_contiguous() or x_T2I.dim() != 2:
+            return elementwise.silu_mul(x_T2I)
+        tokens, size = x_T2I.shape[0], x_T2I.shape[1] // 2
+        out_TI = x_T2I.new_empty(tokens, size)
+        self.kernels.silu_mul(x_T2I.data_ptr(), out_TI.data_ptr(), tokens, size, self.kernels.threads)
+        return out_TI
+
+    def rope(self, q_THD: Tensor, k_TKD: Tensor, positions_T: Tensor, cos_sin_PR: Tensor) -> tuple[Tensor, Tensor]:
+        """As `core.ops.rope.rope`."""
+        head_dim = q_THD.shape[2]
+        if not (cos_sin_PR.shape[1] == head_dim and positions_T.dtype == torch.int32 and dense(q_THD) and dense(k_TKD)):
+            return elementwise.rope(q_THD, k_TKD, positions_T, cos_sin_PR)
+        positions, table = positions_T.contiguous().data_ptr(), cos_sin_PR.data_ptr()
+        out = []
+        for x in (q_THD, k_TKD):
+            tokens, heads, _ = x.shape
+            turned = x.new_empty(x.shape)
+            self.kernels.rope(
+                x.data_ptr(), x.stride(0), positions, table, turned.data_ptr(), heads * head_dim, tokens, heads,
+                head_dim, self.kernels.threads,
+            )  # fmt: skip
+            out.append(turned)
+        return out[0], out[1]
+
+
+def dense(x_THD: Tensor) -> bool:
+    """Whether the heads of a token lie in one piece, in float32."""
+    _, head_stride, dim_stride = x_THD.stride()
+    return x_THD.dtype == torch.float32 and dim_stride == 1 and head_stride == x_THD.shape[2]
