@@ -54,8 +54,10 @@ class Operation:
     """One of these is the body."""
     answers: tuple[Any, ...] = ()
     """Types of a JSON answer with status 200: one of them."""
-    event: Any = None
-    """Type of an event, where the answer may be a stream."""
+    events: tuple[Any, ...] = ()
+    """Types of the events, where the answer may be a stream: one of them in each stream."""
+    ends_with_done: bool = False
+    """Whether the last event of a stream may be `[DONE]`, as OpenAI's."""
     failures: tuple[int, ...] = (401, 431)
     failure: tuple[Any, ...] = (tgi.ErrorResponse,)
     """Types of the body of every failure: one of them."""
@@ -86,7 +88,7 @@ OPERATIONS = (
         "/generate_stream",
         "Generate text, an event a token",
         request=(tgi.GenerateRequest,),
-        event=tgi.StreamResponse,
+        events=(tgi.StreamResponse,),
         failures=(*_BODY, *_TGI_RUN),
     ),
     _generation(
@@ -94,7 +96,7 @@ OPERATIONS = (
         "Generate text; with `stream`, an event a token",
         request=(tgi.CompatGenerateRequest,),
         answers=(list[tgi.GenerateResponse],),
-        event=tgi.StreamResponse,
+        events=(tgi.StreamResponse,),
         failures=(*_BODY, *_TGI_RUN),
     ),
     _generation(
@@ -117,7 +119,8 @@ OPERATIONS = (
         "Answer a chat",
         request=(openai.ChatRequest,),
         answers=(openai.ChatCompletion,),
-        event=openai.ChatChunk,
+        events=(openai.ChatChunk,),
+        ends_with_done=True,
         failures=(*_BODY, *_OPENAI_RUN),
     ),
     _openai(
@@ -126,7 +129,8 @@ OPERATIONS = (
         "Continue prompts",
         request=(openai.CompletionRequest,),
         answers=(openai.Completion,),
-        event=openai.Completion,
+        events=(openai.Completion,),
+        ends_with_done=True,
         failures=(*_BODY, *_OPENAI_RUN),
     ),
     _openai("get", "/v1/models", "The models: one", answers=(openai.ModelList,), failures=(401, 431, 503)),
@@ -138,7 +142,8 @@ OPERATIONS = (
         tag="Platforms",
         request=(tgi.CompatGenerateRequest, openai.ChatRequest, openai.CompletionRequest),
         answers=(list[tgi.GenerateResponse], openai.ChatCompletion, openai.Completion),
-        event=tgi.StreamResponse,
+        events=(tgi.StreamResponse, openai.ChatChunk, openai.Completion),
+        ends_with_done=True,
         failures=(*_BODY, 404, *_TGI_RUN),
         failure=(tgi.ErrorResponse, openai.ErrorResponse),
     ),
@@ -212,7 +217,7 @@ class _Schemas:
 
 
 def _answer_types(operation: Operation) -> list[Any]:
-    return [kind for kind in (*operation.answers, operation.event, *operation.failure) if kind is not None]
+    return [*operation.answers, *operation.events, *operation.failure]
 
 
 def _key(kind: Any) -> Any:
@@ -247,16 +252,25 @@ def _success(operation: Operation, schemas: _Schemas) -> dict[str, Any]:
     content: dict[str, Any] = {}
     if operation.answers:
         content[operation.media_type] = {"schema": schemas.of(*operation.answers)}
-    if operation.event is not None:
-        content["text/event-stream"] = {
-            "schema": {
-                "type": "string",
-                "description": "Server-sent events; the data of each is JSON",
-                "contentMediaType": "application/json",
-                "contentSchema": schemas.of(operation.event),
-            }
-        }
+    if operation.events:
+        content["text/event-stream"] = {"schema": _event(operation, schemas)}
     return {"description": _TEXTS[200], **({"content": content} if content else {})}
+
+
+def _event(operation: Operation, schemas: _Schemas) -> dict[str, Any]:
+    """One event: the schema of a sequence of items is that of each (OpenAPI 3.2 says so under Sequential Media Types)."""
+    data = {
+        "type": "string",
+        "contentMediaType": "application/json",
+        "contentSchema": schemas.of(*operation.events, *operation.failure),
+    }
+    ends = operation.ends_with_done
+    return {
+        "type": "object",
+        "description": "A server-sent event; an error is the last one",
+        "properties": {"data": {"anyOf": [{"const": "[DONE]"}, data]} if ends else data},
+        "required": ["data"],
+    }
 
 
 def _failure(operation: Operation, status: int, shape: Mapping[str, Any]) -> dict[str, Any]:
