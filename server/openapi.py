@@ -258,7 +258,7 @@ def _success(operation: Operation, schemas: _Schemas) -> dict[str, Any]:
 
 
 def _event(operation: Operation, schemas: _Schemas) -> dict[str, Any]:
-    """One event: the schema of a sequence of items is that of each (OpenAPI 3.2 says so under Sequential Media Types)."""
+    """One event: before OpenAPI 3.2 with its `itemSchema`, the schema of a sequence is that of each item."""
     data = {
         "type": "string",
         "contentMediaType": "application/json",
