@@ -129,7 +129,7 @@ def running(contender: Contender) -> Iterator[str]:
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """Ends it, and whatever of its session is left: engines that outlive their servers would share the next one's time."""
+    """Ends it, and whatever is left of its session: an engine that outlived it would slow the next server down."""
     process.terminate()
     with suppress(subprocess.TimeoutExpired):
         process.wait(timeout=30)
@@ -164,8 +164,8 @@ def page(options: argparse.Namespace, runs: Sequence[report.ServeRun], about: Ma
     lines = [
         "# Servers on one CPU",
         "",
-        f"Written by `{HERE.name}/{Path(__file__).name}` at {time.strftime('%Y-%m-%d %H:%M UTC', time.gmtime())}: "
-        f"{_processor()}, {options.threads} threads for the server and none of their own for the client. "
+        f"Written by `benchmarks/cpu/serve.py` on {time.strftime('%Y-%m-%d', time.gmtime())}: {_processor()}, "
+        f"{options.threads} threads for the server, whose cores the client shares. "
         f"{options.requests} requests a run of {options.input_tokens} + {options.output_tokens} tokens, greedy, over "
         "`/v1/completions`; times count from the moment at which a request was due "
         "([definitions](../../docs/benchmarking.md)). Goodput: time to first token within "

@@ -30,6 +30,7 @@ def require_plots() -> None:
 def save_plot(runs: Sequence[ServeRun], file: Path) -> None:
     """A row of panels for each load with a line a peer, or one row with a line a load where there is one peer."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     rows = _rows(runs)
     figure = Figure(figsize=(16, 1.0 + 3.4 * len(rows)), layout="constrained")
@@ -43,6 +44,9 @@ def save_plot(runs: Sequence[ServeRun], file: Path) -> None:
         panel.set_title(text)
     for panel in axes[-1]:
         panel.set_xlabel("milliseconds, logarithmic")
+        panel.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+        panel.xaxis.set_major_formatter("{x:g}")
+        panel.xaxis.set_minor_formatter(NullFormatter())
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=min(len(labels), 6))
     figure.savefig(file, dpi=110)

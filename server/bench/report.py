@@ -82,9 +82,8 @@ def print_runs(console: Console, runs: Sequence[ServeRun]) -> None:
             cells = [_milliseconds(getattr(run.summary, measure), statistic) for run in runs]
             table.add_row(f"{measure.upper()} {statistic}, ms", *cells)
     console.print(table)
-    for run in runs:
-        for remark in _remarks(run):
-            console.print(remark, style="yellow")
+    for remark in _all_remarks(runs):
+        console.print(remark, style="yellow")
 
 
 def markdown(runs: Sequence[ServeRun]) -> str:
@@ -95,7 +94,7 @@ def markdown(runs: Sequence[ServeRun]) -> str:
             if run.rate == rate:
                 cells = [cell(run.summary) for cell in _COLUMNS.values()]
                 lines.append(f"| {rate} | {run.peer.name} | " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", *(f"{remark}  " for run in runs for remark in _remarks(run))]).rstrip() + "\n"
+    return "\n".join([*lines, "", *(f"- {remark}" for remark in _all_remarks(runs))]).rstrip() + "\n"
 
 
 def print_rows(console: Console, title: str, rows: Sequence[tuple[str, str]]) -> None:
@@ -106,11 +105,15 @@ def print_rows(console: Console, title: str, rows: Sequence[tuple[str, str]]) ->
     console.print(table)
 
 
+def _all_remarks(runs: Sequence[ServeRun]) -> list[str]:
+    """What a reader of the numbers must know, each once."""
+    return list(dict.fromkeys(remark for run in runs for remark in _remarks(run)))
+
+
 def _remarks(run: ServeRun) -> list[str]:
-    """What a reader of the numbers must know."""
     remarks = [f"{run.label}: {number} requests failed: {text}" for text, number in run.summary.errors.items()]
     if not run.summary.counted and run.summary.completed:
-        remarks.append(f"{run.label}: the server tells no numbers of tokens; an event counts as one")
+        remarks.append(f"{run.peer.name}: the server tells no numbers of tokens; an event counts as one")
     return remarks
 
 

@@ -18,6 +18,9 @@ from mainspring.server.bench.prompts import Prompt, Sharing, conversations, rand
 from mainspring.server.bench.report import Peer, ServeRun
 from mainspring.server.bench.summary import Objectives, summarize
 
+_WARMUP_SEED, _COUNT_SEED = 1 << 20, 1 << 21
+"""Above the seeds of runs, whose prompts must be in no cache. Not below 0: a generator forgets its seed's sign."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
@@ -63,7 +66,7 @@ async def measure(
     extra = dict(place.extra) if place.api == "tgi" else {"model": peer.model, **place.extra}
     target = Target(server=server, dialect=DIALECTS[place.api], extra=extra, timeout=load.timeout)
     words = 0 if load.dataset else await _words(target, load)
-    await _warm_up(target, _prompts(load, load.warmup, words, load.seed - 1))
+    await _warm_up(target, _prompts(load, load.warmup, words, _WARMUP_SEED + load.seed))
     runs = []
     for number, rate in enumerate(load.rates):
         # Prompts of an earlier run may lie in the server's cache.
@@ -119,7 +122,7 @@ async def _words(target: Target, load: Load) -> int:
     """How many words make a prompt of the wanted number of tokens, by this server's count."""
 
     async def count_tokens(num_words: int) -> int:
-        (prompt,) = random_words(1, num_words, 1, load.seed - 2)
+        (prompt,) = random_words(1, num_words, 1, _COUNT_SEED + load.seed)
         outcome = await _first(target, prompt)
         counted = outcome.prompt_tokens if outcome.counted else await target.prompt_tokens(prompt)
         # A server that tells no numbers gets one word a token.

@@ -57,7 +57,8 @@ def test_prompts_with_one_beginning_come_from_the_prefix_cache(server: RunningSe
     apart = results(*arguments, file=tmp_path / "apart.json")["runs"][0]
     shared = results(*arguments, "--shared-tokens", "160", "--seed", "7", file=tmp_path / "shared.json")["runs"][0]
     assert apart["rate"] == "5 to 50/s"
-    assert shared["summary"]["cached_tokens"] > apart["summary"]["cached_tokens"] + 5 * 100
+    assert apart["summary"]["cached_tokens"] == 0
+    assert shared["summary"]["cached_tokens"] >= 5 * 100
 
 
 def test_a_table_for_a_page(server: RunningServer, tmp_path: Path) -> None:
