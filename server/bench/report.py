@@ -83,7 +83,7 @@ def print_runs(console: Console, runs: Sequence[ServeRun]) -> None:
             table.add_row(f"{measure.upper()} {statistic}, ms", *cells)
     console.print(table)
     for remark in _all_remarks(runs):
-        console.print(remark, style="yellow")
+        console.print(remark, style="yellow", markup=False)
 
 
 def markdown(runs: Sequence[ServeRun]) -> str:
