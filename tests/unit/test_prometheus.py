@@ -103,10 +103,18 @@ def test_names_of_vllm_under_both_prefixes() -> None:
             f"{prefix}request_time_per_output_token_seconds_sum{labels}": pytest.approx(0.2),
             f"{prefix}request_params_max_tokens_sum{labels}": 7,
             f"{prefix}request_params_n_sum{labels}": 2,
+            f"{prefix}request_queue_time_seconds_sum{labels}": 0.2,
+            f"{prefix}request_inference_time_seconds_sum{labels}": 0.6,
+            f"{prefix}request_prompt_tokens_sum{labels}": 5,
+            f"{prefix}request_generation_tokens_sum{labels}": 6,
+            f"{prefix}generation_tokens_total{labels}": 0,
+            f"{prefix}nan_rows_total{labels}": 0,
+            f"{prefix}requests_aborted_total{labels}": 0,
             f'{prefix}request_success_total{{engine="0",finished_reason="stop",model_name="m"}}': 1,
             f'{prefix}cache_config_info{{block_size="16",num_gpu_blocks="64"}}': 1,
         }
         assert {name: found.get(name) for name in expected} == expected
+    assert found["mainspring_event_loop_lag_seconds_count"] == 0
     assert found[f"vllm:gpu_cache_usage_perc{labels}"] == 0.25
     assert found[f"vllm:gpu_prefix_cache_hits_total{labels}"] == 10
     assert f"mainspring_gpu_cache_usage_perc{labels}" not in found
