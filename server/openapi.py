@@ -39,6 +39,14 @@ _BODY = (400, 401, 408, 413, 415, 431)
 """What every route with a body may answer besides its own."""
 _TGI_RUN = (422, 424, 429, 500, 503, 504)
 _OPENAI_RUN = (404, 429, 500, 503, 504)
+_TAGS = ("OpenAI", "Text Generation Inference", "Platforms", "Operation")
+"""In the order in which people read them."""
+_PROMPT = {"inputs": "The capital of France is", "parameters": {"max_new_tokens": 8}}
+_CHAT = {
+    "messages": [{"role": "user", "content": "What is the capital of France?"}],
+    "max_tokens": 16,
+    "temperature": 0,
+}
 _RETRY = {"Retry-After": {"schema": {"type": "integer"}, "description": "Seconds"}}
 
 
@@ -52,6 +60,8 @@ class Operation:
     tag: str
     request: tuple[type[WireModel], ...] = ()
     """One of these is the body."""
+    example: Mapping[str, Any] | None = None
+    """A body that works on every server."""
     answers: tuple[Any, ...] = ()
     """Types of a JSON answer with status 200: one of them."""
     events: tuple[Any, ...] = ()
@@ -81,6 +91,7 @@ OPERATIONS = (
         "/generate",
         "Generate text",
         request=(tgi.GenerateRequest,),
+        example=_PROMPT,
         answers=(tgi.GenerateResponse,),
         failures=(*_BODY, *_TGI_RUN),
     ),
@@ -88,6 +99,7 @@ OPERATIONS = (
         "/generate_stream",
         "Generate text, an event a token",
         request=(tgi.GenerateRequest,),
+        example=_PROMPT,
         events=(tgi.StreamResponse,),
         failures=(*_BODY, *_TGI_RUN),
     ),
@@ -95,6 +107,7 @@ OPERATIONS = (
         "/",
         "Generate text; with `stream`, an event a token",
         request=(tgi.CompatGenerateRequest,),
+        example=_PROMPT,
         answers=(list[tgi.GenerateResponse],),
         events=(tgi.StreamResponse,),
         failures=(*_BODY, *_TGI_RUN),
@@ -103,6 +116,7 @@ OPERATIONS = (
         "/tokenize",
         "Tokenise a prompt",
         request=(tgi.GenerateRequest,),
+        example=_PROMPT,
         answers=(list[SimpleToken],),
         failures=(*_BODY, 422, 429, 500, 503),
     ),
@@ -110,6 +124,7 @@ OPERATIONS = (
         "/chat_tokenize",
         "Template and tokenise a chat",
         request=(openai.ChatRequest,),
+        example=_CHAT,
         answers=(ChatTokenizeResponse,),
         failures=(*_BODY, 422, 429, 500, 503),
     ),
@@ -118,6 +133,7 @@ OPERATIONS = (
         "/v1/chat/completions",
         "Answer a chat",
         request=(openai.ChatRequest,),
+        example=_CHAT,
         answers=(openai.ChatCompletion,),
         events=(openai.ChatChunk,),
         ends_with_done=True,
@@ -128,6 +144,7 @@ OPERATIONS = (
         "/v1/completions",
         "Continue prompts",
         request=(openai.CompletionRequest,),
+        example={"prompt": "The capital of France is", "max_tokens": 8, "temperature": 0},
         answers=(openai.Completion,),
         events=(openai.Completion,),
         ends_with_done=True,
@@ -141,6 +158,7 @@ OPERATIONS = (
         summary="SageMaker: a body of `/`, of chat completions or of completions",
         tag="Platforms",
         request=(tgi.CompatGenerateRequest, openai.ChatRequest, openai.CompletionRequest),
+        example=_CHAT,
         answers=(list[tgi.GenerateResponse], openai.ChatCompletion, openai.Completion),
         events=(tgi.StreamResponse, openai.ChatChunk, openai.Completion),
         ends_with_done=True,
@@ -153,6 +171,7 @@ OPERATIONS = (
         summary="Vertex AI: several prompts or chats, a text each",
         tag="Platforms",
         request=(VertexRequest,),
+        example={"instances": [_PROMPT]},
         answers=(VertexResponse,),
         failures=(*_BODY, *_TGI_RUN),
     ),
@@ -185,6 +204,7 @@ def document() -> dict[str, Any]:
             "version": mainspring.__version__,
             "description": "One LLM inference server for any accelerator.",
         },
+        "tags": [{"name": tag} for tag in _TAGS],
         "paths": paths,
         "components": {
             "schemas": schemas.components,
@@ -237,7 +257,7 @@ def _operation(operation: Operation, schemas: _Schemas) -> dict[str, Any]:
         "responses": responses,
     }
     if operation.request:
-        content = {"application/json": {"schema": schemas.of(*operation.request)}}
+        content = {"application/json": {"schema": schemas.of(*operation.request), "example": operation.example}}
         described["requestBody"] = {"required": True, "content": content}
     if 401 in operation.failures:
         described["security"] = [{"key": []}, {}]  # keys are the operator's choice

@@ -23,7 +23,7 @@ def benchmark(directory: Path, server: str, tokenizer: Path, route: str, profile
     command += ["--tokenizer", f"kind=huggingface_auto,model={tokenizer}"]
     command += ["--data", f"kind=synthetic_text,prompt_tokens=50,output_tokens={OUTPUT_TOKENS}"]
     command += ["--output", f"kind=json,path={report}"]
-    ended = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=200)
+    ended = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=280)
     assert ended.returncode == 0, (ended.stdout + ended.stderr)[-3000:]
     (found,) = json.loads(report.read_text())["benchmarks"]
     run: dict[str, Any] = found
