@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from mainspring.server.bench.arrivals import Rate, arrival_times
 from mainspring.server.bench.dialects import DIALECTS, Reading, read_event
 from mainspring.server.bench.events import EventReader
+from mainspring.server.bench.http_client import Server
+from mainspring.server.bench.load import Target
 from mainspring.server.bench.outcome import Outcome
 from mainspring.server.bench.prompts import Prompt, Sharing, conversations, random_ids, random_words, words_for
 from mainspring.server.bench.summary import Objectives, percentile, summarize
@@ -192,3 +194,32 @@ def test_conversations_of_a_file(tmp_path: Path) -> None:
     file.write_text("[]")
     with pytest.raises(ValueError, match="ShareGPT"):
         conversations(file, 1, None, seed=0)
+
+
+async def _tells_tokens_in_whole_answers_alone(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """A server whose streams have no `usage`; a word is two tokens."""
+    head = await reader.readuntil(b"\r\n\r\n")
+    length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+    asked = json.loads(await reader.readexactly(length) or b"{}")
+    choices = [{"text": "x"}]
+    if asked.get("stream"):
+        kind, body = "text/event-stream", f"data: {json.dumps({'choices': choices})}\n\ndata: [DONE]\n\n"
+    else:
+        usage = {"prompt_tokens": 2 * len(asked["prompt"].split()), "completion_tokens": 1}
+        kind, body = "application/json", json.dumps({"choices": choices, "usage": usage})
+    writer.write(f"HTTP/1.1 200 OK\r\ncontent-type: {kind}\r\ncontent-length: {len(body)}\r\n\r\n{body}".encode())
+    writer.close()
+    await writer.wait_closed()
+
+
+def test_prompts_have_their_length_where_only_whole_answers_tell_it() -> None:
+    async def check() -> None:
+        async with await asyncio.start_server(_tells_tokens_in_whole_answers_alone, "127.0.0.1", 0) as listener:
+            host, port = listener.sockets[0].getsockname()
+            target = Target(server=Server(f"http://{host}:{port}", {}), dialect=DIALECTS["completions"], extra={})
+            prompt = Prompt("three common words", 1)
+            outcome = await target.ask(prompt, asyncio.get_running_loop().time())
+            assert (outcome.error, outcome.counted, outcome.output_tokens) == ("", False, 1)
+            assert await target.prompt_tokens(prompt) == 6
+
+    asyncio.run(check())
