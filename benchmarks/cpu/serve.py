@@ -43,7 +43,7 @@ from mainspring.server.bench.summary import Objectives
 HERE = Path(__file__).parent
 CONTEXT = 2048
 """Tokens of the longest sequence that a server makes room for."""
-START_SECONDS = 400.0
+START_SECONDS = 600.0
 """vLLM compiles its model when it starts for the first time."""
 ENDS = (0, 2)
 """The model's end tokens, which llama.cpp's server has no `ignore_eos` against."""
