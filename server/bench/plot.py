@@ -45,7 +45,7 @@ def save_plot(runs: Sequence[ServeRun], file: Path) -> None:
     for panel in axes[-1]:
         panel.set_xlabel("milliseconds, logarithmic")
         panel.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
-        panel.xaxis.set_major_formatter("{x:g}")
+        panel.xaxis.set_major_formatter(lambda value, position: f"{value:g}" if value < 1000 else f"{value / 1000:g}k")
         panel.xaxis.set_minor_formatter(NullFormatter())
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=min(len(labels), 6))
@@ -69,4 +69,4 @@ def _draw(panel: Any, measure: str, lines: dict[str, ServeRun]) -> None:
         panel.step([*values[:1], *values], [0.0, *shares] if values else [], where="post", label=name)
     panel.set_xscale("log")
     panel.set_ylim(0, 1.02)
-    panel.grid(alpha=0.3, which="both")
+    panel.grid(alpha=0.3)
