@@ -30,7 +30,8 @@ function bounds(schema) {
 
 function parts(schema) {
   if (schema.$ref) return [schema];
-  return [...(schema.anyOf || schema.oneOf || []), ...(schema.items ? [schema.items] : [])].flatMap(parts);
+  const inner = [schema.items, schema.contentSchema].filter(Boolean);
+  return [...(schema.anyOf || schema.oneOf || []), ...inner].flatMap(parts);
 }
 
 function fields(schema, spec, seen) {
@@ -43,7 +44,7 @@ function fields(schema, spec, seen) {
     const required = (target.required || []).includes(name) ? " *" : "";
     const deeper = parts(field).filter((part) => !seen.includes(part.$ref));
     const notes = [bounds(field), field.description || ""].filter(Boolean).join(". ");
-    const about = element("td", {}, element("code", { textContent: typeName(field) }), ` ${notes}`);
+    const about = element("td", {}, element("code", { textContent: typeName(field) }), " ", ...prose(notes));
     about.append(...deeper.map((part) => titled(part, spec, seen)));
     return element("tr", {}, element("td", {}, element("code", { textContent: name + required })), about);
   });
@@ -58,14 +59,19 @@ function titled(schema, spec, seen) {
   return box;
 }
 
+function prose(text) {
+  return text.split("`").map((part, number) => (number % 2 ? element("code", { textContent: part }) : part));
+}
+
 function curl(method, path, body) {
-  const data = body ? " \\\n  -H 'Content-Type: application/json' -d '{…}'" : "";
+  const example = body && JSON.stringify(body.content["application/json"].example);
+  const data = body ? ` \\\n  -H 'Content-Type: application/json' \\\n  -d '${example}'` : "";
   return `curl -X ${method.toUpperCase()} ${location.origin}${path}${data}`;
 }
 
 function operation(method, path, described, spec) {
   const head = element("summary", {}, element("span", { className: "method", textContent: method }), element("code", { textContent: path }));
-  head.append(element("span", { className: "quiet", textContent: `  ${described.summary}` }));
+  head.append(" ", element("span", { className: "quiet" }, ...prose(described.summary)));
   const box = element("details", {}, head, element("pre", { textContent: curl(method, path, described.requestBody) }));
   if (described.requestBody) {
     box.append(element("h3", { textContent: "Body" }), fields(described.requestBody.content["application/json"].schema, spec, []));
@@ -73,7 +79,7 @@ function operation(method, path, described, spec) {
   const rows = Object.entries(described.responses).map(([status, response]) => {
     const types = Object.entries(response.content || {});
     const shown = types.map(([media, content]) => element("div", {}, element("code", { textContent: media }), titled(content.schema, spec, [])));
-    return element("tr", {}, element("td", { textContent: status }), element("td", {}, response.description, ...shown));
+    return element("tr", {}, element("td", { textContent: status }), element("td", {}, ...prose(response.description), ...shown));
   });
   box.append(element("h3", { textContent: "Answers" }), element("table", {}, ...rows));
   return box;
@@ -82,12 +88,10 @@ function operation(method, path, described, spec) {
 async function draw() {
   const spec = await (await fetch("openapi.json")).json();
   document.getElementById("about").textContent = `${spec.info.description} Version ${spec.info.version}.`;
-  const byTag = new Map();
+  const byTag = new Map(spec.tags.map((tag) => [tag.name, []]));
   for (const [path, methods] of Object.entries(spec.paths)) {
     for (const [method, described] of Object.entries(methods)) {
-      const tag = described.tags[0];
-      if (!byTag.has(tag)) byTag.set(tag, []);
-      byTag.get(tag).push(operation(method, path, described, spec));
+      byTag.get(described.tags[0]).push(operation(method, path, described, spec));
     }
   }
   for (const [tag, boxes] of byTag) {

@@ -39,6 +39,14 @@ _BODY = (400, 401, 408, 413, 415, 431)
 """What every route with a body may answer besides its own."""
 _TGI_RUN = (422, 424, 429, 500, 503, 504)
 _OPENAI_RUN = (404, 429, 500, 503, 504)
+_TAGS = ("OpenAI", "Text Generation Inference", "Platforms", "Operation")
+"""In the order in which people read them."""
+_PROMPT = {"inputs": "The capital of France is", "parameters": {"max_new_tokens": 8}}
+_CHAT = {
+    "messages": [{"role": "user", "content": "What is the capital of France?"}],
+    "max_tokens": 16,
+    "temperature": 0,
+}
 _RETRY = {"Retry-After": {"schema": {"type": "integer"}, "description": "Seconds"}}
 
 
@@ -52,10 +60,14 @@ class Operation:
     tag: str
     request: tuple[type[WireModel], ...] = ()
     """One of these is the body."""
+    example: Mapping[str, Any] | None = None
+    """A body that works on every server."""
     answers: tuple[Any, ...] = ()
     """Types of a JSON answer with status 200: one of them."""
-    event: Any = None
-    """Type of an event, where the answer may be a stream."""
+    events: tuple[Any, ...] = ()
+    """Types of the events, where the answer may be a stream: one of them in each stream."""
+    ends_with_done: bool = False
+    """Whether the last event of a stream may be `[DONE]`, as OpenAI's."""
     failures: tuple[int, ...] = (401, 431)
     failure: tuple[Any, ...] = (tgi.ErrorResponse,)
     """Types of the body of every failure: one of them."""
@@ -79,6 +91,7 @@ OPERATIONS = (
         "/generate",
         "Generate text",
         request=(tgi.GenerateRequest,),
+        example=_PROMPT,
         answers=(tgi.GenerateResponse,),
         failures=(*_BODY, *_TGI_RUN),
     ),
@@ -86,21 +99,24 @@ OPERATIONS = (
         "/generate_stream",
         "Generate text, an event a token",
         request=(tgi.GenerateRequest,),
-        event=tgi.StreamResponse,
+        example=_PROMPT,
+        events=(tgi.StreamResponse,),
         failures=(*_BODY, *_TGI_RUN),
     ),
     _generation(
         "/",
         "Generate text; with `stream`, an event a token",
         request=(tgi.CompatGenerateRequest,),
+        example=_PROMPT,
         answers=(list[tgi.GenerateResponse],),
-        event=tgi.StreamResponse,
+        events=(tgi.StreamResponse,),
         failures=(*_BODY, *_TGI_RUN),
     ),
     _generation(
         "/tokenize",
         "Tokenise a prompt",
         request=(tgi.GenerateRequest,),
+        example=_PROMPT,
         answers=(list[SimpleToken],),
         failures=(*_BODY, 422, 429, 500, 503),
     ),
@@ -108,6 +124,7 @@ OPERATIONS = (
         "/chat_tokenize",
         "Template and tokenise a chat",
         request=(openai.ChatRequest,),
+        example=_CHAT,
         answers=(ChatTokenizeResponse,),
         failures=(*_BODY, 422, 429, 500, 503),
     ),
@@ -116,8 +133,10 @@ OPERATIONS = (
         "/v1/chat/completions",
         "Answer a chat",
         request=(openai.ChatRequest,),
+        example=_CHAT,
         answers=(openai.ChatCompletion,),
-        event=openai.ChatChunk,
+        events=(openai.ChatChunk,),
+        ends_with_done=True,
         failures=(*_BODY, *_OPENAI_RUN),
     ),
     _openai(
@@ -125,8 +144,10 @@ OPERATIONS = (
         "/v1/completions",
         "Continue prompts",
         request=(openai.CompletionRequest,),
+        example={"prompt": "The capital of France is", "max_tokens": 8, "temperature": 0},
         answers=(openai.Completion,),
-        event=openai.Completion,
+        events=(openai.Completion,),
+        ends_with_done=True,
         failures=(*_BODY, *_OPENAI_RUN),
     ),
     _openai("get", "/v1/models", "The models: one", answers=(openai.ModelList,), failures=(401, 431, 503)),
@@ -137,8 +158,10 @@ OPERATIONS = (
         summary="SageMaker: a body of `/`, of chat completions or of completions",
         tag="Platforms",
         request=(tgi.CompatGenerateRequest, openai.ChatRequest, openai.CompletionRequest),
+        example=_CHAT,
         answers=(list[tgi.GenerateResponse], openai.ChatCompletion, openai.Completion),
-        event=tgi.StreamResponse,
+        events=(tgi.StreamResponse, openai.ChatChunk, openai.Completion),
+        ends_with_done=True,
         failures=(*_BODY, 404, *_TGI_RUN),
         failure=(tgi.ErrorResponse, openai.ErrorResponse),
     ),
@@ -148,6 +171,7 @@ OPERATIONS = (
         summary="Vertex AI: several prompts or chats, a text each",
         tag="Platforms",
         request=(VertexRequest,),
+        example={"instances": [_PROMPT]},
         answers=(VertexResponse,),
         failures=(*_BODY, *_TGI_RUN),
     ),
@@ -180,6 +204,7 @@ def document() -> dict[str, Any]:
             "version": mainspring.__version__,
             "description": "One LLM inference server for any accelerator.",
         },
+        "tags": [{"name": tag} for tag in _TAGS],
         "paths": paths,
         "components": {
             "schemas": schemas.components,
@@ -212,7 +237,7 @@ class _Schemas:
 
 
 def _answer_types(operation: Operation) -> list[Any]:
-    return [kind for kind in (*operation.answers, operation.event, *operation.failure) if kind is not None]
+    return [*operation.answers, *operation.events, *operation.failure]
 
 
 def _key(kind: Any) -> Any:
@@ -232,7 +257,7 @@ def _operation(operation: Operation, schemas: _Schemas) -> dict[str, Any]:
         "responses": responses,
     }
     if operation.request:
-        content = {"application/json": {"schema": schemas.of(*operation.request)}}
+        content = {"application/json": {"schema": schemas.of(*operation.request), "example": operation.example}}
         described["requestBody"] = {"required": True, "content": content}
     if 401 in operation.failures:
         described["security"] = [{"key": []}, {}]  # keys are the operator's choice
@@ -247,16 +272,25 @@ def _success(operation: Operation, schemas: _Schemas) -> dict[str, Any]:
     content: dict[str, Any] = {}
     if operation.answers:
         content[operation.media_type] = {"schema": schemas.of(*operation.answers)}
-    if operation.event is not None:
-        content["text/event-stream"] = {
-            "schema": {
-                "type": "string",
-                "description": "Server-sent events; the data of each is JSON",
-                "contentMediaType": "application/json",
-                "contentSchema": schemas.of(operation.event),
-            }
-        }
+    if operation.events:
+        content["text/event-stream"] = {"schema": _event(operation, schemas)}
     return {"description": _TEXTS[200], **({"content": content} if content else {})}
+
+
+def _event(operation: Operation, schemas: _Schemas) -> dict[str, Any]:
+    """One event: before OpenAPI 3.2 with its `itemSchema`, the schema of a sequence is that of each item."""
+    data = {
+        "type": "string",
+        "contentMediaType": "application/json",
+        "contentSchema": schemas.of(*operation.events, *operation.failure),
+    }
+    ends = operation.ends_with_done
+    return {
+        "type": "object",
+        "description": "A server-sent event; an error is the last one",
+        "properties": {"data": {"anyOf": [{"const": "[DONE]"}, data]} if ends else data},
+        "required": ["data"],
+    }
 
 
 def _failure(operation: Operation, status: int, shape: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-from prometheus_client import CollectorRegistry, GCCollector, Histogram, PlatformCollector, ProcessCollector
+from prometheus_client import CollectorRegistry, GCCollector, Histogram, PlatformCollector, ProcessCollector, Summary
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
@@ -48,7 +48,16 @@ class RequestRecord:
     validation_seconds: float
     queue_seconds: float
     inference_seconds: float
+    decode_seconds: float
+    """The part of the inference after the first token."""
     finish_reasons: Sequence[str]
+    """One for each sequence."""
+
+    @property
+    def seconds_per_output_token(self) -> float | None:
+        """Of the tokens after each sequence's first; None where there are no such tokens."""
+        following = self.generated_tokens - len(self.finish_reasons)
+        return self.decode_seconds * len(self.finish_reasons) / following if following > 0 else None
 
 
 class TokenGaps:
@@ -84,6 +93,10 @@ class Metrics:
         self._prefixes = [PREFIX, VLLM_PREFIX] if vllm_names else [PREFIX]
         self._model_id = model_id
         self._tgi = {name: self._tgi_histogram(name) for name in _TGI_HISTOGRAMS}
+        self._skipped_tokens = Summary(
+            "tgi_request_skipped_tokens", "Speculated tokens that were right: none, nothing speculates",
+            registry=self.registry,
+        )  # fmt: skip
         self._loop_lag = Histogram(
             f"{PREFIX}event_loop_lag_seconds",
             "By how much the server's event loop was late",
@@ -132,11 +145,18 @@ class Metrics:
         self._tgi["tgi_request_input_length"].observe(record.prompt_tokens)
         self._tgi["tgi_request_generated_tokens"].observe(record.generated_tokens)
         self._tgi["tgi_request_max_new_tokens"].observe(record.max_tokens)
+        self._skipped_tokens.observe(0)
         self._observe("e2e_request_latency_seconds", record.total_seconds)
         self._observe("request_queue_time_seconds", record.queue_seconds)
         self._observe("request_inference_time_seconds", record.inference_seconds)
         self._observe("request_prompt_tokens", record.prompt_tokens)
         self._observe("request_generation_tokens", record.generated_tokens)
+        self._observe("request_prefill_time_seconds", record.inference_seconds - record.decode_seconds)
+        self._observe("request_decode_time_seconds", record.decode_seconds)
+        if record.seconds_per_output_token is not None:
+            self._observe("request_time_per_output_token_seconds", record.seconds_per_output_token)
+        self._observe("request_params_max_tokens", record.max_tokens)
+        self._observe("request_params_n", len(record.finish_reasons))
 
     def _observe(self, name: str, value: float) -> None:
         for histogram in self._shared[name]:
@@ -187,6 +207,8 @@ class Metrics:
             ("num_requests_waiting", "Sequences that wait for admission", stats.waiting),
             ("kv_cache_usage_perc", "Used share of the KV blocks, 0 to 1", usage),
         ]
+        if prefix == VLLM_PREFIX:
+            gauges.append(("gpu_cache_usage_perc", "Older name of kv_cache_usage_perc", usage))
         for name, text, gauge in gauges:
             family = GaugeMetricFamily(prefix + name, text, labels=names)
             family.add_metric(labels, gauge)
@@ -200,6 +222,8 @@ class Metrics:
             ("nan_rows", "Rows of logits that were not finite", stats.nan_rows),
             ("requests_aborted", "Requests ended by their clients", stats.requests_aborted),
         ]
+        if prefix == VLLM_PREFIX:  # routers and dashboards of its first versions
+            counters += [(f"gpu_{name}", text, number) for name, text, number in counters if name in _ONCE_GPU]
         for name, text, number in counters:
             counter = CounterMetricFamily(prefix + name, text, labels=names)
             counter.add_metric(labels, number)
@@ -240,6 +264,7 @@ def _tgi_gauges(stats: Stats, ready: Ready) -> list[tuple[str, str, int]]:
     ]
 
 
+_ONCE_GPU = ("prefix_cache_queries", "prefix_cache_hits")
 _TGI_COUNTERS = {
     "tgi_request_count": ("Requests received", ""),
     "tgi_request_success": ("Requests answered", ""),
@@ -262,4 +287,9 @@ _SHARED_HISTOGRAMS = {
     "request_inference_time_seconds": ("Seconds from the first step to the end", _LATENCY_SECONDS),
     "request_prompt_tokens": ("Prompt tokens", _TOKENS),
     "request_generation_tokens": ("Generated tokens", _TOKENS),
+    "request_prefill_time_seconds": ("Seconds from the first step to the first token", _LATENCY_SECONDS),
+    "request_decode_time_seconds": ("Seconds from the first token to the end", _LATENCY_SECONDS),
+    "request_time_per_output_token_seconds": ("TPOT", _GAP_SECONDS),
+    "request_params_max_tokens": ("Tokens asked for", _TOKENS),
+    "request_params_n": ("Sequences asked for", [1.0, 2.0, 5.0, 10.0, 20.0]),
 }

@@ -52,12 +52,8 @@ _SERVE_FLAGS = [
     ),
     flag("--ssl-certfile", type=_FILE, help="PEM file of the certificate: serve HTTPS."),
     flag("--ssl-keyfile", type=_FILE, help="PEM file of its private key."),
-    flag(
-        "--max-input-tokens",
-        "--max-input-length",
-        type=POSITIVE,
-        help="Tokens of a prompt.  [default: total - 1]",
-    ),
+    flag("--max-input-tokens", type=POSITIVE, help="Tokens of a prompt.  [default: total - 1]"),
+    flag("--max-input-length", type=POSITIVE, help="Older name of --max-input-tokens."),
     flag(
         "--max-concurrent-requests",
         type=POSITIVE,
@@ -140,7 +136,7 @@ def _request_limits(flags: Mapping[str, Any]) -> RequestLimits:
     from mainspring.server.lifecycle import RequestLimits
 
     return RequestLimits(
-        max_input_tokens=flags["max_input_tokens"],
+        max_input_tokens=_max_input_tokens(flags["max_input_tokens"], flags["max_input_length"]),
         max_concurrent_requests=flags["max_concurrent_requests"],
         max_request_tokens=flags["max_request_tokens"],
         max_best_of=flags["max_best_of"],
@@ -150,6 +146,15 @@ def _request_limits(flags: Mapping[str, Any]) -> RequestLimits:
         validation_workers=flags["validation_workers"],
         payload_limit=flags["payload_limit"],
     )
+
+
+def _max_input_tokens(tokens: int | None, length: int | None) -> int | None:
+    if tokens is not None and length is not None:
+        raise click.UsageError(
+            f"both --max-input-tokens ({tokens}) and --max-input-length ({length}) are set; keep --max-input-tokens, "
+            "the other is its older name"
+        )
+    return tokens if tokens is not None else length
 
 
 def _certificate(file: Path | None, key_file: Path | None) -> Certificate | None:

@@ -54,6 +54,10 @@ class Timing:
     def inference_seconds(self) -> float:
         return max(self.finished - self.validated - self.queue_seconds, 0.0)
 
+    @property
+    def decode_seconds(self) -> float:
+        return min(self.finished - self.first_token, self.inference_seconds) if self.first_token else 0.0
+
 
 class Service:
     """The served model behind its engine. All methods belong to the event loop's thread."""
@@ -201,6 +205,7 @@ class Service:
                 validation_seconds=timing.validation_seconds,
                 queue_seconds=timing.queue_seconds,
                 inference_seconds=timing.inference_seconds,
+                decode_seconds=timing.decode_seconds,
                 finish_reasons=reasons,
             )
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -16,6 +15,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from mainspring.server.bench import report
+from mainspring.server.bench.arrivals import Rate
 from mainspring.server.bench.dialects import DIALECTS
 from mainspring.server.bench.summary import Objectives
 from mainspring.server.engine_flags import engine_config, engine_flags
@@ -117,8 +117,14 @@ def throughput(model: str, **flags: Any) -> None:
 @click.option("--api-key", envvar="OPENAI_API_KEY", help="Sent as a bearer token.")
 @click.option("--requests", type=_POSITIVE, default=100, show_default=True)
 @click.option(
-    "--rate", "rates", type=float, multiple=True, help="Requests a second (Poisson); a run each.  [all at once]"
+    "--rate",
+    "rates",
+    multiple=True,
+    metavar="R|R:R|inf",
+    help="Requests a second (Poisson), or a ramp from one rate to another; a run each.  [all at once]",
 )
+@click.option("--shared-tokens", type=click.IntRange(min=0), default=0, help="Of --input-tokens, at their beginning.")
+@click.option("--prefixes", type=_POSITIVE, default=1, show_default=True, help="Different beginnings so shared.")
 @click.option("--max-concurrency", type=_POSITIVE, help="Requests in progress at most; waiting counts as latency.")
 @click.option("--dataset", type=_DATASET, help="JSON in ShareGPT's form instead of prompts of --input-tokens.")
 @click.option(
@@ -130,6 +136,7 @@ def throughput(model: str, **flags: Any) -> None:
 @click.option("--ignore-eos/--no-ignore-eos", default=True, help="Ask OpenAI-speaking servers for full-length answers.")
 @click.option("--seed", default=0, show_default=True, help="Of prompts and arrival times.")
 @click.option("--plot", type=_FILE, help="Write a picture there; needs the extra `bench`.")
+@click.option("--markdown", type=_FILE, help="Write a table for a page there.")
 @_lengths(128, None)
 def serve(urls: tuple[str, ...], **flags: Any) -> None:
     """Load servers over HTTP, each with the same requests, and compare them."""
@@ -137,11 +144,15 @@ def serve(urls: tuple[str, ...], **flags: Any) -> None:
     from mainspring.server.bench.serve import Load, Place, measure
 
     objectives = _objectives(flags["slos"])
+    if flags["shared_tokens"] >= flags["input_tokens"]:
+        raise click.BadParameter(f"must be below --input-tokens {flags['input_tokens']}", param_hint="--shared-tokens")
     fields = {"temperature": 0, **({"ignore_eos": True} if flags["ignore_eos"] else {}), **_fields(flags["fields"])}
     load = Load(
         requests=flags["requests"],
-        rates=flags["rates"] or (math.inf,),
+        rates=_rates(flags["rates"]),
         input_tokens=flags["input_tokens"],
+        shared_tokens=flags["shared_tokens"],
+        prefixes=flags["prefixes"],
         output_tokens=flags["output_tokens"] or (None if flags["dataset"] else 128),
         dataset=flags["dataset"],
         max_concurrency=flags["max_concurrency"],
@@ -160,6 +171,8 @@ def serve(urls: tuple[str, ...], **flags: Any) -> None:
             runs += asyncio.run(measure(place, load, objectives, partial(bar.advance, task)))
     report.print_runs(Console(), runs)
     _write(flags["json_file"], {"load": load, "objectives": objectives, "runs": runs})
+    if flags["markdown"]:
+        flags["markdown"].write_text(report.markdown(runs))
     if flags["plot"]:
         save_plot(runs, flags["plot"])
 
@@ -170,6 +183,13 @@ def _named(url: str) -> tuple[str, str]:
     if not named[1].startswith(("http://", "https://")):
         raise click.BadParameter(f"{named[1]!r} begins with neither http:// nor https://", param_hint="--url")
     return named
+
+
+def _rates(texts: tuple[str, ...]) -> tuple[Rate, ...]:
+    try:
+        return tuple(map(Rate.parse, texts)) or (Rate(),)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--rate") from error
 
 
 def _objectives(slos: tuple[str, ...]) -> Objectives:

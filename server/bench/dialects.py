@@ -18,6 +18,7 @@ class Reading:
     has_tokens: bool = False
     prompt_tokens: int | None = None
     output_tokens: int | None = None
+    cached_tokens: int = 0
     error: str = ""
 
 
@@ -83,7 +84,8 @@ def _completion_body(prompt: Prompt, extra: Mapping[str, Any]) -> dict[str, Any]
 def _openai_reading(value: Any) -> Reading:
     usage = value.get("usage") or {}
     text = [choice.get("text") or (choice.get("delta") or {}).get("content") for choice in value.get("choices") or ()]
-    return Reading(any(text), usage.get("prompt_tokens"), usage.get("completion_tokens"))
+    cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens")
+    return Reading(any(text), usage.get("prompt_tokens"), usage.get("completion_tokens"), cached or 0)
 
 
 DIALECTS = {

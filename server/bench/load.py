@@ -46,6 +46,17 @@ class Target:
             outcome.error = "an answer without text"
         return outcome
 
+    async def prompt_tokens(self, prompt: Prompt) -> int | None:
+        """A prompt's number of tokens by a server that tells it in whole answers alone; None where it never does."""
+        body = {**self.dialect.body(prompt, self.extra), "stream": False}
+        body.pop("stream_options", None)  # goes with streams only
+        try:
+            async with asyncio.timeout(self.timeout), aclosing(self.server.post(self.dialect.path, body)) as parts:
+                whole = b"".join([part async for part in parts])
+            return read_event(self.dialect, whole).prompt_tokens
+        except (HTTPFailure, TimeoutError, msgspec.DecodeError):
+            return None
+
     async def _read(self, prompt: Prompt, outcome: Outcome) -> None:
         clock = asyncio.get_running_loop().time
         events = EventReader()
@@ -67,6 +78,7 @@ class Target:
             outcome.counted = True
             outcome.prompt_tokens = reading.prompt_tokens or 0
             outcome.output_tokens = reading.output_tokens
+            outcome.cached_tokens = reading.cached_tokens
 
 
 async def run_load(

@@ -18,6 +18,8 @@ class Outcome:
     """When the answer was complete."""
     prompt_tokens: int = 0
     output_tokens: int = 0
+    cached_tokens: int = 0
+    """Of the prompt, those that the server had computed before; 0 also where it does not tell."""
     counted: bool = False
     """Whether the server told the numbers of tokens; else an event counts as one token and the prompt as none."""
     error: str = ""

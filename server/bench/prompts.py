@@ -40,11 +40,27 @@ def random_ids(count: int, input_tokens: int, output_tokens: int, vocab_size: in
     ]
 
 
-def random_words(count: int, num_words: int, output_tokens: int, seed: int) -> list[Prompt]:
+@dataclass(frozen=True, slots=True)
+class Sharing:
+    """How much of each prompt's beginning is that of others."""
+
+    words: int = 0
+    prefixes: int = 1
+    """Different beginnings, drawn from at random."""
+
+
+def random_words(
+    count: int, num_words: int, output_tokens: int, seed: int, *, sharing: Sharing | None = None
+) -> list[Prompt]:
     """Prompts of so many common words, most of which are one token in most vocabularies."""
     words = _WORDS.split()
     draws = random.Random(seed)  # noqa: S311  a load, no secret
-    return [Prompt(" ".join(draws.choices(words, k=num_words)), output_tokens) for _ in range(count)]
+    shared = sharing or Sharing()
+    prefixes = [draws.choices(words, k=shared.words) for _ in range(shared.prefixes)]
+    return [
+        Prompt(" ".join(draws.choice(prefixes) + draws.choices(words, k=num_words - shared.words)), output_tokens)
+        for _ in range(count)
+    ]
 
 
 async def words_for(input_tokens: int, count_tokens: Callable[[int], Awaitable[int]]) -> int:

@@ -44,8 +44,8 @@ class ServeRun(msgspec.Struct, frozen=True, kw_only=True):
     """One load against one peer."""
 
     peer: Peer
-    rate: float | None
-    """Requests a second; None for all at once."""
+    rate: str
+    """When requests came: `4/s`, `1 to 16/s`, `all at once`."""
     summary: Summary
     samples: dict[str, list[float]]
     """For plots: TTFT, TPOT, ITL and E2E in milliseconds, sorted."""
@@ -53,7 +53,7 @@ class ServeRun(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def label(self) -> str:
         """Its name in tables and plots."""
-        return self.peer.name if self.rate is None else f"{self.peer.name} @ {self.rate:g}/s"
+        return f"{self.peer.name}, {self.rate}"
 
 
 def environment() -> Environment:
@@ -82,9 +82,19 @@ def print_runs(console: Console, runs: Sequence[ServeRun]) -> None:
             cells = [_milliseconds(getattr(run.summary, measure), statistic) for run in runs]
             table.add_row(f"{measure.upper()} {statistic}, ms", *cells)
     console.print(table)
-    for run in runs:
-        for remark in _remarks(run):
-            console.print(remark, style="yellow")
+    for remark in _all_remarks(runs):
+        console.print(remark, style="yellow", markup=False)
+
+
+def markdown(runs: Sequence[ServeRun]) -> str:
+    """One row a run, grouped by when its requests came, for pages."""
+    lines = ["| requests | server | " + " | ".join(_COLUMNS) + " |", "|---|---|" + "--:|" * len(_COLUMNS)]
+    for rate in dict.fromkeys(run.rate for run in runs):
+        for run in runs:
+            if run.rate == rate:
+                cells = [cell(run.summary) for cell in _COLUMNS.values()]
+                lines.append(f"| {rate} | {run.peer.name} | " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", *(f"- {remark}" for remark in _all_remarks(runs))]).rstrip() + "\n"
 
 
 def print_rows(console: Console, title: str, rows: Sequence[tuple[str, str]]) -> None:
@@ -95,11 +105,15 @@ def print_rows(console: Console, title: str, rows: Sequence[tuple[str, str]]) ->
     console.print(table)
 
 
+def _all_remarks(runs: Sequence[ServeRun]) -> list[str]:
+    """What a reader of the numbers must know, each once."""
+    return list(dict.fromkeys(remark for run in runs for remark in _remarks(run)))
+
+
 def _remarks(run: ServeRun) -> list[str]:
-    """What a reader of the numbers must know."""
     remarks = [f"{run.label}: {number} requests failed: {text}" for text, number in run.summary.errors.items()]
     if not run.summary.counted and run.summary.completed:
-        remarks.append(f"{run.label}: the server tells no numbers of tokens; an event counts as one")
+        remarks.append(f"{run.peer.name}: the server tells no numbers of tokens; an event counts as one")
     return remarks
 
 
@@ -116,7 +130,7 @@ _ROWS: dict[str, Callable[[Summary], str]] = {
     "goodput, requests/s": _good,
     "output tokens/s": lambda summary: f"{summary.output_tokens_per_second:.1f}",
     "total tokens/s": lambda summary: f"{summary.total_tokens_per_second:.1f}",
-    "prompt tokens": lambda summary: str(summary.prompt_tokens),
+    "prompt tokens (cached)": lambda summary: f"{summary.prompt_tokens} ({summary.cached_tokens})",
     "output tokens": lambda summary: str(summary.output_tokens),
     "tokens an event": lambda summary: f"{summary.tokens_per_event:.2f}",
     "latest send, ms": lambda summary: f"{summary.latest_send:.1f}",
@@ -125,3 +139,21 @@ _ROWS: dict[str, Callable[[Summary], str]] = {
 
 def _milliseconds(found: Distribution | None, statistic: str) -> str:
     return "-" if found is None else f"{getattr(found, statistic):.1f}"
+
+
+def _column(measure: str, statistic: str) -> Callable[[Summary], str]:
+    return lambda summary: _milliseconds(getattr(summary, measure), statistic)
+
+
+_COLUMNS: dict[str, Callable[[Summary], str]] = {
+    "completed": lambda summary: f"{summary.completed} of {summary.requests}",
+    "requests/s": _ROWS["requests/s"],
+    "output tokens/s": _ROWS["output tokens/s"],
+    "goodput, requests/s": _ROWS["goodput, requests/s"],
+    **{
+        f"{measure.upper()} {statistic}, ms": _column(measure, statistic)
+        for measure in ("ttft", "tpot", "e2e")
+        for statistic in ("p50", "p99")
+    },
+    "ITL p99, ms": _column("itl", "p99"),
+}

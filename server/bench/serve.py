@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mainspring.core.errors import StartupError
-from mainspring.server.bench.arrivals import arrival_times
+from mainspring.server.bench.arrivals import Rate, arrival_times
 from mainspring.server.bench.dialects import DIALECTS
 from mainspring.server.bench.http_client import HTTPFailure, Server
 from mainspring.server.bench.load import Target, run_load
 from mainspring.server.bench.outcome import Outcome
-from mainspring.server.bench.prompts import Prompt, conversations, random_words, words_for
+from mainspring.server.bench.prompts import Prompt, Sharing, conversations, random_words, words_for
 from mainspring.server.bench.report import Peer, ServeRun
 from mainspring.server.bench.summary import Objectives, summarize
+
+_WARMUP_SEED, _COUNT_SEED = 1 << 20, 1 << 21
+"""Above the seeds of runs, whose prompts must be in no cache. Not below 0: a generator forgets its seed's sign."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,9 +27,13 @@ class Load:
     """What every peer is sent."""
 
     requests: int
-    rates: tuple[float, ...]
-    """Requests a second, one run each; inf is all at once."""
+    rates: tuple[Rate, ...]
+    """One run each."""
     input_tokens: int
+    shared_tokens: int = 0
+    """Of `input_tokens`, those at the beginning that are the same in many prompts."""
+    prefixes: int = 1
+    """How many such beginnings there are."""
     output_tokens: int | None
     """None takes the lengths of the answers in `dataset`."""
     dataset: Path | None
@@ -60,7 +66,7 @@ async def measure(
     extra = dict(place.extra) if place.api == "tgi" else {"model": peer.model, **place.extra}
     target = Target(server=server, dialect=DIALECTS[place.api], extra=extra, timeout=load.timeout)
     words = 0 if load.dataset else await _words(target, load)
-    await _warm_up(target, _prompts(load, load.warmup, words, load.seed - 1))
+    await _warm_up(target, _prompts(load, load.warmup, words, _WARMUP_SEED + load.seed))
     runs = []
     for number, rate in enumerate(load.rates):
         # Prompts of an earlier run may lie in the server's cache.
@@ -70,7 +76,7 @@ async def measure(
         runs.append(
             ServeRun(
                 peer=peer,
-                rate=None if math.isinf(rate) else rate,
+                rate=str(rate),
                 summary=summarize(outcomes, objectives),
                 samples=samples(outcomes),
             )
@@ -116,10 +122,11 @@ async def _words(target: Target, load: Load) -> int:
     """How many words make a prompt of the wanted number of tokens, by this server's count."""
 
     async def count_tokens(num_words: int) -> int:
-        (prompt,) = random_words(1, num_words, 1, load.seed - 2)
+        (prompt,) = random_words(1, num_words, 1, _COUNT_SEED + load.seed)
         outcome = await _first(target, prompt)
+        counted = outcome.prompt_tokens if outcome.counted else await target.prompt_tokens(prompt)
         # A server that tells no numbers gets one word a token.
-        return outcome.prompt_tokens if outcome.counted else load.input_tokens
+        return counted or load.input_tokens
 
     return await words_for(load.input_tokens, count_tokens)
 
@@ -127,7 +134,8 @@ async def _words(target: Target, load: Load) -> int:
 def _prompts(load: Load, count: int, num_words: int, seed: int) -> list[Prompt]:
     if load.dataset is not None:
         return conversations(load.dataset, count, load.output_tokens, seed)
-    return random_words(count, num_words, load.output_tokens or 1, seed)
+    sharing = Sharing(round(num_words * load.shared_tokens / load.input_tokens), load.prefixes)
+    return random_words(count, num_words, load.output_tokens or 1, seed, sharing=sharing)
 
 
 async def _first(target: Target, prompt: Prompt) -> Outcome:

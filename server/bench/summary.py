@@ -54,6 +54,8 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     total_tokens_per_second: float
     """Prompt tokens too."""
     prompt_tokens: int
+    cached_tokens: int
+    """Prompt tokens from the server's prefix cache, where it tells them."""
     output_tokens: int
     tokens_per_event: float
     """Above 1 where the server merges tokens; ITL is then the time between merged ones."""
@@ -111,6 +113,7 @@ def summarize(outcomes: Sequence[Outcome], objectives: Objectives) -> Summary:
         output_tokens_per_second=output_tokens / seconds,
         total_tokens_per_second=(prompt_tokens + output_tokens) / seconds,
         prompt_tokens=prompt_tokens,
+        cached_tokens=sum(outcome.cached_tokens for outcome in completed),
         output_tokens=output_tokens,
         tokens_per_event=output_tokens / max(num_events, 1),
         counted=all(outcome.counted for outcome in completed),

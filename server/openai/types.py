@@ -30,6 +30,9 @@ TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
 Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
 Bias = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
 
+Ignored = Annotated[Any, Field(description="Taken, and without effect")]
+Absent = Annotated[Any, Field(description="Not supported yet: refused")]
+
 # A body of two megabytes can be wrong in half a million places, and telling them all holds the interpreter for seconds.
 # So a list ends at its first mistake, and of a prompt's four forms only the one that its beginning has is tried.
 _BRIEF = Field(fail_fast=True, max_length=MAX_ITEMS)
@@ -90,22 +93,22 @@ class SamplingFields(WireModel):
     priority: Signed32 | None = None
     prompt_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     # known, and without effect here: they are about the client's account, or name what is done anyway
-    user: Any = None
-    metadata: Any = None
-    store: Any = None
-    service_tier: Any = None
-    safety_identifier: Any = None
-    prompt_cache_key: Any = None
+    user: Ignored = None
+    metadata: Ignored = None
+    store: Ignored = None
+    service_tier: Ignored = None
+    safety_identifier: Ignored = None
+    prompt_cache_key: Ignored = None
     # known, and not there
-    response_format: Any = None
-    guided_json: Any = None
-    guided_regex: Any = None
-    guided_choice: Any = None
-    guided_grammar: Any = None
-    structured_outputs: Any = None
-    logits_processors: Any = None
-    watermark: Any = None
-    adapter_id: Any = None
+    response_format: Annotated[Any, Field(description='Only `{"type": "text"}` yet')] = None
+    guided_json: Absent = None
+    guided_regex: Absent = None
+    guided_choice: Absent = None
+    guided_grammar: Absent = None
+    structured_outputs: Absent = None
+    logits_processors: Absent = None
+    watermark: Absent = None
+    adapter_id: Absent = None
 
 
 class TextPart(WireModel):
@@ -133,20 +136,20 @@ class ChatRequest(SamplingFields):
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     # without tools there is nothing that these could change
-    parallel_tool_calls: Any = None
-    tool_prompt: Any = None
+    parallel_tool_calls: Ignored = None
+    tool_prompt: Ignored = None
     # known, and not there
-    tools: Any = None
-    functions: Any = None
-    function_call: Any = None
-    tool_choice: Any = None
-    audio: Any = None
-    modalities: Any = None
-    prediction: Any = None
-    reasoning_effort: Any = None
-    web_search_options: Any = None
-    chat_template: Any = None
-    chat_template_kwargs: Any = None
+    tools: Absent = None
+    functions: Absent = None
+    function_call: Absent = None
+    tool_choice: Annotated[Any, Field(description="Only `none` and `auto` yet")] = None
+    audio: Absent = None
+    modalities: Annotated[Any, Field(description="Only `text`")] = None
+    prediction: Absent = None
+    reasoning_effort: Absent = None
+    web_search_options: Absent = None
+    chat_template: Absent = None
+    chat_template_kwargs: Absent = None
 
 
 class CompletionRequest(SamplingFields):
@@ -159,7 +162,7 @@ class CompletionRequest(SamplingFields):
     logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     best_of: Annotated[int, Field(ge=1, le=MAX_N)] | None = None
     # known, and not there
-    suffix: Any = None
+    suffix: Absent = None
 
 
 class PromptTokensDetails(msgspec.Struct, frozen=True):

@@ -31,13 +31,13 @@ class GenerateParameters(WireModel):
     return_full_text: bool | None = None
     stop: Annotated[list[str], Field(fail_fast=True)] | None = None
     truncate: Unsigned32 | None = None
-    watermark: bool | None = None
+    watermark: Annotated[bool | None, Field(description="Not supported yet: true is refused")] = None
     details: bool | None = None
     decoder_input_details: bool | None = None
     seed: Unsigned64 | None = None
     top_n_tokens: Unsigned32 | None = None
-    grammar: Any = None
-    adapter_id: str | None = None
+    grammar: Annotated[Any, Field(description="Not supported yet: refused")] = None
+    adapter_id: Annotated[str | None, Field(description="Not supported yet: refused")] = None
 
 
 class GenerateRequest(WireModel):

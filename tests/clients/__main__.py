@@ -37,6 +37,7 @@ ENVIRONMENTS: dict[str, tuple[str, ...]] = {
     "frameworks": ("test_litellm.py", "test_langchain.py", "test_snippets.py"),
     "text_generation": ("test_text_generation.py", "test_snippets.py"),
     "load": ("test_aiperf.py",),
+    "guidellm": ("test_guidellm.py",),
 }
 _HERE = Path(__file__).parent
 _ROOT = _HERE.parent.parent

@@ -32,7 +32,7 @@ def test_serve_measures_every_protocol(server: RunningServer, tmp_path: Path, ap
     )
     (one,) = found["runs"]
     summary = one["summary"]
-    assert (one["peer"]["name"], one["peer"]["api"], one["rate"]) == ("ours", api, 200)
+    assert (one["peer"]["name"], one["peer"]["api"], one["rate"]) == ("ours", api, "200/s")
     assert (summary["requests"], summary["completed"], summary["errors"]) == (6, 6, {})
     assert summary["counted"]
     assert summary["output_tokens"] == 6 * 9
@@ -47,8 +47,29 @@ def test_serve_compares_peers_and_rates_in_one_table(server: RunningServer) -> N
     result = run("serve", "--url", f"a={server.url}", "--url", f"b={server.url}", "--rate", "500", "--rate", "inf",
                  "--api", "tgi", "--requests", "2", "--output-tokens", "3", "--warmup", "0")  # fmt: skip
     assert result.exit_code == 0, result.output
-    for text in ("a @ 500/s", "b @ 500/s", "TTFT p99", "goodput", "2 (2)"):
+    for text in ("a, 500/s", "b, 500/s", "TTFT p99", "goodput", "2 (2)"):
         assert text in result.output
+
+
+def test_prompts_with_one_beginning_come_from_the_prefix_cache(server: RunningServer, tmp_path: Path) -> None:
+    load = ("--requests", "6", "--input-tokens", "200", "--output-tokens", "2", "--warmup", "0", "--rate", "5:50")
+    arguments = ("serve", "--url", server.url, *load)
+    apart = results(*arguments, file=tmp_path / "apart.json")["runs"][0]
+    shared = results(*arguments, "--shared-tokens", "160", "--seed", "7", file=tmp_path / "shared.json")["runs"][0]
+    assert apart["rate"] == "5 to 50/s"
+    assert apart["summary"]["cached_tokens"] == 0
+    assert shared["summary"]["cached_tokens"] >= 5 * 100
+
+
+def test_a_table_for_a_page(server: RunningServer, tmp_path: Path) -> None:
+    file = tmp_path / "table.md"
+    peers = ("--url", f"a={server.url}", "--url", f"b={server.url}")
+    load = ("--requests", "2", "--output-tokens", "3", "--warmup", "0", "--rate", "500", "--rate", "inf")
+    assert run("serve", *peers, *load, "--markdown", str(file)).exit_code == 0
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in file.read_text().splitlines()]
+    names = [("500/s", "a"), ("500/s", "b"), ("all at once", "a"), ("all at once", "b")]
+    assert [row[:3] for row in rows[2:6]] == [[rate, name, "2 of 2"] for rate, name in names]
+    assert len({len(row) for row in rows[:6]}) == 1
 
 
 def test_refusals_are_counted_by_their_text(server: RunningServer, tmp_path: Path) -> None:
@@ -72,6 +93,8 @@ def test_nobody_there() -> None:
         (("--url", "ftp://x"), "neither http:// nor https://"),
         (("--url", "http://x", "--slo", "itl=5"), "is not ttft, tpot or e2e"),
         (("--url", "http://x", "--field", "top_k=five"), "is not KEY=JSON"),
+        (("--url", "http://x", "--rate", "4:0"), "rates are above 0"),
+        (("--url", "http://x", "--shared-tokens", "128"), "must be below --input-tokens 128"),
     ],
 )
 def test_mistakes(arguments: tuple[str, ...], hint: str) -> None:

@@ -11,7 +11,7 @@ import pytest
 from starlette.routing import Route
 
 from mainspring.server.app import create_app, create_lifecycle
-from mainspring.server.openapi import OPERATIONS, document
+from mainspring.server.openapi import OPERATIONS, Operation, document
 from tests.server.conftest import options_for
 from tests.support.serving import in_time
 from tests.support.tgi_rows import tgi
@@ -42,6 +42,17 @@ def test_references_lead_somewhere() -> None:
 @tgi("1.1 GET /api-doc/openapi.json")
 def test_document_is_served_where_tgi_had_it(client: httpx.Client) -> None:
     assert client.get("/openapi.json").json() == client.get("/api-doc/openapi.json").json() == document()
+
+
+@pytest.mark.parametrize("operation", [operation for operation in OPERATIONS if operation.request])
+def test_examples_work(client: httpx.Client, operation: Operation) -> None:
+    answer = client.post(operation.path, json=operation.example)
+    assert answer.status_code == 200, answer.text
+
+
+def test_every_tag_is_listed() -> None:
+    assert next(tag["name"] for tag in document()["tags"]) == "OpenAI"
+    assert {tag["name"] for tag in document()["tags"]} == {operation.tag for operation in OPERATIONS}
 
 
 JSON_TYPE = {"content-type": "application/json"}

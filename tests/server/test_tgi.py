@@ -75,8 +75,15 @@ def test_seed_is_reported_and_repeats(client: httpx.Client) -> None:
 def test_missing_parameters_sample_and_an_empty_object_does_not(client: httpx.Client) -> None:
     shown = client.post("/generate", json={"inputs": "x", "parameters": {"max_new_tokens": 1, "details": True}})
     assert shown.json()["details"]["seed"] is None
-    sampled = generate(client, temperature=0.5, details=True).json()
-    assert sampled["details"]["seed"] is not None
+    for temperature in (0.5, 1.0):
+        sampled = generate(client, temperature=temperature, details=True).json()
+        assert sampled["details"]["seed"] is not None
+
+    def texts(**parameters: object) -> set[str]:
+        return {client.post("/generate", json={"inputs": "x", **parameters}).json()["generated_text"] for _ in range(2)}
+
+    assert len(texts()) == 2
+    assert len(texts(parameters={})) == 1
 
 
 @tgi("1.2 best_of", "1.3 best_of_sequences")

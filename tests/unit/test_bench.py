@@ -12,11 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mainspring.server.bench.arrivals import arrival_times
+from mainspring.server.bench.arrivals import Rate, arrival_times
 from mainspring.server.bench.dialects import DIALECTS, Reading, read_event
 from mainspring.server.bench.events import EventReader
+from mainspring.server.bench.http_client import Server
+from mainspring.server.bench.load import Target
 from mainspring.server.bench.outcome import Outcome
-from mainspring.server.bench.prompts import Prompt, conversations, random_ids, random_words, words_for
+from mainspring.server.bench.prompts import Prompt, Sharing, conversations, random_ids, random_words, words_for
 from mainspring.server.bench.summary import Objectives, percentile, summarize
 
 STREAM = (
@@ -40,7 +42,7 @@ def test_an_unfinished_event_is_not_told() -> None:
 
 
 def test_arrivals_are_a_poisson_process() -> None:
-    times = arrival_times(20_000, 50.0, seed=3)
+    times = arrival_times(20_000, Rate(50.0, 50.0), seed=3)
     gaps = [later - earlier for earlier, later in pairwise(times)]
     mean = sum(gaps) / len(gaps)
     assert times[0] == 0.0
@@ -48,13 +50,26 @@ def test_arrivals_are_a_poisson_process() -> None:
     # Of an exponential distribution, and of few others: deviation as large as the mean, a share 1 - 1/e below it.
     assert math.sqrt(sum((gap - mean) ** 2 for gap in gaps) / len(gaps)) == pytest.approx(mean, rel=0.05)
     assert sum(gap < mean for gap in gaps) / len(gaps) == pytest.approx(1 - 1 / math.e, abs=0.02)
-    assert times == arrival_times(20_000, 50.0, seed=3) != arrival_times(20_000, 50.0, seed=4)
+    assert times == arrival_times(20_000, Rate(50.0, 50.0), seed=3) != arrival_times(20_000, Rate(50.0, 50.0), seed=4)
 
 
-def test_an_infinite_rate_is_all_at_once_and_none_is_refused() -> None:
-    assert arrival_times(3, math.inf, seed=0) == [0.0, 0.0, 0.0]
-    with pytest.raises(ValueError, match="above 0"):
-        arrival_times(3, 0.0, seed=0)
+@pytest.mark.parametrize(("begin", "end"), [(1.0, 16.0), (16.0, 1.0)])
+def test_a_ramp_changes_its_rate_evenly_in_time(begin: float, end: float) -> None:
+    count = 20_000
+    times = arrival_times(count, Rate(begin, end), seed=3)
+    whole = 2 * count / (begin + end)
+    assert times[-1] == pytest.approx(whole, rel=0.05)
+    half = sum(time < whole / 2 for time in times)
+    assert half / (whole / 2) == pytest.approx(begin + (end - begin) / 4, rel=0.03)
+    assert times == sorted(times)
+
+
+def test_rates() -> None:
+    assert arrival_times(3, Rate(), seed=0) == [0.0, 0.0, 0.0]
+    assert [str(Rate.parse(text)) for text in ("2", "0.5:8", "inf")] == ["2/s", "0.5 to 8/s", "all at once"]
+    for text in ("0", "-1", "1:inf", "2:0", "nan", "fast", ""):
+        with pytest.raises(ValueError, match=r"above 0|could not convert"):
+            Rate.parse(text)
 
 
 @pytest.mark.parametrize(("share", "expected"), [(0.0, 1.0), (0.5, 2.5), (0.9, 3.7), (0.99, 3.97), (1.0, 4.0)])
@@ -120,6 +135,11 @@ def test_a_run_that_failed_altogether_has_a_summary() -> None:
         ("chat", b'{"choices":[{"delta":{"role":"assistant","content":""}}]}', Reading()),
         ("chat", b'{"choices":[{"delta":{"content":"x"}}],"usage":null}', Reading(True)),
         ("chat", b'{"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":4}}', Reading(False, 3, 4)),
+        (
+            "chat",
+            b'{"usage":{"prompt_tokens":3,"completion_tokens":4,"prompt_tokens_details":{"cached_tokens":2}}}',
+            Reading(False, 3, 4, 2),
+        ),
         ("completions", b'{"choices":[{"text":"x"}]}', Reading(True)),
         ("completions", b"[DONE]", Reading()),
         ("tgi", b'{"index":1,"token":{"id":1,"text":"x"},"details":null}', Reading(True)),
@@ -149,6 +169,13 @@ def test_random_prompts_have_their_lengths_and_repeat_by_seed() -> None:
     assert [len(prompt.text.split()) for prompt in random_words(3, 20, 1, seed=1)] == [20, 20, 20]
 
 
+def test_prompts_share_their_beginnings() -> None:
+    prompts = [prompt.text.split() for prompt in random_words(40, 20, 1, seed=1, sharing=Sharing(15, 3))]
+    assert {len(prompt) for prompt in prompts} == {20}
+    assert len({tuple(prompt[:15]) for prompt in prompts}) == 3
+    assert len({tuple(prompt) for prompt in prompts}) == 40
+
+
 @pytest.mark.parametrize("template_tokens", [0, 30])
 def test_words_are_fitted_to_the_servers_count(template_tokens: int) -> None:
     async def count_tokens(words: int) -> int:
@@ -167,3 +194,32 @@ def test_conversations_of_a_file(tmp_path: Path) -> None:
     file.write_text("[]")
     with pytest.raises(ValueError, match="ShareGPT"):
         conversations(file, 1, None, seed=0)
+
+
+async def _tells_tokens_in_whole_answers_alone(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """A server whose streams have no `usage`; a word is two tokens."""
+    head = await reader.readuntil(b"\r\n\r\n")
+    length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+    asked = json.loads(await reader.readexactly(length) or b"{}")
+    choices = [{"text": "x"}]
+    if asked.get("stream"):
+        kind, body = "text/event-stream", f"data: {json.dumps({'choices': choices})}\n\ndata: [DONE]\n\n"
+    else:
+        usage = {"prompt_tokens": 2 * len(asked["prompt"].split()), "completion_tokens": 1}
+        kind, body = "application/json", json.dumps({"choices": choices, "usage": usage})
+    writer.write(f"HTTP/1.1 200 OK\r\ncontent-type: {kind}\r\ncontent-length: {len(body)}\r\n\r\n{body}".encode())
+    writer.close()
+    await writer.wait_closed()
+
+
+def test_prompts_have_their_length_where_only_whole_answers_tell_it() -> None:
+    async def check() -> None:
+        async with await asyncio.start_server(_tells_tokens_in_whole_answers_alone, "127.0.0.1", 0) as listener:
+            host, port = listener.sockets[0].getsockname()
+            target = Target(server=Server(f"http://{host}:{port}", {}), dialect=DIALECTS["completions"], extra={})
+            prompt = Prompt("three common words", 1)
+            outcome = await target.ask(prompt, asyncio.get_running_loop().time())
+            assert (outcome.error, outcome.counted, outcome.output_tokens) == ("", False, 1)
+            assert await target.prompt_tokens(prompt) == 6
+
+    asyncio.run(check())

@@ -126,6 +126,16 @@ def test_values_that_ask_for_nothing_pass_without_a_word(model: str, options: li
         assert (result.exit_code, options[-1].notes) == (0, ()), result.output
 
 
+@tgi("3 --max-input-tokens", "3 --max-input-length")
+def test_two_names_of_one_limit_are_refused_together(model: str, options: list[ServerOptions]) -> None:
+    by_flag = serve(model, "--max-input-tokens", "20", "--max-input-length", "30")
+    by_variable = serve(model, "--max-input-tokens", "20", MAX_INPUT_LENGTH="30")
+    for result in (by_flag, by_variable):
+        assert result.exit_code == 2
+        assert "--max-input-tokens (20) and --max-input-length (30)" in " ".join(result.output.split())
+    assert not options
+
+
 def test_a_launchers_command_line_as_it_is(model: str, options: list[ServerOptions]) -> None:
     line = (
         f"--model-id {model} --num-shard 1 --port 8080 --hostname 127.0.0.1 --max-input-length 1000 "

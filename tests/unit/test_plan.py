@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 
 import msgspec
+import pluggy
 import pytest
 
 from mainspring.core import commands
@@ -13,6 +14,7 @@ from mainspring.core.backend import Backend, Capabilities, Device, DeviceInfo, U
 from mainspring.core.config import EngineConfig, ModelConfig, RopeConfig
 from mainspring.core.errors import StartupError
 from mainspring.core.plan import blocks_that_fit, make_plan
+from mainspring.core.plugins import Plugins
 
 GIB = 1 << 30
 MODEL = ModelConfig(
@@ -135,3 +137,21 @@ def test_check_says_what_is_wrong_with_the_model_and_with_the_backend_at_once(
     said = capsys.readouterr().out
     assert "config.json" in said
     assert "did you mean 'cpu'" in said
+
+
+class Absent(Declares):
+    """A backend whose device needs an extra."""
+
+    def devices(self) -> Unavailable:
+        return Unavailable("no such device", "pip install 'mainspring[absent]'")
+
+
+def test_what_to_install_is_shown_with_its_brackets(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plugins = Plugins(pluggy.PluginManager("mainspring"), {"absent": Absent(FULL)}, problems=("no [extra] here",))
+    monkeypatch.setattr(commands, "load_plugins", lambda: plugins)
+    assert commands.main(["backends"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "'mainspring[absent]'" in said
+    assert "no [extra] here" in said

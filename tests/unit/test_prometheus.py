@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from mainspring.core.errors import ErrorKind
 from mainspring.core.metrics import Stats
 from mainspring.core.request import Ready
@@ -18,6 +20,7 @@ RECORD = RequestRecord(
     validation_seconds=0.1,
     queue_seconds=0.2,
     inference_seconds=0.6,
+    decode_seconds=0.4,
     finish_reasons=["stop", "length"],
 )
 
@@ -43,6 +46,7 @@ def samples(metrics: Metrics) -> dict[str, float]:
     "2.1 tgi_request_generated_tokens",
     "2.1 tgi_request_input_length",
     "2.1 tgi_request_max_new_tokens",
+    "2.1 tgi_request_skipped_tokens",
 )
 def test_names_of_tgi() -> None:
     metrics = Metrics("m", lambda: (STATS, READY), vllm_names=False)
@@ -68,6 +72,8 @@ def test_names_of_tgi() -> None:
         "tgi_request_input_length_sum": 5,
         "tgi_request_generated_tokens_sum": 6,
         "tgi_request_max_new_tokens_sum": 7,
+        "tgi_request_skipped_tokens_sum": 0,
+        "tgi_request_skipped_tokens_count": 1,
     }
     assert {name: found.get(name) for name in expected} == expected
     assert 'tgi_request_duration_bucket{le="0.00015"}' in found
@@ -92,10 +98,26 @@ def test_names_of_vllm_under_both_prefixes() -> None:
             f"{prefix}time_to_first_token_seconds_sum{labels}": 0.5,
             f"{prefix}inter_token_latency_seconds_sum{labels}": 0.01,
             f"{prefix}e2e_request_latency_seconds_sum{labels}": 1.0,
+            f"{prefix}request_prefill_time_seconds_sum{labels}": pytest.approx(0.2),
+            f"{prefix}request_decode_time_seconds_sum{labels}": 0.4,
+            f"{prefix}request_time_per_output_token_seconds_sum{labels}": pytest.approx(0.2),
+            f"{prefix}request_params_max_tokens_sum{labels}": 7,
+            f"{prefix}request_params_n_sum{labels}": 2,
+            f"{prefix}request_queue_time_seconds_sum{labels}": 0.2,
+            f"{prefix}request_inference_time_seconds_sum{labels}": 0.6,
+            f"{prefix}request_prompt_tokens_sum{labels}": 5,
+            f"{prefix}request_generation_tokens_sum{labels}": 6,
+            f"{prefix}generation_tokens_total{labels}": 0,
+            f"{prefix}nan_rows_total{labels}": 0,
+            f"{prefix}requests_aborted_total{labels}": 0,
             f'{prefix}request_success_total{{engine="0",finished_reason="stop",model_name="m"}}': 1,
             f'{prefix}cache_config_info{{block_size="16",num_gpu_blocks="64"}}': 1,
         }
         assert {name: found.get(name) for name in expected} == expected
+    assert found["mainspring_event_loop_lag_seconds_count"] == 0
+    assert found[f"vllm:gpu_cache_usage_perc{labels}"] == 0.25
+    assert found[f"vllm:gpu_prefix_cache_hits_total{labels}"] == 10
+    assert f"mainspring_gpu_cache_usage_perc{labels}" not in found
 
 
 def test_two_servers_in_one_process_do_not_share_numbers() -> None:

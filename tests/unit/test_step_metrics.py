@@ -19,13 +19,14 @@ def output(stats: Stats, *deltas: Delta) -> StepOutput:
 
 @tgi("2.1 tgi_batch_inference_count", "2.1 tgi_batch_inference_success", "2.1 tgi_batch_inference_failure")
 @tgi("2.1 tgi_batch_next_size", "2.1 tgi_batch_inference_duration", "2.1 tgi_batch_forward_duration")
+@tgi("2.1 tgi_batch_concat")
 def test_steps_are_counted_by_what_they_computed() -> None:
     now = [100.0]
     steps = StepMetrics(lambda: now[0])
     registry = CollectorRegistry()
     registry.register(steps)
     reports = [
-        (0.0, output(Stats(running=2))),  # a heartbeat
+        (0.0, output(Stats())),  # a heartbeat
         (0.5, output(Stats(steps=1, running=2, prompt_tokens=9))),
         (0.25, output(Stats(steps=2, running=2, prompt_tokens=9, generated_tokens=2))),
         (9.0, output(Stats(steps=2, running=2, prompt_tokens=9, generated_tokens=2))),  # another
@@ -48,3 +49,28 @@ def test_steps_are_counted_by_what_they_computed() -> None:
         assert [value(f"{name}_sum", method) for method in ("prefill", "decode")] == [0.5, 0.5]
     assert registry.get_sample_value("tgi_batch_next_size_sum") == 5
     assert registry.get_sample_value("tgi_batch_next_size_bucket", {"le": "1.0"}) == 1
+    assert registry.get_sample_value("tgi_batch_concat", {"reason": "chunking"}) == 1
+
+
+def test_every_chunk_of_a_prompt_is_prefill() -> None:
+    steps = StepMetrics()
+    registry = CollectorRegistry()
+    registry.register(steps)
+    steps.observe(output(Stats(steps=1, running=1, batch_tokens=1, prompt_tokens=5)))
+    steps.observe(output(Stats(steps=2, running=2, batch_tokens=2048, prompt_tokens=5005)))
+    steps.observe(output(Stats(steps=3, running=2, batch_tokens=2048, prompt_tokens=5005)))
+    steps.observe(output(Stats(steps=4, running=2, batch_tokens=2, prompt_tokens=5005)))
+    counted = [
+        registry.get_sample_value("tgi_batch_inference_count", {"method": method}) for method in ("prefill", "decode")
+    ]
+    assert counted == [3, 1]
+
+
+@tgi("2.1 tgi_batch_decode_duration", "2.1 tgi_batch_filter_duration", "2.1 tgi_batch_concat_duration")
+def test_what_has_no_counterpart_is_there_by_name() -> None:
+    registry = CollectorRegistry()
+    registry.register(StepMetrics())
+    for name in ("decode", "filter"):
+        for method in ("prefill", "decode"):
+            assert registry.get_sample_value(f"tgi_batch_{name}_duration_count", {"method": method}) == 0
+    assert registry.get_sample_value("tgi_batch_concat_duration_count", {"method": "decode"}) == 0
