@@ -125,7 +125,8 @@ class Capabilities:
     """Ops return before they finish (a stream, a lazy graph). False: the executor runs steps on a thread of its own, so
     that the host still plans step N+1 while the device runs step N."""
     copies_async: bool = False
-    """Copies from pinned host memory overlap with compute."""
+    """Copies between pinned host memory and the device overlap with compute. An `asynchronous` device without them
+    gives a step's results when they are asked for, not when the step is enqueued."""
     default_memory_fraction: float = 0.9
     """Share of a device's memory that serving may take when the operator names none."""
     verified: str = "L0"
@@ -431,6 +432,13 @@ class Device(ABC):
         where it was captured; what it returns may be overwritten by its next run.
         """
         return program
+
+    def flush(self) -> None:
+        """Hands over the work given so far as one piece, on devices that gather ops into a graph and run it later.
+
+        Steps of one bucket are cut at the same places, so that pieces recur and each is compiled once. Nothing to do
+        where ops run as they come.
+        """
 
     def artifact_key(self) -> str:
         """Names everything that a compiled program depends on besides model and bucket (driver, compiler, arch)."""
