@@ -45,11 +45,6 @@ class BlockMajorKV:
         """The block that belongs to nobody and is never read."""
         return self.keys[0].shape[0] - 1
 
-    @property
-    def block_size(self) -> int:
-        """S"""
-        return self.keys[0].shape[2]
-
     def places(self, slot_T: Tensor) -> Tensor:
         """[T * K] Where each head of each token stands in a layer seen as [(N + 1) * K * S, D]; slot -1 in the sink."""
         _, num_heads, size, _ = self.keys[0].shape

@@ -1,9 +1,6 @@
 """What all layers of a step share: where its tokens stand, in tensors of the bucket's shape.
 
-Everything comes of query_start, kv_length and block_table. The slots of the metadata say the same, but they are 64-bit
-views of a 32-bit buffer, which XLA would take through the host at every step.
-
-Legend: T packed tokens, R rows, B blocks a row, S tokens a block, K kv heads.
+Legend: T packed tokens, R rows, B blocks a row, K kv heads.
 """
 
 from __future__ import annotations
@@ -36,7 +33,7 @@ class StepPlan:
 
 def plan_step(metadata: AttentionMetadata, kv: BlockMajorKV) -> StepPlan:
     """The plan of a step; the shapes of `metadata` decide which program it is."""
-    blocks_RB, length_R, start_R1 = metadata.block_table, metadata.kv_length, metadata.query_start
+    length_R, start_R1 = metadata.kv_length, metadata.query_start
     num_rows, num_tokens = len(length_R), len(metadata.slot)
     decode = metadata.max_query <= 1 and num_tokens == num_rows
     if decode:
@@ -48,7 +45,4 @@ def plan_step(metadata: AttentionMetadata, kv: BlockMajorKV) -> StepPlan:
         row_T = past_T.clamp(max=num_rows - 1)
         last_T = (length_R - start_R1[1:])[row_T]
         position_T = torch.where(past_T < num_rows, token_T + last_T, -1)
-    size = kv.block_size
-    block_T = blocks_RB[row_T, position_T.clamp(min=0) // size]
-    slot_T = torch.where(position_T < 0, -1, block_T * size + position_T % size)
-    return StepPlan(decode, blocks_RB, length_R, row_T, position_T, kv.places(slot_T))
+    return StepPlan(decode, metadata.block_table, length_R, row_T, position_T, kv.places(metadata.slot))

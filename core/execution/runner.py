@@ -37,7 +37,16 @@ from mainspring.core.backend import (
 from mainspring.core.batch import Batch, Bucket, Buckets
 from mainspring.core.config import EngineConfig, ModelConfig
 from mainspring.core.errors import BackendError, DeviceOutOfMemory, StartupError
-from mainspring.core.execution.inputs import StepShape, StepTensors, all_decode, exact_shape, fill, padded_shape, view
+from mainspring.core.execution.inputs import (
+    StepShape,
+    StepTensors,
+    all_decode,
+    exact_shape,
+    fill,
+    moved,
+    padded_shape,
+    view,
+)
 from mainspring.core.execution.pending import Enqueued, Staging, StepPending
 from mainspring.core.execution.sampling import Rows, SamplingTable, Selection, adjust, not_finite
 from mainspring.core.execution.scoring import Scoring, plan_scoring, score
@@ -110,6 +119,7 @@ class GraphExecutor:
         self._buckets = buckets
         self._name = name
         self._static = capabilities.shapes == "bucketed"
+        self._ahead_of_time = capabilities.graphs == "ahead_of_time"
         self._copies_later = capabilities.asynchronous and not capabilities.copies_async
         self._worker = None if capabilities.asynchronous else ThreadPoolExecutor(1, thread_name_prefix="device")
         self._programs: dict[ProgramKey, BucketProgram] = {}
@@ -248,12 +258,10 @@ class GraphExecutor:
         inputs = self._load(program, step)
         plan = self._device.prepare_attention(inputs.metadata, self._kv)
         hidden_TE, logits_NV = program.run(inputs, plan)
-        # Taken before the cut: behind it they would have the shape of the bucket's buffer in their programs.
-        places = inputs.sample_rows[: step.shape.samples], inputs.sample_positions[: step.shape.samples]
         self._device.flush()
         results = Enqueued(step.num_samples, self._device.event(), copies_later=self._copies_later)
         if step.selection is not None:
-            self._choose(logits_NV, places, step, results)
+            self._choose(logits_NV, inputs, step, results)
         del logits_NV  # scored in the memory that they leave
         if step.scoring is not None:
             found = []
@@ -275,6 +283,8 @@ class GraphExecutor:
     def _load(self, program: BucketProgram, step: PlannedStep) -> StepTensors:
         """The one copy of a step to the device."""
         words = step.staging.buffer[: step.shape.words]
+        if self._ahead_of_time:
+            return moved(view(words, step.shape), self._device.torch_device)
         if program.buffer is None or program.inputs is None:
             return view(words.to(self._device.torch_device, non_blocking=True), step.shape)
         program.buffer.copy_(words, non_blocking=True)
@@ -283,7 +293,7 @@ class GraphExecutor:
     def _program(self, key: ProgramKey, shape: StepShape) -> BucketProgram:
         if key not in self._programs:
             run = self._device.compile(self._forward, key[0])
-            if key[0] is None:
+            if key[0] is None or self._ahead_of_time:
                 self._programs[key] = BucketProgram(run, None, None)
             else:
                 buffer = torch.zeros(shape.words, dtype=torch.int32, device=self._device.torch_device)
@@ -301,16 +311,14 @@ class GraphExecutor:
             return hidden_TE, None
         return hidden_TE, self._model.logits(hidden_TE[inputs.sample_index])
 
-    def _choose(
-        self, logits_NV: Tensor, places: tuple[Tensor, Tensor], step: PlannedStep, results: Enqueued
-    ) -> None:
+    def _choose(self, logits_NV: Tensor, inputs: StepTensors, step: PlannedStep, results: Enqueued) -> None:
         """Chooses tokens, puts them where the next step reads them, and starts their way to the host."""
         selection, table = step.selection, self._table
         if selection is None:
             return
         count = step.shape.samples if self._static else step.num_samples
         logits_NV = logits_NV[:count]
-        rows_N, position_N = (place[:count] for place in places)
+        rows_N, position_N = inputs.sample_rows[:count], inputs.sample_positions[:count]
         history = table.max_length if self._static else min(step.shape.max_kv, table.max_length)
         flush, bad_N = self._device.flush, not_finite(logits_NV).int()
         flush()
