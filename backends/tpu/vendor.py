@@ -65,7 +65,7 @@ class Vendor(ABC):
 
     @abstractmethod
     def from_jax(self, name: str, function: Callable[..., Any], result: Callable[..., Any]) -> Callable[..., Any]:
-        """A JAX function as a torch op. `result` gives the shape and dtype of what it returns, for its arguments."""
+        """A JAX function as a torch op. `result` says which of its arguments has the shape and dtype of what it returns."""
 
     def compilations(self) -> int | None:
         """Programs compiled in this process; None where the runtime does not count."""
@@ -124,7 +124,11 @@ class TorchXla(Vendor):
     def from_jax(self, name: str, function: Callable[..., Any], result: Callable[..., Any]) -> Callable[..., Any]:
         from torch_xla.experimental.custom_kernel import make_kernel_from_pallas
 
-        made: Callable[..., Any] = make_kernel_from_pallas(function, lambda *arguments: [result(*arguments)])
+        def shape(*arguments: Any) -> list[tuple[Any, Any]]:
+            like = result(*arguments)
+            return [(like.shape, like.dtype)]
+
+        made: Callable[..., Any] = make_kernel_from_pallas(function, shape)
         return made
 
     def compilations(self) -> int:
