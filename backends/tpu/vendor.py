@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 from mainspring.backends.tpu.chips import Chip
 
 if TYPE_CHECKING:
-    import torch
 
     from mainspring.core.backend import Program
 

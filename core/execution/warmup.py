@@ -73,7 +73,9 @@ def shaped_batches(batches: Sequence[Batch], table: StateTable) -> Iterator[Batc
     yield replace(batches[-1], admissions=[admission], copies=[(0, 0)])
     for batch in batches:
         if batch.prompt_logprobs:
-            yield replace(batch, prompt_logprobs=[replace(asked, top=MORE_LIKELIEST) for asked in batch.prompt_logprobs])
+            yield replace(
+                batch, prompt_logprobs=[replace(asked, top=MORE_LIKELIEST) for asked in batch.prompt_logprobs]
+            )
 
 
 def shaped_variants(rows: int) -> Iterator[SamplingParams]:

@@ -1,4 +1,4 @@
-"""The executor's own programs as StableHLO: recorded while it warms up on XLA's host device."""
+"""The executor's own programs as StableHLO: taken while it warms up on XLA's host device, and not run there."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch_xla.core import xla_model
 from mainspring.backends.tpu.cache import BlockMajorKV
 from mainspring.backends.tpu.device import TpuDevice
 from mainspring.backends.tpu.vendor import TorchXla
-from mainspring.core.backend import AttentionPlan, KVSpec, Program
-from mainspring.core.batch import Bucket
+from mainspring.core.backend import AttentionPlan, KVSpec, Program, ShapeLimits
+from mainspring.core.batch import Bucket, Buckets
 from mainspring.core.config import EngineConfig
 from mainspring.core.execution.inputs import StepTensors
 from tests.support.in_process import open_in_process
@@ -28,51 +28,56 @@ class Recorded:
 
 
 class Enough(Exception):
-    """Everything wanted has been recorded; what is pending cannot run here."""
+    """Every bucket has been recorded."""
 
 
 class Recorder(TpuDevice):
-    """Records each bucket's program when it is first run. With `kernel` decodes hold the Pallas kernel, which only a
-    TPU runs: the first of them ends the warm-up.
+    """Records each bucket's program and answers with zeros in its stead. With `kernel` decodes hold the Pallas kernel,
+    which only a TPU runs.
     """
 
-    def __init__(self, by_hand: dict[str, tuple[int, ...]], *, kernel: bool = False) -> None:
-        vendor = TorchXla()
-        vendor.exact_products()
-        super().__init__(vendor, 0, by_hand, kernel=kernel)
+    def __init__(self, by_hand: dict[str, tuple[int, ...]], *, kernel: bool) -> None:
+        super().__init__(TorchXla(), 0, by_hand, kernel=kernel)
         self.recorded: dict[tuple[Bucket, bool], Recorded] = {}
-        self._kernel_ends = kernel
-        self._kv: BlockMajorKV | None = None
+        self._caches: tuple[torch.Tensor, ...] = ()
+        self._wanted = 0
+
+    def buckets(self, limits: ShapeLimits) -> Buckets | None:
+        buckets = super().buckets(limits)
+        assert buckets is not None
+        self._wanted = len(buckets.decode) + len(buckets.prefill)
+        return buckets
 
     def allocate_kv(self, spec: KVSpec, num_blocks: int) -> BlockMajorKV:
-        self._kv = super().allocate_kv(spec, num_blocks)
-        return self._kv
+        kv = super().allocate_kv(spec, num_blocks)
+        self._caches = (*kv.keys, *kv.values)
+        return kv
 
     def compile(self, program: Program, bucket: Bucket | None) -> Program:
         assert bucket is not None
 
         def run(inputs: StepTensors, plan: AttentionPlan) -> Any:
             results = program(inputs, plan)
-            if (key := (bucket, plan.decode)) not in self.recorded:
-                assert self._kv is not None
-                outputs = [part for part in results if part is not None]
-                text = xla_model.get_stablehlo([*outputs, *self._kv.keys, *self._kv.values])
-                self.recorded[key] = Recorded(bucket, plan.decode, text)
-            if plan.decode and self._kernel_ends:
+            outputs = [part for part in results if part is not None]
+            text = xla_model.get_stablehlo([*outputs, *self._caches])
+            self.recorded[bucket, plan.decode] = Recorded(bucket, plan.decode, text)
+            # What is pending is dropped: its results by new ones, its writes by others.
+            for cache in self._caches:
+                cache.zero_()
+            if len(self.recorded) == self._wanted:
                 raise Enough
-            return results
+            return [None if part is None else torch.zeros(part.shape, device=part.device) for part in results]
 
         return run
 
 
-def record(model: str, by_hand: dict[str, tuple[int, ...]], *, kernel: bool, dtype: str, **sizes: Any) -> list[Recorded]:
-    """The programs of a model with dummy weights."""
+def record(config: EngineConfig, by_hand: dict[str, tuple[int, ...]], *, kernel: bool) -> list[Recorded]:
+    """The programs of every bucket."""
     device = Recorder(by_hand, kernel=kernel)
-    config = EngineConfig(model=model, backend="tpu", dtype=dtype, load_format="dummy", **sizes)  # type: ignore[arg-type]
     try:
-        open_in_process(config, device).executor.close()
+        open_in_process(config, device)
     except Enough:
-        device.close()
+        pass
     finally:
-        torch.set_grad_enabled(True)
+        device.close()
     return list(device.recorded.values())
