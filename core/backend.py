@@ -429,7 +429,8 @@ class Device(ABC):
         It is called as `program(inputs, plan)`: `core.inputs.StepTensors` and what `prepare_attention` returned. It
         returns the final hidden states [T, E] and logits [N, V], None for these when no row of the step chooses a
         token. A bucket's `inputs` are the same tensors at every step, so a captured program finds each step's integers
-        where it was captured (new ones each step where graphs are `ahead_of_time`: those take them as arguments); what it returns may be overwritten by its next run.
+        where it was captured (new ones each step where graphs are `ahead_of_time`: such programs take arguments); what
+        it returns may be overwritten by its next run.
         """
         return program
 

@@ -60,7 +60,7 @@ class Attention:
             kv.write(layer, plan.places, k_TKD, v_TKD)
         keys, values = kv.keys[layer], kv.values[layer]
         if self.kernel is not None and plan.decode and window is None and sinks is None:
-            return self.kernel(q_THD, keys, values, plan.blocks_RB, plan.length_R, scale, softcap or 0.0)
+            return self.kernel(q_THD, keys, values, plan.block_table, plan.kv_length, scale, softcap or 0.0)
         parts = _decode_parts if plan.decode else _prefill_parts
         q_MGD = _grouped(q_THD, keys.shape[1], plan.decode) * scale
         softmax = RunningSoftmax(q_MGD)
@@ -125,16 +125,16 @@ Part = tuple[Tensor, Tensor, Tensor]
 
 def _decode_parts(keys: Tensor, values: Tensor, plan: StepPlan, window: int | None, num_heads: int) -> Iterator[Part]:
     """Keys and values [R, K, L, D] of b blocks of each row, and what the row sees of them [R, 1, 1, L]."""
-    num_rows, num_blocks = plan.blocks_RB.shape
+    num_rows, num_blocks = plan.block_table.shape
     _, num_kv_heads, size, head_dim = keys.shape
     width = _width(num_blocks, num_rows * num_kv_heads * size * head_dim)
     for first in range(0, num_blocks, width):
-        blocks_Rb = plan.blocks_RB[:, first : first + width]
+        blocks_Rb = plan.block_table[:, first : first + width]
         place_L = first * size + torch.arange(blocks_Rb.shape[1] * size, dtype=torch.int32, device=keys.device)
-        seen_RL = place_L < plan.length_R[:, None]
+        seen_RL = place_L < plan.kv_length[:, None]
         held_R1L1 = seen_RL[:, None, :, None]
         if window is not None:
-            seen_RL = seen_RL & (place_L > plan.position_T[:, None] - window)
+            seen_RL = seen_RL & (place_L > plan.positions[:, None] - window)
 
         def gather(cache: Tensor, blocks_Rb: Tensor = blocks_Rb) -> Tensor:
             found = cache.index_select(0, blocks_Rb.flatten()).float()
@@ -146,18 +146,18 @@ def _decode_parts(keys: Tensor, values: Tensor, plan: StepPlan, window: int | No
 
 def _prefill_parts(keys: Tensor, values: Tensor, plan: StepPlan, window: int | None, num_heads: int) -> Iterator[Part]:
     """Keys and values [K, L, D] of b blocks of whichever row, and what each query sees of them [1, T * G, L]."""
-    num_rows, num_blocks = plan.blocks_RB.shape
+    num_rows, num_blocks = plan.block_table.shape
     _, num_kv_heads, size, head_dim = keys.shape
-    width = _width(num_rows * num_blocks, size * max(num_kv_heads * head_dim, num_heads * len(plan.row_T)))
-    blocks = plan.blocks_RB.flatten()
+    width = _width(num_rows * num_blocks, size * max(num_kv_heads * head_dim, num_heads * len(plan.rows)))
+    blocks = plan.block_table.flatten()
     for first in range(0, len(blocks), width):
         blocks_b = blocks[first : first + width]
         slot_L = first * size + torch.arange(len(blocks_b) * size, dtype=torch.int32, device=keys.device)
         row_L, place_L = slot_L // (num_blocks * size), slot_L % (num_blocks * size)
-        held_L1 = (place_L < plan.length_R[row_L])[:, None]
-        seen_TL = (plan.row_T[:, None] == row_L) & (place_L <= plan.position_T[:, None])
+        held_L1 = (place_L < plan.kv_length[row_L])[:, None]
+        seen_TL = (plan.rows[:, None] == row_L) & (place_L <= plan.positions[:, None])
         if window is not None:
-            seen_TL = seen_TL & (place_L > plan.position_T[:, None] - window)
+            seen_TL = seen_TL & (place_L > plan.positions[:, None] - window)
         seen_1ML = seen_TL[:, None].expand(-1, num_heads // num_kv_heads, -1).reshape(1, -1, seen_TL.shape[1])
 
         def gather(cache: Tensor, blocks_b: Tensor = blocks_b) -> Tensor:

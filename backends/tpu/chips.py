@@ -33,11 +33,9 @@ CHIPS = {
 
 def chips(bus: Path = Path("/sys/bus/pci/devices")) -> list[Chip]:
     """The TPUs on the bus, in its order. A generation that is not known here is left out."""
-    found = []
-    for place in sorted(bus.iterdir()) if bus.is_dir() else ():
-        if _word(place / "vendor") == GOOGLE and (chip := CHIPS.get(_word(place / "device"))):
-            found.append(chip)
-    return found
+    places = sorted(bus.iterdir()) if bus.is_dir() else []
+    identities = (_word(place / "device") for place in places if _word(place / "vendor") == GOOGLE)
+    return [CHIPS[identity] for identity in identities if identity in CHIPS]
 
 
 def _word(path: Path) -> str:

@@ -16,17 +16,17 @@ from mainspring.core.backend import AttentionMetadata
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """One step. Token t of a decode is row t's, and of a prefill row_T[t]'s."""
+    """One step. Token t of a decode is row t's, and of a prefill rows[t]'s."""
 
     decode: bool
-    blocks_RB: Tensor
-    """int32"""
-    length_R: Tensor
-    """int32: tokens of each row after the step, 0 for padding."""
-    row_T: Tensor
-    """int32"""
-    position_T: Tensor
-    """int32; -1 for padding, which then sees nothing."""
+    block_table: Tensor
+    """[R, B] int32"""
+    kv_length: Tensor
+    """[R] int32: tokens of each row after the step, 0 for padding."""
+    rows: Tensor
+    """[T] int32"""
+    positions: Tensor
+    """[T] int32; -1 for padding, which then sees nothing."""
     places: Tensor
     """[T * K] Where keys and values go, as `BlockMajorKV.write` takes it."""
 

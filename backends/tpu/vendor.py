@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 from mainspring.backends.tpu.chips import Chip
 
 if TYPE_CHECKING:
-
     from mainspring.core.backend import Program
 
 HOST_ARCH = "xla-host"
@@ -64,7 +63,7 @@ class Vendor(ABC):
 
     @abstractmethod
     def from_jax(self, name: str, function: Callable[..., Any], result: Callable[..., Any]) -> Callable[..., Any]:
-        """A JAX function as a torch op. `result` says which of its arguments has the shape and dtype of what it returns."""
+        """A JAX function as a torch op. `result` says which argument has the shape and dtype of what it returns."""
 
     def compilations(self) -> int | None:
         """Programs compiled in this process; None where the runtime does not count."""

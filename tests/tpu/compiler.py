@@ -29,7 +29,6 @@ class Compiled:
     seconds: float
     arguments: int
     temporary: int
-    aliased: int
     code: int
     flops: float
     accessed: float
@@ -69,7 +68,6 @@ def _measured(target: str, build: Callable[[], Any]) -> Compiled:
         seconds=seconds,
         arguments=memory.argument_size_in_bytes,
         temporary=memory.temp_size_in_bytes,
-        aliased=memory.alias_size_in_bytes,
         code=memory.generated_code_size_in_bytes,
         flops=float(cost.get("flops", 0.0)),
         accessed=float(cost.get("bytes accessed", 0.0)),

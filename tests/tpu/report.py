@@ -65,17 +65,15 @@ def kernels() -> Iterator[Line]:
             yield name, compile_jax(paged_decode, shapes, target)
 
 
-HEAD = "| program | chip | compiled in | arguments | of them in place | temporary | code | flops | bytes accessed |\n"
-HEAD += "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n"
+HEAD = "| program | chip | compiled in | arguments | temporary | code | flops | bytes accessed |\n"
+HEAD += "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |\n"
 
 
 def table(lines: Iterator[Line]) -> str:
     """Markdown; each line also goes to the terminal when it is known."""
     rows = [HEAD]
     for name, told in lines:
-        sizes = " | ".join(
-            f"{size / 2**20:.1f} MiB" for size in (told.arguments, told.aliased, told.temporary, told.code)
-        )
+        sizes = " | ".join(f"{size / 2**20:.1f} MiB" for size in (told.arguments, told.temporary, told.code))
         accessed = f"{told.accessed / 2**20:.1f} MiB" if told.accessed else "not told"
         flops = f"{told.flops / 1e9:.2f} G" if told.flops else "not told"
         rows.append(f"| {name} | {told.target} | {told.seconds:.1f} s | {sizes} | {flops} | {accessed} |\n")
