@@ -35,13 +35,6 @@ HIGH_WATER_MARK = 4096
 MAX_SOCKET_PATH = 107
 """Bytes of a Unix socket's path (unix(7)), the terminating zero apart."""
 
-EXIT_ENGINE = 70
-"""The engine failed while serving (`EX_SOFTWARE` of sysexits.h)."""
-EXIT_STARTUP = 71
-"""The engine could not start; it said why."""
-EXIT_DRAIN_OVERRUN = 72
-"""Requests were still running when the time to finish them was over."""
-
 
 class EngineStart(msgspec.Struct, frozen=True, kw_only=True):
     """The one frame that the engine process reads from its standard input before anything else."""

@@ -21,16 +21,16 @@ from mainspring.core import lifeline
 from mainspring.core.backend import Executor, ExecutorRequest, Pending, ProgressCallback
 from mainspring.core.batch import Batch
 from mainspring.core.border import check_numbers
-from mainspring.core.channel import (
+from mainspring.core.channel import EngineChannel, EngineStart, Malformed, read_start
+from mainspring.core.errors import (
     EXIT_DRAIN_OVERRUN,
     EXIT_ENGINE,
     EXIT_STARTUP,
-    EngineChannel,
-    EngineStart,
-    Malformed,
-    read_start,
+    DeviceOutOfMemory,
+    ErrorKind,
+    RequestError,
+    StartupError,
 )
-from mainspring.core.errors import DeviceOutOfMemory, ErrorKind, RequestError, StartupError
 from mainspring.core.metrics import Stats
 from mainspring.core.plan import Plan, make_plan
 from mainspring.core.request import (

@@ -11,6 +11,13 @@ import difflib
 from collections.abc import Iterable, Sequence
 from enum import StrEnum
 
+EXIT_ENGINE = 70
+"""The engine failed while serving (`EX_SOFTWARE` of sysexits.h)."""
+EXIT_STARTUP = 71
+"""It could not start; every reason was said."""
+EXIT_DRAIN_OVERRUN = 72
+"""Requests were still running when the time to finish them was over."""
+
 
 class MainspringError(Exception):
     """Base of the tree; never raised itself."""

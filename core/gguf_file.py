@@ -1,13 +1,7 @@
-"""GGUF files: their metadata, their table of tensors, and one tensor at a time as float32.
-
-Format: the GGUF specification, versions 2 and 3, of ggml. The `gguf` package has a reader too, and its quantization
-types and dequantization are used here; its reader makes an array object of every token of the vocabulary, which takes
-seconds where this takes a tenth of one.
-"""
+"""GGUF files: their metadata and one tensor at a time as float32, by the `gguf` package's types and dequantization."""
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
@@ -20,11 +14,7 @@ from gguf.quants import dequantize
 from numpy.typing import NDArray
 
 from mainspring.core.errors import ModelError
-
-SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
-"""Metadata value types by their number, as `struct` formats."""
-STRING, ARRAY = 8, 9
-DEFAULT_ALIGNMENT = 32
+from mainspring.core.gguf_header import TensorEntry, read_header
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +40,9 @@ class GGUFFile:
     @classmethod
     def open(cls, path: Path) -> GGUFFile:
         """Reads the header. Raises `ModelError` for a file that is not GGUF, cut off, or one part of several."""
-        try:
-            data = np.memmap(path, dtype=np.uint8, mode="r")
-            metadata, tensors = _Header(data).read()
-        except FileNotFoundError:
-            raise ModelError(f"{path} does not exist") from None
-        except (struct.error, ValueError, KeyError, ZeroDivisionError) as error:
-            raise ModelError(f"{path} is not a sound GGUF file ({error}); fetch it again") from error
+        header = read_header(path)
+        metadata, tensors = header.metadata, {entry.name: _tensor(path, entry) for entry in header.tensors}
+        data = np.memmap(path, dtype=np.uint8, mode="r")
         if int(metadata.get("split.count", 1)) > 1:
             parts = metadata["split.count"]
             raise ModelError(f"{path} is one of {parts} parts; join them with llama-gguf-split --merge")
@@ -80,60 +66,13 @@ class GGUFFile:
         return np.require(values, dtype=np.float32, requirements=["C", "W"])
 
 
-class _Header:
-    """A cursor over the header's bytes."""
-
-    def __init__(self, data: NDArray[np.uint8]) -> None:
-        self._bytes = data.data
-        self._at = 0
-
-    def read(self) -> tuple[dict[str, Any], dict[str, GGUFTensor]]:
-        """Metadata, and tensors with their offsets from the start of the file."""
-        if bytes(self._take(4)) != b"GGUF":
-            raise ValueError("it does not start with GGUF")
-        version = self._scalar("<I")
-        if version not in (2, 3):
-            raise ValueError(f"its version is {version}, known are 2 and 3 in little-endian order")
-        num_tensors, num_values = self._scalar("<Q"), self._scalar("<Q")
-        metadata = {self._string(): self._value(self._scalar("<I")) for _ in range(num_values)}
-        table = [self._tensor() for _ in range(num_tensors)]
-        alignment = int(metadata.get("general.alignment", DEFAULT_ALIGNMENT))
-        start = -(-self._at // alignment) * alignment
-        return metadata, {
-            name: GGUFTensor(tensor.shape, tensor.kind, start + tensor.offset, tensor.num_bytes)
-            for name, tensor in table
-        }
-
-    def _tensor(self) -> tuple[str, GGUFTensor]:
-        name = self._string()
-        shape = tuple(self._scalar("<Q") for _ in range(self._scalar("<I")))[::-1]
-        kind = GGMLQuantizationType(self._scalar("<I"))
-        block_values, block_bytes = GGML_QUANT_SIZES[kind]
-        return name, GGUFTensor(shape, kind, self._scalar("<Q"), prod(shape) // block_values * block_bytes)
-
-    def _value(self, kind: int) -> Any:
-        if kind == STRING:
-            return self._string()
-        if kind != ARRAY:
-            return self._scalar(SCALARS[kind])
-        kind, length = self._scalar("<I"), self._scalar("<Q")
-        if kind in SCALARS:
-            dtype = np.dtype(SCALARS[kind])
-            return np.frombuffer(self._take(length * dtype.itemsize), dtype).tolist()
-        return [self._value(kind) for _ in range(length)]
-
-    def _string(self) -> str:
-        # Tokens of some vocabularies are no valid UTF-8; nothing here depends on those.
-        return bytes(self._take(self._scalar("<Q"))).decode("utf-8", errors="replace")
-
-    def _scalar(self, form: str) -> Any:
-        (value,) = struct.unpack_from(form, self._bytes, self._at)
-        self._at += struct.calcsize(form)
-        return value
-
-    def _take(self, length: int) -> memoryview:
-        if self._at + length > len(self._bytes):
-            raise ValueError("it ends within its header")
-        taken = self._bytes[self._at : self._at + length]
-        self._at += length
-        return taken
+def _tensor(path: Path, entry: TensorEntry) -> GGUFTensor:
+    try:
+        kind = GGMLQuantizationType(entry.kind)
+    except ValueError:
+        raise ModelError(
+            f"{entry.name} in {path} is stored as type {entry.kind}, which the installed gguf package does not know; "
+            "update it, or use another quantization of the model"
+        ) from None
+    block_values, block_bytes = GGML_QUANT_SIZES[kind]
+    return GGUFTensor(entry.shape, kind, entry.offset, prod(entry.shape) // block_values * block_bytes)

@@ -8,23 +8,20 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 import mainspring
-from mainspring.core.errors import RequestError, StartupError
 from mainspring.server.engine_flags import POSITIVE, engine_config, engine_flags
 from mainspring.server.serve_flags import serve_flags, server_options
+from mainspring.server.startup_errors import startup_errors
 from mainspring.server.tgi.flags import foreign_flags, notes
 
 if TYPE_CHECKING:
     from mainspring.server.source import ModelSource
-
-EXIT_STARTUP = 71
 
 
 class _NearestCommand(click.Group):
@@ -140,19 +137,6 @@ def check(model: str, **flags: Any) -> None:
 def conformance(backend: str, arguments: tuple[str, ...]) -> None:
     """Check BACKEND's ops and executor against the reference."""
     _run_module("mainspring.core.conformance", backend, *arguments)
-
-
-@contextmanager
-def startup_errors() -> Iterator[None]:
-    """Print every reason why it cannot start, and exit with the code for that."""
-    try:
-        yield
-    except StartupError as error:
-        for reason in error.reasons:
-            click.echo(f"mainspring: {reason}", err=True)
-        sys.exit(EXIT_STARTUP)
-    except RequestError as error:
-        raise click.ClickException(error.message) from error
 
 
 def _source(model: str | None, revision: str | None, hub_cache: Path | None = None) -> ModelSource:

@@ -15,14 +15,19 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from mainspring.core.channel import (
-    EXIT_DRAIN_OVERRUN,
-    EXIT_ENGINE,
-    EXIT_STARTUP,
     EngineStart,
     ServerChannel,
 )
 from mainspring.core.config import EngineConfig
-from mainspring.core.errors import ChannelClosed, ErrorKind, RequestError, StartupError
+from mainspring.core.errors import (
+    EXIT_DRAIN_OVERRUN,
+    EXIT_ENGINE,
+    EXIT_STARTUP,
+    ChannelClosed,
+    ErrorKind,
+    RequestError,
+    StartupError,
+)
 from mainspring.core.metrics import Stats
 from mainspring.core.request import (
     Cancel,

@@ -12,9 +12,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from mainspring.core.channel import EXIT_STARTUP
 from mainspring.core.config import EngineConfig
-from mainspring.core.errors import ErrorKind, RequestError, StartupError
+from mainspring.core.errors import EXIT_STARTUP, ErrorKind, RequestError, StartupError
 from mainspring.core.metrics import Stats
 from mainspring.core.request import Ready
 from mainspring.server.client import EngineClient

@@ -16,8 +16,8 @@ from typing import Any
 from tokenizers import Tokenizer as Encoder
 
 from mainspring.core.errors import ModelError
+from mainspring.core.gguf_header import read_header
 from mainspring.server.errors import invalid
-from mainspring.server.gguf_metadata import read_metadata
 from mainspring.server.gguf_tokenizer import GGUFVocabulary, build_encoder
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
@@ -115,7 +115,7 @@ def load_tokenizer(path: Path, config_file: Path | None = None) -> Tokenizer:
         return _from_directory(path, config_file)
     if config_file is not None:
         raise ModelError(f"{path} brings its own tokenizer config; leave --tokenizer-config-path out")
-    vocabulary = GGUFVocabulary.of(read_metadata(path))
+    vocabulary = GGUFVocabulary.of(read_header(path).metadata)
     special = SpecialTokens(vocabulary.text(vocabulary.bos_id), vocabulary.bos_id, vocabulary.text(vocabulary.eos_id))
     return Tokenizer(build_encoder(vocabulary), special, vocabulary.chat_template)
 

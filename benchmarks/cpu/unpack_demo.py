@@ -14,7 +14,7 @@ import torch
 import transformers
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
-from mainspring.server.gguf_metadata import read_metadata
+from mainspring.core.gguf_header import read_header
 from mainspring.server.gguf_tokenizer import GGUFVocabulary, build_encoder
 from mainspring.server.source import resolve
 
@@ -36,7 +36,7 @@ def unpack(file: Path, directory: Path) -> None:
         raise ValueError(f"{file} lacks {missing}")
     model.tie_weights()
     model.save_pretrained(directory)
-    encoder = build_encoder(GGUFVocabulary.of(read_metadata(file)))
+    encoder = build_encoder(GGUFVocabulary.of(read_header(file).metadata))
     transformers.PreTrainedTokenizerFast(tokenizer_object=encoder, eos_token="<|im_end|>").save_pretrained(directory)
 
 

@@ -18,8 +18,8 @@ from rich.progress import Progress
 from mainspring.server.bench import report
 from mainspring.server.bench.dialects import DIALECTS
 from mainspring.server.bench.summary import Objectives
-from mainspring.server.cli import startup_errors
 from mainspring.server.engine_flags import engine_config, engine_flags
+from mainspring.server.startup_errors import startup_errors
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 _POSITIVE = click.IntRange(min=1)

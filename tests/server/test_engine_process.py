@@ -18,9 +18,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from mainspring.core.channel import EXIT_DRAIN_OVERRUN, EXIT_ENGINE, EXIT_STARTUP, EngineStart
+from mainspring.core.channel import EngineStart
 from mainspring.core.config import EngineConfig
-from mainspring.core.errors import ErrorKind, RequestError, StartupError
+from mainspring.core.errors import EXIT_DRAIN_OVERRUN, EXIT_ENGINE, EXIT_STARTUP, ErrorKind, RequestError, StartupError
 from mainspring.core.request import FinishReason, SamplingParams, StepOutput
 from mainspring.server import request_stream
 from mainspring.server.client import EngineClient

@@ -15,10 +15,10 @@ import pytest
 from mainspring.backends.sim.device import SimBackend
 from mainspring.core.backend import ExecutorRequest, KVSpec
 from mainspring.core.border import MAX_SEED, check_numbers
-from mainspring.core.channel import EXIT_DRAIN_OVERRUN, EXIT_ENGINE, EngineChannel, Malformed, ServerChannel
+from mainspring.core.channel import EngineChannel, Malformed, ServerChannel
 from mainspring.core.config import EngineConfig
 from mainspring.core.engine import Engine
-from mainspring.core.errors import ErrorKind, RequestError
+from mainspring.core.errors import EXIT_DRAIN_OVERRUN, EXIT_ENGINE, ErrorKind, RequestError
 from mainspring.core.request import (
     Cancel,
     Delta,

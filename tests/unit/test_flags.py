@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from mainspring.core.config import EngineConfig
+from mainspring.core.errors import EXIT_STARTUP
 from mainspring.server import app, cli, logs
 from mainspring.server.app import ServerOptions
 from mainspring.server.tgi.flags import FOREIGN_FLAGS
@@ -189,7 +190,7 @@ def test_hub_cache(tmp_path: Path, options: list[ServerOptions], monkeypatch: py
     write_tiny_model(snapshot)
     assert serve("owner/name", HUGGINGFACE_HUB_CACHE=str(tmp_path)).exit_code == 0
     assert Path(options[0].engine.model) == snapshot
-    assert serve("owner/name", "--huggingface-hub-cache", str(tmp_path / "other")).exit_code == cli.EXIT_STARTUP
+    assert serve("owner/name", "--huggingface-hub-cache", str(tmp_path / "other")).exit_code == EXIT_STARTUP
 
 
 @tgi("3 --otlp-service-name")

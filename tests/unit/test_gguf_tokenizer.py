@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mainspring.core.errors import ModelError
-from mainspring.server.gguf_metadata import read_metadata
+from mainspring.core.gguf_header import read_header
 from mainspring.server.gguf_tokenizer import GGUFVocabulary, build_encoder
 from mainspring.server.tokenizer import load_tokenizer
 
@@ -97,7 +97,7 @@ def write_gguf(file: Path) -> Path:
 
 
 def test_metadata_of_every_kind(tmp_path: Path) -> None:
-    metadata = read_metadata(write_gguf(tmp_path / "m.gguf"))
+    metadata = read_header(write_gguf(tmp_path / "m.gguf")).metadata
     assert {key: metadata[key] for key in ("answer", "yes", "half", "floats", "words")} == {
         "answer": 42,
         "yes": True,
@@ -115,22 +115,3 @@ def test_tokenizer_of_a_file(tmp_path: Path) -> None:
     assert tokenizer.encode("abc")[0] == 1
     assert tokenizer.encode("<s>abc")[:2] != [1, 1]
     assert tokenizer.decode(tokenizer.encode("abc")) == " abc"
-
-
-@pytest.mark.parametrize("length", [4, 12, 40, 200])
-def test_damaged_files_are_told_apart_from_defects(tmp_path: Path, length: int) -> None:
-    whole = write_gguf(tmp_path / "m.gguf").read_bytes()
-    cut = tmp_path / "cut.gguf"
-    cut.write_bytes(whole[:length])
-    with pytest.raises(ModelError, match="damaged"):
-        read_metadata(cut)
-
-
-def test_other_files_and_versions(tmp_path: Path) -> None:
-    file = tmp_path / "m.gguf"
-    file.write_bytes(b"PK\x03\x04")
-    with pytest.raises(ModelError, match="not a GGUF file"):
-        read_metadata(file)
-    file.write_bytes(b"GGUF\x09\0\0\0" + bytes(16))
-    with pytest.raises(ModelError, match="version 9 is not supported"):
-        read_metadata(file)
