@@ -45,8 +45,8 @@ def plan_scoring(batch: Batch, upload: Upload, *, padded: bool) -> Scoring:
     if padded:
         packed = np.pad(packed, ((0, 0), (0, -packed.shape[1] % SCORED_ROWS)))
     most = max(asked.top for asked in batch.prompt_logprobs)
-    places = [upload(packed[:, begin : begin + SCORED_ROWS]) for begin in range(0, packed.shape[1], SCORED_ROWS)]
-    return Scoring(batch.prompt_logprobs, places, likeliest(most, padded=padded))
+    pieces = [upload(packed[:, begin : begin + SCORED_ROWS]) for begin in range(0, packed.shape[1], SCORED_ROWS)]
+    return Scoring(batch.prompt_logprobs, pieces, likeliest(most, padded=padded))
 
 
 def score(
