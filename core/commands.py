@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import msgspec
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from mainspring.core.backend import Backend, Capabilities, Unavailable
@@ -28,17 +29,17 @@ def backends(console: Console) -> int:
     for name, backend in sorted(plugins.backends.items()):
         table.add_row(name, *_row(backend))
     for name, reason in plugins.refused.items():
-        table.add_row(name, "", f"[red]refused[/]: {reason}", "")
+        table.add_row(name, "", f"[red]refused[/]: {escape(reason)}", "")
     console.print(table)
     for problem in plugins.problems:
-        console.print(f"[red]{problem}[/]")
+        console.print(f"[red]{escape(problem)}[/]")
     return 0
 
 
 def _row(backend: Backend) -> tuple[str, str, str]:
     found = backend.devices()
     if isinstance(found, Unavailable):
-        return "", f"[yellow]unavailable[/]: {found.reason}\n{found.remedy}", ""
+        return "", f"[yellow]unavailable[/]: {escape(found.reason)}\n{escape(found.remedy)}", ""
     devices = "\n".join(f"{d.index}: {d.name} ({d.arch}), {gibibytes(d.total_bytes)}" for d in found)
     capabilities = backend.capabilities(found[0])
     return capabilities.verified, devices, _summary(capabilities)
@@ -64,13 +65,13 @@ def check(console: Console, config: EngineConfig) -> int:
         setting = settle(config)
     except StartupError as error:
         for reason in error.reasons:
-            console.print(f"[red]cannot start[/]: {reason}", soft_wrap=True)
+            console.print(f"[red]cannot start[/]: {escape(reason)}", soft_wrap=True)
         return 71
     choice, model = setting.choice, setting.model
     plan = draft(config, model, choice.backend.capabilities(choice.device), choice.device)
     _print_plan(console, choice, model, plan)
     for reason in plan.reasons:
-        console.print(f"[red]cannot start[/]: {reason}", soft_wrap=True)
+        console.print(f"[red]cannot start[/]: {escape(reason)}", soft_wrap=True)
     return 71 if plan.reasons else 0
 
 

@@ -4,7 +4,7 @@ The one file that names either. Nothing of them is imported before a device is o
 and at the PCI bus. torch_xla also has XLA's compiler for the host, chosen by its own PJRT_DEVICE=CPU: the same graphs
 without a chip, for tests.
 
-APIs: github.com/pytorch/xla (release 2.9: `torch_xla.sync`, `core.xla_model`, `experimental.custom_kernel`) and
+APIs: github.com/pytorch/xla (release 2.9: `torch_xla.sync`, `core.xla_model`, `_XLAC._xla_tpu_custom_call`) and
 github.com/google-pytorch/torch_tpu (release 0.2: `torch.tpu`, `torch.compile(backend="tpu")`, `torch.tpu.pallas`).
 """
 
@@ -120,14 +120,20 @@ class TorchXla(Vendor):
         return program
 
     def from_jax(self, name: str, function: Callable[..., Any], result: Callable[..., Any]) -> Callable[..., Any]:
-        from torch_xla.experimental.custom_kernel import make_kernel_from_pallas
+        """Its Mosaic module is lowered once for each set of shapes, and becomes a custom call of the graph."""
+        import torch_xla
 
-        def shape(*arguments: Any) -> list[tuple[Any, Any]]:
-            like = result(*arguments)
-            return [(like.shape, like.dtype)]
+        modules: dict[Any, str] = {}
 
-        made: Callable[..., Any] = make_kernel_from_pallas(function, shape)
-        return made
+        def call(*tensors: torch.Tensor) -> Any:
+            key = tuple((tensor.shape, tensor.dtype) for tensor in tensors)
+            if key not in modules:
+                modules[key] = _mosaic_module(function, tensors)
+            like = result(*tensors)
+            custom_call = torch_xla._XLAC._xla_tpu_custom_call
+            return custom_call(list(tensors), modules[key], [list(like.shape)], [like.dtype])[0]
+
+        return call
 
     def compilations(self) -> int:
         from torch_xla.debug import metrics
@@ -184,6 +190,27 @@ class TorchTpu(Vendor):
         pallas = importlib.import_module("torch.tpu.pallas")
         made: Callable[..., Any] = pallas.jax_op(f"mainspring::{name}", function)
         return made
+
+
+def _mosaic_module(function: Callable[..., Any], tensors: Sequence[torch.Tensor]) -> str:
+    """What JAX hands to XLA for the one Pallas call that a function is."""
+    import jax
+
+    shapes = [jax.ShapeDtypeStruct(tuple(x.shape), str(x.dtype).removeprefix("torch.")) for x in tensors]
+    lowered = jax.jit(function).trace(*shapes).lower(lowering_platforms=("tpu",))
+    calls: list[str] = []
+
+    def visit(operation: Any) -> None:
+        for region in operation.regions:
+            for block in region.blocks:
+                for inner in block.operations:
+                    if inner.operation.name == "stablehlo.custom_call":
+                        calls.append(inner.operation.attributes["backend_config"].value)
+                    visit(inner.operation)
+
+    visit(lowered.compiler_ir("stablehlo").operation)
+    (module,) = calls
+    return module
 
 
 def find(

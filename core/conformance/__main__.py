@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from rich.console import Console
+from rich.markup import escape
 
 from mainspring.core.conformance.checks import check_backend
 from mainspring.core.conformance.report import as_json, print_report
@@ -29,7 +30,7 @@ def main(arguments: Sequence[str]) -> int:
         report = check_backend(load_plugins().get(given.backend), given.device)
     except StartupError as error:
         for reason in error.reasons:
-            Console(stderr=True).print(f"[red]cannot check[/]: {reason}", soft_wrap=True, highlight=False)
+            Console(stderr=True).print(f"[red]cannot check[/]: {escape(reason)}", soft_wrap=True, highlight=False)
         return 71
     if given.json:
         sys.stdout.write(as_json(report) + "\n")

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import pluggy
 import pytest
 import torch
+from rich.console import Console
 
 from mainspring.backends.tpu.buckets import PREFILL_ROWS, ladders, read_ladders
 from mainspring.backends.tpu.chips import CHIPS, Chip, chips
 from mainspring.backends.tpu.device import TpuBackend, TpuDevice
 from mainspring.backends.tpu.vendor import HOST_ARCH, TorchTpu, TorchXla, Vendor, find
+from mainspring.core import commands
 from mainspring.core.backend import DeviceInfo, ShapeLimits, Unavailable
 from mainspring.core.config import EngineConfig
 from mainspring.core.conformance.attention import AttentionChecks
 from mainspring.core.errors import BackendError
+from mainspring.core.plugins import Plugins
 from mainspring.core.request import SamplingParams
 from tests.support.host_vendor import HostVendor
 from tests.support.in_process import open_in_process
@@ -75,6 +80,14 @@ def test_what_is_missing_is_said_with_the_remedy(given: TpuBackend, reason: str)
     assert "pip install 'mainspring[tpu]'" in found.remedy
     with pytest.raises(BackendError, match=r"mainspring\[tpu\]"):
         given.open(0, 0, 1, EngineConfig(model="none"))
+
+
+def test_the_remedy_is_shown_as_it_must_be_typed(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = Plugins(pluggy.PluginManager("mainspring"), {"tpu": backend(packages="torch")})
+    monkeypatch.setattr(commands, "load_plugins", lambda: found)
+    shown = io.StringIO()
+    assert commands.backends(Console(file=shown, width=400)) == 0
+    assert "pip install 'mainspring[tpu]'" in shown.getvalue()
 
 
 def test_devices_are_chips_or_the_host() -> None:
