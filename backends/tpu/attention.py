@@ -23,6 +23,8 @@ PART_BYTES = 64 << 20
 """Of the largest float32 tensor of a part."""
 MAX_PARTS = 16
 """Parts of a layer: each is unrolled into the program, so a step too large for so few has larger ones."""
+LANES = 128
+"""Width of a vector register. The compiler would copy a cache of narrower heads into a padded layout at each call."""
 LOWEST = -1e30
 """A score that no softmax sees; finite, because the difference of infinities is none."""
 
@@ -59,7 +61,8 @@ class Attention:
         if k_TKD is not None and v_TKD is not None:
             kv.write(layer, plan.places, k_TKD, v_TKD)
         keys, values = kv.keys[layer], kv.values[layer]
-        if self.kernel is not None and plan.decode and window is None and sinks is None:
+        fitting = plan.decode and window is None and sinks is None and q_THD.shape[-1] % LANES == 0
+        if self.kernel is not None and fitting:
             return self.kernel(q_THD, keys, values, plan.block_table, plan.kv_length, scale, softcap or 0.0)
         parts = _decode_parts if plan.decode else _prefill_parts
         q_MGD = _grouped(q_THD, keys.shape[1], plan.decode) * scale

@@ -20,11 +20,8 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from mainspring.backends.tpu.attention import LOWEST, PagedDecode
+from mainspring.backends.tpu.attention import LANES, LOWEST, PagedDecode
 from mainspring.backends.tpu.vendor import Vendor
-
-LANES = 128
-"""Width of a vector register: what the running softmax keeps of each query is as wide, or it would be padded to it."""
 
 
 def paged_decode(
@@ -53,6 +50,7 @@ def paged_decode(
 
     rows = pl.BlockSpec((1, num_kv_heads, group, head_dim), of_row)
     paged = pl.BlockSpec((1, num_kv_heads, size, head_dim), of_block)
+    # One number a query, as wide as a register, or the compiler would pad it.
     running = pltpu.VMEM((num_kv_heads, group, LANES), jnp.float32)
     result: jax.Array = pl.pallas_call(
         functools.partial(_kernel, softcap=softcap, size=size),

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 from mainspring.backends.tpu.chips import Chip
 
 if TYPE_CHECKING:
+    import torch
+
     from mainspring.core.backend import Program
 
 HOST_ARCH = "xla-host"
