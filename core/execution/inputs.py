@@ -122,7 +122,8 @@ def view(buffer: Tensor, shape: StepShape) -> StepTensors:
 def moved(inputs: StepTensors, device: str) -> StepTensors:
     """The same on a device, each section in a memory of its own: for programs that take tensors, not views."""
     metadata = inputs.metadata
-    return StepTensors(
+    return replace(
+        inputs,
         positions=inputs.positions.to(device),
         token_rows=inputs.token_rows.to(device),
         metadata=replace(

@@ -75,7 +75,8 @@ def table(lines: Iterator[Line]) -> str:
     """Markdown; each line also goes to the terminal when it is known."""
     rows = [HEAD]
     for name, told in lines:
-        sizes = " | ".join(f"{size / 2**20:.1f} MiB" for size in (told.arguments, told.temporary, told.code))
+        parts = told.arguments, told.temporary, told.code
+        sizes = " | ".join(f"{size / 2**20:.1f} MiB" for size in parts)
         accessed = f"{told.accessed / 2**20:.1f} MiB" if told.accessed else "not told"
         flops = f"{told.flops / 1e9:.2f} G" if told.flops > 0 else "not told"
         rows.append(f"| {name} | {told.target} | {told.seconds:.1f} s | {sizes} | {flops} | {accessed} |\n")
@@ -100,8 +101,8 @@ bfloat16, 512 KV blocks of 32 tokens.
 {programs}
 ## The kernel for decodes alone
 
-Heads of 64 fill half a vector register, and for v6e the compiler copies the whole cache into a padded layout before each
-call (its temporary memory says so). The backend therefore takes the kernel for heads of 128, 256, ... alone.
+Blocks of 32 tokens, 2,048 of them. Heads of 64 fill half a vector register, and for v6e the compiler copies the whole
+cache into a padded layout before each call (its temporary memory says so). The backend therefore takes the kernel for heads of 128, 256, ... alone.
 
 {kernels}"""
 
