@@ -89,7 +89,8 @@ TEXT = """# How far the TPU backend is verified
 
 Written by `make verify-tpu`, which first runs `tests/tpu`: the conformance kit, whole generations and the count of
 compilations on XLA's host device, and the kernel's numbers in Pallas's interpreter. No TPU took part: below is what
-libtpu's compiler, the one that runs on a TPU VM, said of the programs that the executor would run there.
+libtpu's compiler, the one that runs on a TPU VM, said of the programs that the executor would run there. Seconds are
+those of two shared cores.
 
 {versions}
 
@@ -102,7 +103,8 @@ bfloat16, 512 KV blocks of 32 tokens.
 ## The kernel for decodes alone
 
 Blocks of 32 tokens, 2,048 of them. Heads of 64 fill half a vector register, and for v6e the compiler copies the whole
-cache into a padded layout before each call (its temporary memory says so). The backend therefore takes the kernel for heads of 128, 256, ... alone.
+cache into a padded layout before each call (its temporary memory says so). The backend therefore takes the kernel for
+heads of 128, 256, ... alone.
 
 {kernels}"""
 
