@@ -119,6 +119,10 @@ class Capabilities:
     collectives: str | None = None
     """Name of the torch.distributed backend (`nccl`, `gloo`, `hccl`, `xccl`); None: one device only."""
     samples_on_device: bool = True
+    samples_in_program: bool = False
+    """The programs of buckets choose tokens, too: the op `sample` runs inside, told that any row may want any stage but
+    typical_p, so a stage must cost next to nothing where no row wants it. Rows that want more than `sample` gives them
+    there (penalties, logit_bias, log-probabilities) are chosen for again behind the program."""
     batch_invariant: bool = False
     """A row's result does not depend, bit for bit, on what else is in the batch."""
     asynchronous: bool = False
@@ -419,18 +423,21 @@ class Device(ABC):
 
         `Buckets.prefill` may be empty: decodes then run in the programs of their buckets, all other steps in the one
         program of any shape (`compile` with bucket None). `Capabilities.shapes` stays `dynamic` there; `bucketed` says
-        that nothing at all may run in another shape, sampling included.
+        that nothing at all may run in another shape, sampling included. With `Buckets.any_shape` the prefill family is
+        a choice, too: what fits no bucket runs in its own shape.
         """
         return None
 
     def compile(self, program: Program, bucket: Bucket | None) -> Program:
         """Makes `program` fast for one bucket (None: for steps of any shape). The default runs it as it is.
 
-        It is called as `program(inputs, plan)`: `core.inputs.StepTensors` and what `prepare_attention` returned. It
-        returns the final hidden states [T, E] and logits [N, V], None for these when no row of the step chooses a
-        token. A bucket's `inputs` are the same tensors at every step, so a captured program finds each step's integers
-        where it was captured (new ones each step where graphs are `ahead_of_time`: such programs take arguments); what
-        it returns may be overwritten by its next run.
+        It is called as `program(inputs, plan)`: `core.execution.inputs.StepTensors` and what `prepare_attention`
+        returned. It returns the final hidden states [T, E]; logits [N, V], None when no row of the step chooses a
+        token; and what was chosen, [2, N] int32: token ids, which the token table has got as well, and whether a row's
+        logits were not finite. The last is None but for buckets under `samples_in_program`. A bucket's `inputs` are the
+        same tensors at every step, so a captured program finds each step's integers where it was captured (new ones
+        each step where graphs are `ahead_of_time`: such programs take arguments); what it returns may be overwritten
+        when any program runs next.
         """
         return program
 

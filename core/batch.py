@@ -44,20 +44,26 @@ class Buckets:
     """For all other steps. Empty on machines that capture decodes and run everything else as it comes: those steps
     have no bucket (`Batch.bucket` None) and their own shape.
     """
+    any_shape: bool = False
+    """Whether other steps than decodes may also have a shape that fits no bucket, and then run as they come. Prefill
+    buckets are then programs for shapes that are worth one, and bound nothing; they may be compiled when first met.
+    """
 
     def smallest(self, tokens: int, sequences: int, blocks: int, *, decode: bool) -> Bucket | None:
         """The cheapest bucket that holds the shape, or None when none does: always so in an empty prefill family."""
-        fitting = (
-            bucket
-            for bucket in (self.decode if decode else self.prefill)
-            if tokens <= bucket.tokens and sequences <= bucket.sequences and blocks <= bucket.blocks
-        )
-        return min(fitting, key=lambda bucket: (bucket.tokens, bucket.blocks, bucket.sequences), default=None)
+        best, lowest = None, None
+        for bucket in self.decode if decode else self.prefill:
+            if tokens <= bucket.tokens and sequences <= bucket.sequences and blocks <= bucket.blocks:
+                cost = bucket.tokens, bucket.blocks, bucket.sequences
+                if lowest is None or cost < lowest:
+                    best, lowest = bucket, cost
+        return best
 
     def check(self) -> list[str]:
         """Sentences that say what makes this set unusable; empty when it is sound."""
         problems = [] if self.decode else ["the decode bucket list is empty"]
-        for name, family in (("decode", self.decode), ("prefill", self.prefill)):
+        bounding = () if self.any_shape else self.prefill
+        for name, family in (("decode", self.decode), ("prefill", bounding)):
             problems += [
                 f"the last {name} bucket {family[-1]} must be at least as large as {bucket} in every dimension"
                 for bucket in family

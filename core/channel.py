@@ -1,9 +1,9 @@
 """The two queues between the server process and the engine process: ZeroMQ over Unix sockets, msgpack, never pickle.
 
 One producer and one consumer each. The server makes a private directory (mode 0700), binds both sockets in it and
-starts the engine, which connects; once both ends are joined the directory is removed again, so that nothing is left
-behind whoever dies first. A frame is one message of `ToEngine` or `FromEngine`, checked against its type on arrival and
-never larger than `MAX_FRAME_BYTES`.
+starts the engine, which connects and, once both ends are joined, removes the directory again. Until then whoever
+outlives the other removes it, so that nothing is left behind whoever dies first. A frame is one message of `ToEngine`
+or `FromEngine`, checked against its type on arrival and never larger than `MAX_FRAME_BYTES`.
 
 What the two processes must agree on besides messages is here too: the frame that starts the engine and its exit codes.
 What messages mean is `core/request.py`; who waits for whom is `core/engine.py` and `server/client.py`.
@@ -43,6 +43,8 @@ class EngineStart(msgspec.Struct, frozen=True, kw_only=True):
     to_engine: str
     """Address of the queue that carries `ToEngine`."""
     from_engine: str
+    directory: str
+    """Of both sockets; the engine removes it as soon as it needs no names any more."""
     server_pid: int
     """The engine ends when this is not its parent any more."""
     heartbeat_seconds: float = 0.25
@@ -96,10 +98,23 @@ class EngineChannel:
         self._context = zmq.Context()
         self._inbox = _socket(self._context, zmq.PULL)
         self._outbox = _socket(self._context, zmq.PUSH)
+        self._unjoined = {
+            socket: socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED) for socket in (self._inbox, self._outbox)
+        }
         self._inbox.connect(to_engine)
         self._outbox.connect(from_engine)
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder: msgspec.msgpack.Decoder[ToEngine] = msgspec.msgpack.Decoder(ToEngine)
+
+    def join(self, timeout: float) -> bool:
+        """Whether the server holds both other ends; waits up to `timeout` seconds for each.
+
+        Joined sockets live on without their names, and whatever either side sends arrives.
+        """
+        for socket, events in list(self._unjoined.items()):
+            if events.poll(int(timeout * 1000)):
+                self._listen_no_more(socket)
+        return not self._unjoined
 
     def receive(self, timeout: float) -> list[ToEngine | Malformed]:
         """All messages that have arrived; waits up to `timeout` seconds for the first."""
@@ -117,9 +132,17 @@ class EngineChannel:
         """Puts one message on the queue; waits while the server is `HIGH_WATER_MARK` messages behind."""
         self._outbox.send(self._encoder.encode(message))
 
-    def close(self, linger_seconds: float = 1.0) -> None:
-        """Closes after what was sent is delivered, or after `linger_seconds`."""
+    def close(self, linger_seconds: float = 10.0) -> None:
+        """Closes after what was sent is delivered, or after `linger_seconds`: a server that stands still gets it too,
+        and one that is gone takes this process with it.
+        """
+        for socket in list(self._unjoined):
+            self._listen_no_more(socket)
         self._context.destroy(linger=int(linger_seconds * 1000))
+
+    def _listen_no_more(self, socket: zmq.Socket[bytes]) -> None:
+        socket.disable_monitor()
+        self._unjoined.pop(socket).close(linger=0)
 
     def _decode(self, frame: bytes) -> ToEngine | Malformed:
         try:
@@ -144,7 +167,7 @@ class ServerChannel:
     """The server's end. Receives with asyncio; sends never wait, so a request can be ended from any callback."""
 
     def __init__(self) -> None:
-        self._directory = Path(tempfile.mkdtemp(prefix="mainspring-"))
+        self.directory = Path(tempfile.mkdtemp(prefix="mainspring-"))
         self._context = zmq.Context()
         self._outbox = _socket(self._context, zmq.PUSH)
         self._inbox = zmq.asyncio.Socket(self._context, zmq.PULL)
@@ -194,20 +217,11 @@ class ServerChannel:
         """Whether a message can be received within `timeout` seconds."""
         return bool(await self._inbox.poll(int(timeout * 1000)))
 
-    def hide(self) -> bool:
-        """Removes the directory once the engine holds both ends; False while it does not.
-
-        Joined sockets live on without their names. Call it after the first message came, which proves the other queue.
-        """
-        if self._directory.exists() and self._outbox.poll(0, zmq.POLLOUT):
-            shutil.rmtree(self._directory, ignore_errors=True)
-        return not self._directory.exists()
-
     def close(self) -> None:
         """Drops whatever was not sent and removes the directory. May be called again."""
         self._inbox.close(linger=0)
         self._context.destroy(linger=0)
-        shutil.rmtree(self._directory, ignore_errors=True)
+        shutil.rmtree(self.directory, ignore_errors=True)
 
     def _decode(self, frame: bytes) -> FromEngine:
         try:
@@ -216,7 +230,7 @@ class ServerChannel:
             raise ChannelClosed(f"the engine sent a frame that cannot be read: {error}") from error
 
     def _bind(self, socket: zmq.Socket[bytes] | zmq.asyncio.Socket, name: str) -> str:
-        path = str(self._directory / name)
+        path = str(self.directory / name)
         if len(path.encode()) > MAX_SOCKET_PATH:
             raise StartupError(f"socket path {path} exceeds {MAX_SOCKET_PATH} bytes; set TMPDIR to a shorter one")
         socket.bind(f"ipc://{path}")

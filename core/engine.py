@@ -12,6 +12,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import shutil
 import signal
 import sys
 import time
@@ -51,6 +52,9 @@ from mainspring.core.scheduling.scheduler import Scheduler
 from mainspring.core.setting import Setting, settle
 
 _log = logging.getLogger(__name__)
+
+_LOOK_SECONDS = 0.25
+"""How often an engine that waits to be joined looks whether its server lives."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,15 +220,25 @@ def _refusal(request_id: RequestId, index: int, kind: ErrorKind, message: str) -
 def main() -> int:
     """The engine process from its start frame to its exit code."""
     start = read_start(lambda size: os.read(sys.stdin.fileno(), size))
-    lifeline.tie_to_parent(start.server_pid)
-    lifeline.tie_to_pipe(sys.stdin.fileno())
+    lifeline.tie_to_pipe(sys.stdin.fileno(), start.directory)
+    lifeline.end_orphan(start.server_pid, start.directory)
     lifeline.listen_to_signals()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s engine %(levelname)s %(name)s: %(message)s")
-    channel = EngineChannel(start.to_engine, start.from_engine)
+    channel = join(start)
+    lifeline.tie_to_parent(start.server_pid)
     try:
         return serve(start, channel)
     finally:
         channel.close()
+
+
+def join(start: EngineStart) -> EngineChannel:
+    """The channel, once it is joined to the server's and its directory gone."""
+    channel = EngineChannel(start.to_engine, start.from_engine)
+    while not channel.join(_LOOK_SECONDS):
+        lifeline.end_orphan(start.server_pid, start.directory)
+    shutil.rmtree(start.directory, ignore_errors=True)
+    return channel
 
 
 def serve(start: EngineStart, channel: EngineChannel) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import ipaddress
 import logging
@@ -22,7 +23,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Scope
 
 from mainspring.core.config import EngineConfig
 from mainspring.core.errors import ErrorKind, RequestError, StartupError
@@ -41,6 +42,7 @@ from mainspring.server.openai.types import ErrorBody, ErrorResponse
 from mainspring.server.outcome import Spans
 from mainspring.server.progress import ProgressBars
 from mainspring.server.prometheus import Metrics
+from mainspring.server.quota import Quota, Quotas
 from mainspring.server.request_ids import RequestIds
 from mainspring.server.source import ModelSource
 from mainspring.server.step_metrics import StepMetrics
@@ -78,6 +80,9 @@ class Access:
     origins: tuple[str, ...] = ()
     """Web pages of these origins may call the server from a browser; `*` is any."""
 
+    quota: Quota = field(default_factory=Quota)
+    """Of each key."""
+
     @property
     def public(self) -> frozenset[str]:
         """Paths that may be read without a key."""
@@ -105,6 +110,8 @@ class ServerOptions:
     limits: RequestLimits = field(default_factory=RequestLimits)
     connections: ConnectionLimits = field(default_factory=ConnectionLimits)
     drain_seconds: float = 90.0
+    pre_stop_seconds: float = 0.0
+    """Between the signal to stop and the drain: not ready, but serving those who have not heard of it yet."""
     vllm_metric_names: bool = False
     compute_type: str | None = None
     """For the header x-compute-type; None takes the backend's name."""
@@ -136,6 +143,7 @@ def create_app(
     )
     app.state.lifecycle = lifecycle
     app.state.payload_limit = payload_limit
+    app.state.reading = asyncio.Lock()
     return app
 
 
@@ -153,6 +161,8 @@ def _middleware(access: Access) -> Iterator[Middleware]:
             expose_headers=["x-request-id"],
         )
     yield Middleware(Authentication, keys=access.keys, public=access.public)
+    if access.quota:
+        yield Middleware(Quotas, quota=access.quota, refuse=_overloaded)
 
 
 def create_lifecycle(
@@ -187,11 +197,14 @@ async def serve(options: ServerOptions) -> int:
     lifecycle, app = _compose(options, listener, recorder)
     server = HTTPServer(app, options.connections, options.certificate)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
-    waiting = [asyncio.create_task(stop.wait()), asyncio.create_task(lifecycle.ended.wait())]
-    await asyncio.wait([serving, *waiting], return_when=asyncio.FIRST_COMPLETED)
-    for task in waiting:
-        task.cancel()
+    await _first_of(stop, lifecycle.ended, serving)
     if stop.is_set():
+        stop.clear()
+        if lifecycle.ready:  # else nobody sends anything yet
+            lifecycle.leave()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(options.pre_stop_seconds):
+                    await _first_of(stop, lifecycle.ended)
         await lifecycle.drain(options.drain_seconds)
     server.should_exit = True
     await serving
@@ -202,8 +215,18 @@ async def serve(options: ServerOptions) -> int:
     return lifecycle.exit_code
 
 
+async def _first_of(stop: asyncio.Event, ended: asyncio.Event, serving: asyncio.Task[None] | None = None) -> None:
+    """Returns when the server is told to stop (again), cannot go on, or has ended."""
+    events = [asyncio.create_task(event.wait()) for event in (stop, ended)]
+    try:
+        await asyncio.wait([*events, *([serving] if serving else [])], return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in events:
+            task.cancel()
+
+
 def _told_to_stop(keys: KeyRing) -> asyncio.Event:
-    """Set by the first SIGTERM or SIGINT. SIGHUP reads the file of keys again, where there is one."""
+    """Set by SIGTERM and SIGINT. SIGHUP reads the file of keys again, where there is one."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -319,6 +342,15 @@ async def _unrouted(request: Request, error: Exception) -> Response:
 
 async def _defect(request: Request, error: Exception) -> Response:
     """A defect of ours: the log has the trace, the client the documented shape."""
-    failure = RequestError(ErrorKind.INTERNAL, "the server failed on this request")
-    of_openai = request.scope["path"].startswith("/v1/")
-    return openai_errors.error_response(failure) if of_openai else tgi_errors.error_response(failure)
+    return _error_response(request.scope, RequestError(ErrorKind.INTERNAL, "the server failed on this request"))
+
+
+def _overloaded(scope: Scope, error: RequestError) -> Response:
+    lifecycle: Lifecycle = scope["app"].state.lifecycle
+    lifecycle.metrics.failed(error.kind)
+    return _error_response(scope, error)
+
+
+def _error_response(scope: Scope, error: RequestError) -> Response:
+    of_openai = scope["path"].startswith("/v1/")
+    return openai_errors.error_response(error) if of_openai else tgi_errors.error_response(error)

@@ -59,12 +59,23 @@ class KeyRing:
 
     def opens(self, authorization: bytes) -> bool:
         """Whether an `Authorization` header holds one of the keys, in a time that does not tell which or how nearly."""
-        scheme, _, key = authorization.partition(b" ")
-        if scheme.lower() != b"bearer":
+        given = key_digest(authorization)
+        if given is None:
             return False
-        given = _digest(key.strip())
         matches = [hmac.compare_digest(given, known) for known in self._digests]
         return any(matches)
+
+
+def authorization_of(scope: Scope) -> bytes:
+    """The one `Authorization` header of a request; empty where there is none, or several."""
+    given: list[bytes] = [value for name, value in scope["headers"] if name == b"authorization"]
+    return given[0] if len(given) == 1 else b""
+
+
+def key_digest(authorization: bytes) -> bytes | None:
+    """What stands for the key in an `Authorization` header."""
+    scheme, _, key = authorization.partition(b" ")
+    return _digest(key.strip()) if scheme.lower() == b"bearer" else None
 
 
 class Authentication:
@@ -86,8 +97,7 @@ class Authentication:
             return False
         if scope["method"] in _READING and scope["path"] in self._public:
             return True
-        given = [value for name, value in scope["headers"] if name == b"authorization"]
-        return len(given) == 1 and self._keys.opens(given[0])
+        return self._keys.opens(authorization_of(scope))
 
 
 def _refusal(path: str) -> Response:

@@ -7,6 +7,7 @@ booleans and strings where a number belongs.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Iterable
 from typing import Annotated, Any, TypeVar
 
 import msgspec
@@ -15,9 +16,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.requests import ClientDisconnect, Request
 
 from mainspring.server.errors import BodyError, FieldError, invalid
+from mainspring.server.slices import decode_json, keys_of
 
 BODY_SECONDS = 30.0
 """A body that takes longer to arrive is given up."""
+_SMALL_BYTES = 64 << 10
+"""Bodies up to this size are read without waiting for others' turns."""
 MAX_DEPTH = 64
 """Arrays and objects inside one another; checked before anything is parsed."""
 
@@ -37,6 +41,7 @@ class WireModel(BaseModel):
 
 
 Wire = TypeVar("Wire", bound=WireModel)
+Read = TypeVar("Read")
 
 
 async def read_body(request: Request, max_bytes: int) -> bytes:
@@ -54,6 +59,11 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
                 body += chunk
                 if len(body) > max_bytes:
                     raise _too_large(max_bytes)
+                if len(body) > _SMALL_BYTES:
+                    # uvicorn reads on when it is asked for more, so large bodies take turns, one each time round the
+                    # loop: fifty at once would hold it up for as long as all of them take.
+                    async with request.app.state.reading:
+                        await asyncio.sleep(0)
     except TimeoutError as error:
         raise BodyError(408, f"the body did not arrive within {BODY_SECONDS:.0f} seconds") from error
     except ClientDisconnect as error:
@@ -63,10 +73,19 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
 
 def parse_json(body: bytes) -> Any:
     """Raises BodyError for anything but one finite, not too deeply nested JSON value."""
+    return _read_json(body, decode_json)
+
+
+def parse_keys(body: bytes) -> Iterable[str]:
+    """The names in a JSON object, without reading what they stand for. Raises BodyError like `parse_json`."""
+    return _read_json(body, keys_of)
+
+
+def _read_json(body: bytes, decode: Callable[[bytes], Read]) -> Read:
     if json_depth(body) > MAX_DEPTH:
         raise BodyError(400, f"the JSON body is nested more than {MAX_DEPTH} deep")
     try:
-        return msgspec.json.decode(body)
+        return decode(body)
     except UnicodeDecodeError as error:
         raise BodyError(400, "the body is not UTF-8") from error
     except msgspec.MsgspecError as error:  # its text has positions, never content

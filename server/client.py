@@ -50,6 +50,9 @@ _log = logging.getLogger(__name__)
 _TICK_SECONDS = 0.25
 """How often the watchdog looks."""
 
+_REST_SECONDS = 5.0
+"""What the last answers may take from an engine that has drained and ended."""
+
 MERGED_STEPS = 16
 """Messages of the engine that are handled together while their readers wait, at most."""
 
@@ -148,9 +151,10 @@ class EngineClient:
         Run it in the background where the server must listen first. When it is cancelled or raises, nothing is left.
         """
         self._started = asyncio.get_running_loop().create_future()
-        self._channel = ServerChannel()
         try:
-            self._process = EngineProcess(self._start_frame(self._channel))
+            self._process = EngineProcess()
+            self._channel = ServerChannel()
+            self._process.begin(self._start_frame(self._channel))
             exit_watch = asyncio.create_task(self._watch_exit(self._process), name="engine-exit")
             self._exit_watch = {exit_watch}
             self._tasks = [
@@ -264,12 +268,10 @@ class EngineClient:
             case StepOutput():
                 self._on_step(message)
             case Progress():
-                self._require_channel().hide()
                 self._progress = message
                 if self._on_progress is not None:
                     self._on_progress(message)
             case Ready():
-                self._require_channel().hide()
                 self._ready = message
                 self._due = asyncio.get_running_loop().time() + self._grace_seconds
                 self._settle(message)
@@ -317,7 +319,7 @@ class EngineClient:
 
     async def _watch_exit(self, process: EngineProcess) -> None:
         code = await process.wait()
-        await self._receive_rest()
+        await self._receive_rest(answered=self._stopping and code == 0)
         if self._ended or (self._stopping and code == 0):
             self._settle(StartupError("the server was stopped while the engine was starting"))
             self._end_streams(ErrorKind.SHUTTING_DOWN, "the server is shutting down")
@@ -325,12 +327,13 @@ class EngineClient:
             await self._fail(process.describe_exit())
 
     async def _watch_deadline(self, process: EngineProcess) -> None:
-        """Ends an engine that says nothing for longer than it announced."""
+        """Ends an engine that says nothing for longer than it announced, or that was stopped while it loaded."""
         overdue = 0
         loop = asyncio.get_running_loop()
         while overdue < 2:
             await asyncio.sleep(_TICK_SECONDS)
-            late = self._due is not None and loop.time() > self._due
+            due = process.stopped_at + self._grace_seconds if self._due is None else self._due
+            late = loop.time() > due
             # Twice in a row: a server that itself stood still must first read what came meanwhile.
             overdue = overdue + 1 if late else 0
         if process.returncode is not None:
@@ -340,12 +343,19 @@ class EngineClient:
             _log.error("%s", line)
         await process.dump_stacks()
         process.kill()
-        await self._fail("the engine hung: a step took longer than its bound")
+        stopped = self._due is None
+        await self._fail("the engine was stopped" if stopped else "the engine hung: a step took longer than its bound")
 
-    async def _receive_rest(self) -> None:
-        """Lets the receiver take what the engine sent before it ended."""
-        channel = self._require_channel()
-        while self._failure is None and await channel.waiting(0.05):
+    async def _receive_rest(self, *, answered: bool) -> None:
+        """Lets the receiver take what the engine sent before it ended.
+
+        `answered`: that was an end for everybody, so it is waited for. A busy machine brings it late.
+        """
+        channel, loop = self._require_channel(), asyncio.get_running_loop()
+        last = loop.time() + (_REST_SECONDS if answered else 0.0)
+        while self._failure is None:
+            if not await channel.waiting(0.05) and not (self._streams and loop.time() < last):
+                return
             await asyncio.sleep(0)
 
     async def _fail(self, reason: str) -> None:
@@ -389,6 +399,7 @@ class EngineClient:
             config=self._config,
             to_engine=channel.to_engine,
             from_engine=channel.from_engine,
+            directory=str(channel.directory),
             server_pid=os.getpid(),
             grace_seconds=self._grace_seconds,
         )

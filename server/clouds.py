@@ -20,7 +20,7 @@ from starlette.routing import Route
 from mainspring.core.errors import RequestError
 from mainspring.server import sse
 from mainspring.server.answers import CLIENT_GONE, json_response, service_of
-from mainspring.server.body import WireModel, parse_json, parse_wire, read_body
+from mainspring.server.body import WireModel, parse_keys, parse_wire, read_body
 from mainspring.server.errors import invalid
 from mainspring.server.generation import Generation
 from mainspring.server.model import ServedModel
@@ -57,10 +57,9 @@ async def invocations(request: Request) -> Response:
     """`POST /invocations`: a body of `POST /`, of chat completions or of completions, answered as that route would."""
     try:
         body = await read_body(request, request.app.state.payload_limit)
-        value = parse_json(body)
+        keys = parse_keys(body)
     except RequestError as error:
         return error_response(error)
-    keys = value.keys() if isinstance(value, dict) else ()
     if "inputs" in keys:
         return await tgi_routes.answer_body(request, body, parse_compat, in_list=True)
     if "messages" in keys:

@@ -21,6 +21,12 @@ from mainspring.server.chunks import StreamingProtocol
 
 MAX_HEADER_BYTES = 16 * 1024
 MAX_HEADERS = 100
+READ_BYTES = 64 << 10
+"""Taken from one connection at once, before others and the clients that wait for tokens have their turn. asyncio's own
+256 KiB, of fifty connections that send large bodies, hold the event loop up for a tenth of a second.
+"""
+WRITE_BYTES = 32 << 10
+"""What one connection may have waiting to be sent, beside the kernel's buffer, before its stream waits for it."""
 _LINGER_SECONDS = 2.0
 """After an answer that did not wait for the end of its request's body, for the client to read that answer."""
 
@@ -52,6 +58,8 @@ def limited_protocol(limits: ConnectionLimits) -> type[asyncio.Protocol]:
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn's own
             super().connection_made(transport)
+            transport.set_write_buffer_limits(high=WRITE_BYTES)
+            transport.max_size = READ_BYTES  # type: ignore[attr-defined]  # of asyncio's selector transports
             peers[self._peer] += 1
             if limits.per_peer is not None and peers[self._peer] > limits.per_peer:
                 transport.abort()

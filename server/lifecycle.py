@@ -88,6 +88,7 @@ class Lifecycle:
         self._source = source
         self._build = build
         self._service: Service | None = None
+        self._leaving = False
         self._draining = False
         self._begun = time.monotonic()
         self._task: asyncio.Task[None] | None = None
@@ -108,16 +109,18 @@ class Lifecycle:
 
     @property
     def ready(self) -> bool:
-        """Whether requests are answered."""
-        return self._service is not None and self._engine.healthy and not self._draining
+        """Whether to send requests here."""
+        return self._service is not None and self._engine.healthy and not (self._leaving or self._draining)
 
     @property
     def phase(self) -> str:
-        """Where the server is, in words for probes: `loading weights 40 %`, `ready`, `draining`, `failed`."""
+        """Where the server is, in words for probes: `weights 40 %`, `ready`, `leaving`, `draining`, `failed`."""
         if self.startup_error is not None or self._engine.failure is not None:
             return "failed"
         if self._draining:
             return "draining"
+        if self._leaving:
+            return "leaving"
         if self._service is not None:
             return "ready"
         progress = self._engine.progress
@@ -130,6 +133,10 @@ class Lifecycle:
     def exit_code(self) -> int:
         """For the process: 0 after a stop that was asked for."""
         return EXIT_STARTUP if self.startup_error is not None else self._engine.exit_code
+
+    def leave(self) -> None:
+        """Not ready from now on, for those who ask before they send; requests that come nevertheless are served."""
+        self._leaving = True
 
     async def drain(self, seconds: float) -> None:
         """Refuse new requests and let the running ones finish, within a bound."""

@@ -1,19 +1,22 @@
 """The engine process as the server sees it: started, watched, and ended so that nothing outlives the server.
 
 The child gets its configuration as one frame on its standard input, which then stays open: its end tells the child that
-the server is gone. It leads a session of its own, so a terminal's Ctrl-C reaches the server alone, which drains. What
-the child says is `server/client.py`; what it does is `core/engine.py`.
+the server is gone. The kernel tells when it exits, and when a signal stops it. It leads a session of its own, so a
+terminal's Ctrl-C reaches the server alone, which drains. What the child says is `server/client.py`; what it does is
+`core/engine.py`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Sequence
 
 from mainspring.core.channel import EngineStart, pack_start
@@ -24,6 +27,8 @@ ENGINE_COMMAND = (sys.executable, "-P", "-m", "mainspring.core.engine")
 STACK_DUMP_SIGNAL = signal.SIGUSR1
 """The engine's faulthandler writes the stacks of all its threads to standard error."""
 
+_STATES = os.WEXITED | os.WSTOPPED | os.WCONTINUED
+_STANDSTILL = (os.CLD_STOPPED, os.CLD_CONTINUED)
 _DUMP_SECONDS = 0.3
 _TERMINATE_ATTEMPTS = 8
 _TERMINATE_SECONDS = 0.25
@@ -32,13 +37,18 @@ _TERMINATE_SECONDS = 0.25
 class EngineProcess:
     """One child process. Create it in the event loop's own thread: the kernel ends the child when that thread ends."""
 
-    def __init__(self, start: EngineStart, command: Sequence[str] = ENGINE_COMMAND) -> None:
+    def __init__(self, command: Sequence[str] = ENGINE_COMMAND) -> None:
         self._child = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)  # noqa: S603
         self._loop = asyncio.get_running_loop()
         self._exited = asyncio.Event()
         self._reaping = threading.Lock()
+        self.stopped_at = math.inf
+        """When a signal stopped it (SIGSTOP), in monotonic seconds; infinity while it runs."""
         # A thread sees the exit at once, whatever the event loop and its child watcher are.
         threading.Thread(target=self._await_exit, name="engine-exit", daemon=True).start()
+
+    def begin(self, start: EngineStart) -> None:
+        """Tells it what to serve. It waits for that, or for the end of its server."""
         self._write(pack_start(start))
 
     @property
@@ -106,7 +116,9 @@ class EngineProcess:
                 pipe.flush()
 
     def _await_exit(self) -> None:
-        os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+        while (state := os.waitid(os.P_PID, self.pid, _STATES | os.WNOWAIT)) and state.si_code in _STANDSTILL:
+            self.stopped_at = time.monotonic() if state.si_code == os.CLD_STOPPED else math.inf
+            os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WCONTINUED | os.WNOHANG)
         with self._reaping:
             # What it started goes too. Dead but not reaped, it still owns its number: this can hit no stranger.
             with contextlib.suppress(ProcessLookupError):

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from mainspring.server.app import ServerOptions
     from mainspring.server.certificate import Certificate
     from mainspring.server.lifecycle import RequestLimits
+    from mainspring.server.quota import Quota
     from mainspring.server.source import ModelSource
 
 
@@ -39,6 +40,8 @@ _SERVE_FLAGS = [
     flag("--port", "-p", type=click.IntRange(0, 65535), default=3000, help="0 takes a free one."),
     flag("--api-key", multiple=True, metavar="KEY", help="Answer only requests that bring it; may be repeated."),
     flag("--api-key-file", type=_FILE, help="One key a line; read again on SIGHUP."),
+    flag("--max-requests-per-key", type=POSITIVE, help="In progress of one key; above it: 429.  [default: any number]"),
+    flag("--max-requests-per-minute", type=POSITIVE, help="Of a key; above it: 429.  [default: any number]"),
     flag("--insecure/--no-insecure", default=False, help="Listen to other machines without a key."),
     flag("--private-metrics/--no-private-metrics", default=False, help="/metrics and /info need the key too."),
     flag(
@@ -75,6 +78,12 @@ _SERVE_FLAGS = [
     flag(
         "--graceful-termination-timeout", "-g", type=click.FloatRange(min=0), default=90.0, help="Seconds of a drain."
     ),
+    flag(
+        "--pre-stop-seconds",
+        type=click.FloatRange(min=0),
+        default=0.0,
+        help="Seconds between SIGTERM and the drain in which the server is not ready but still takes requests.",
+    ),
     flag("--json-output/--no-json-output", default=False, help="Log JSON lines, one a request among them."),
     flag("--log-level", type=click.Choice(["debug", "info", "warning", "error"], case_sensitive=False), default="info"),
     flag("--otlp-endpoint", help="Send a trace of every request there, by OTLP over gRPC (extra `otel`)."),
@@ -102,16 +111,29 @@ def server_options(source: ModelSource, flags: Mapping[str, Any], notes: Sequenc
             private_metrics=flags["private_metrics"],
             insecure=flags["insecure"],
             origins=flags["cors_allow_origin"],
+            quota=_quota(flags),
         ),
         certificate=_certificate(flags["ssl_certfile"], flags["ssl_keyfile"]),
         limits=_request_limits(flags),
         connections=ConnectionLimits(per_peer=flags["max_connections_per_peer"]),
         drain_seconds=flags["graceful_termination_timeout"],
+        pre_stop_seconds=flags["pre_stop_seconds"],
         vllm_metric_names=flags["vllm_metric_names"],
         compute_type=flags["compute_type"],
         traces=Traces(flags["otlp_endpoint"], flags["otlp_service_name"]) if flags["otlp_endpoint"] else None,
         notes=tuple(notes),
     )
+
+
+def _quota(flags: Mapping[str, Any]) -> Quota:
+    from mainspring.server.quota import Quota
+
+    quota = Quota(at_once=flags["max_requests_per_key"], a_minute=flags["max_requests_per_minute"])
+    if quota and not (flags["api_key"] or flags["api_key_file"]):
+        raise click.UsageError(
+            "--max-requests-per-key and --max-requests-per-minute are each key's: give clients keys with --api-key"
+        )
+    return quota
 
 
 def _request_limits(flags: Mapping[str, Any]) -> RequestLimits:

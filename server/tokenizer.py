@@ -35,6 +35,14 @@ class SpecialTokens:
     """`pad_token`, `unk_token` and the like, by their names in tokenizer_config.json."""
 
 
+class TooManyTokens(Exception):
+    """A prompt is longer than its caller has a use for."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(f"the prompt has {count} tokens")
+        self.count = count
+
+
 class Tokenizer:
     """Encodes prompts and knows each token's bytes. Safe to use from several threads."""
 
@@ -50,16 +58,19 @@ class Tokenizer:
         self._ordinary_bytes = _token_to_bytes(encoder)
         self._known_bytes: dict[int, bytes] = {}
 
-    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+    def encode(self, text: str, add_special_tokens: bool = True, *, most: int | None = None) -> list[int]:
         """Token ids of a prompt. A BOS token that the text itself begins with is not doubled.
 
-        Raises RequestError for text that is no Unicode (lone surrogates).
+        Raises RequestError for text that is no Unicode (lone surrogates), and TooManyTokens where there are more than
+        `most`: a list of millions would hold everybody up, and be thrown away.
         """
         try:
             # Unlike `encode`, a batch of one is encoded without the interpreter's lock, so the event loop goes on.
             (encoding,) = self._encoder.encode_batch_fast([text], add_special_tokens=add_special_tokens)
         except TypeError as error:
             raise invalid("text holds a lone surrogate and is not valid Unicode", "inputs") from error
+        if most is not None and len(encoding) > most + 1:  # one may be a doubled BOS
+            raise TooManyTokens(len(encoding))
         return self._without_doubled_bos(encoding.ids, add_special_tokens)
 
     def spans(self, text: str, add_special_tokens: bool = True) -> list[tuple[int, int, int]]:

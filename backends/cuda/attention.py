@@ -1,7 +1,7 @@
 """Attention and the cache of the contract, on the kernels of `backends/triton`: which rows go to which kernel.
 
-Rows with one token are a decode, whose sequences may be split among processors; all others are ragged. Both are chosen
-by host integers that a bucket fixes, so a captured step launches what it launched.
+Rows with one token are a decode, whose sequences may be split among processors; all others are ragged. A captured step
+launches what it launched, so which of its rows are which is found on the device.
 """
 
 from __future__ import annotations
@@ -11,10 +11,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mainspring.backends.triton.attention import Cache, Rows, Scoring, decode, num_splits, ragged
+from mainspring.backends.triton.attention import Cache, Fresh, Rows, Scoring, Tile, decode, num_splits, ragged
 from mainspring.backends.triton.cache import kv_write as write
+from mainspring.backends.triton.launch import ALONE, Overlap
 from mainspring.core.backend import AttentionMetadata
 from mainspring.core.ops.attention import PagedKV
+
+LONG_PREFILL = 2048
+"""Tokens of a step from which large tiles still leave every processor some."""
+FEW_ROWS = 16
+"""Up to so many rows of a bucket, decodes among chunks are not worth launches of their own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,30 +29,42 @@ class StepPlan:
 
     rows: Rows
     slot: Tensor
-    num_decodes: int
-    """Leading rows, padding included, with one token each."""
     splits: int
-    """Parts that each of those is cut into."""
-    whole: bool
-    """Whether there are no other rows."""
+    """Parts that each row with one token is cut into."""
+    decodes: bool
+    """Whether leading rows with one token each have their own kernel."""
+    chunks: bool
+    """Whether there may be other rows."""
 
 
 def plan_step(metadata: AttentionMetadata, num_kv_heads: int, processors: int) -> StepPlan:
     """From host integers alone: nothing is launched and nothing waits."""
     whole = metadata.max_query <= 1
-    num_decodes = metadata.kv_length.shape[0] if whole else metadata.num_decodes
+    num_rows = metadata.kv_length.shape[0]
     return StepPlan(
         rows=Rows(metadata.query_start, metadata.kv_length, metadata.block_table),
         slot=metadata.slot,
-        num_decodes=num_decodes,
-        splits=num_splits(num_decodes, num_kv_heads, processors),
-        whole=whole,
+        splits=num_splits(num_rows, num_kv_heads, processors),
+        decodes=whole or metadata.num_decodes > 0 or num_rows > FEW_ROWS,
+        chunks=not whole,
     )
 
 
-def kv_write(k_TKD: Tensor, v_TKD: Tensor, kv: PagedKV, layer: int, slot_T: Tensor) -> None:
+def prefill_tile(num_tokens: int, head_dim: int, group: int, dtype: torch.dtype) -> Tile | None:
+    """As measured on an H100. None: nothing better is known than what Triton's own machines take."""
+    if dtype == torch.float32 or head_dim > 128 or group > 64:
+        return None
+    if num_tokens < LONG_PREFILL:
+        return Tile(64, 64, 4, 2)
+    # Two programs of eight warps fill a processor's registers, and one computes while the other waits for its products.
+    return Tile(128, 64, 8, 2, {"maxnreg": 128})
+
+
+def kv_write(
+    k_TKD: Tensor, v_TKD: Tensor, kv: PagedKV, layer: int, slot_T: Tensor, *, overlap: Overlap = ALONE
+) -> None:
     """As `core.ops.attention.kv_write`."""
-    write(k_TKD, v_TKD, kv.keys[layer], kv.values[layer], slot_T)
+    write(k_TKD, v_TKD, kv.keys[layer], kv.values[layer], slot_T, overlap=overlap)
 
 
 def attention(
@@ -61,18 +79,29 @@ def attention(
     window: int | None = None,
     softcap: float | None = None,
     sinks: Tensor | None = None,
+    overlap: Overlap = ALONE,
 ) -> Tensor:
     """As `core.ops.attention.attention`, with the plan of `plan_step`."""
+    fresh = None
     if k_TKD is not None and v_TKD is not None:
-        kv_write(k_TKD, v_TKD, kv, layer, plan.slot)
+        if not plan.chunks:
+            k_TKD, v_TKD = (x if x.stride(2) == 1 else x.contiguous() for x in (k_TKD, v_TKD))
+            fresh = Fresh(k_TKD, v_TKD, plan.slot)
+        else:
+            kv_write(k_TKD, v_TKD, kv, layer, plan.slot, overlap=overlap)
     cache = Cache(kv.keys[layer], kv.values[layer])
     scoring = Scoring(scale, window, softcap, sinks)
     q_THD = q_THD if q_THD.stride(2) == 1 else q_THD.contiguous()
-    count = min(plan.num_decodes, len(q_THD))
+    count = min(len(plan.rows.kv_length), len(q_THD))
     # Padded tokens beside chunks belong to no row, and nobody else would write their zeros.
-    make = torch.empty if count == len(q_THD) else torch.zeros
+    make = torch.zeros if plan.chunks or count < len(q_THD) else torch.empty
     out_THD = make(q_THD.shape, dtype=q_THD.dtype, device=q_THD.device)
-    decode(q_THD[:count], cache, plan.rows, scoring, out_THD[:count], splits=plan.splits)
-    if not plan.whole:
-        ragged(q_THD, cache, plan.rows, scoring, out_THD, first_row=count)
+    if plan.decodes:
+        decode(
+            q_THD[:count], cache, plan.rows, scoring, out_THD[:count],
+            splits=plan.splits, mixed=plan.chunks, fresh=fresh, overlap=overlap,
+        )  # fmt: skip
+    if plan.chunks:
+        tile = prefill_tile(len(q_THD), q_THD.shape[2], q_THD.shape[1] // cache.keys.shape[2], q_THD.dtype)
+        ragged(q_THD, cache, plan.rows, scoring, out_THD, mixed=plan.decodes, tile=tile)
     return out_THD

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +20,11 @@ from mainspring.core.backend import (
     DeviceInfo,
     Event,
     KVSpec,
+    PackedLinear,
     Program,
     ShapeLimits,
     Unavailable,
+    WeightScheme,
 )
 from mainspring.core.batch import Bucket, Buckets
 from mainspring.core.errors import BackendError, unknown
@@ -93,6 +96,7 @@ class CudaBackend(Backend):
             collectives="nccl",
             asynchronous=True,
             copies_async=True,
+            samples_in_program=True,
             # On the hardware for Hopper. Other generations run the same source, and nobody has looked.
             verified="L5" if device.arch == "sm_90" else "L0",
         )
@@ -119,10 +123,17 @@ class CudaDevice(Device):
 
     def __init__(self, index: int, *, captures: bool = True) -> None:
         import torch
+        import triton
+
+        from mainspring.backends.cuda.linear import Linears
+        from mainspring.backends.cuda.overlap import overlap_of
 
         self.torch_device = f"cuda:{index}"
         self._index = index
-        self._processors = torch.cuda.get_device_properties(index).multi_processor_count
+        card = torch.cuda.get_device_properties(index)
+        self._processors = card.multi_processor_count
+        self._overlap = overlap_of((card.major, card.minor))
+        self._linears = Linears(self._overlap, self._processors, card.name, Path(triton.knobs.cache.dir))
         self._capturer: Any = None
         if captures:
             from mainspring.backends.cuda.graphs import Capturer
@@ -175,18 +186,19 @@ class CudaDevice(Device):
     def ops(self) -> Mapping[str, Callable[..., Any]]:
         """Triton kernels for what a Llama-like model runs at every step."""
         from mainspring.backends.cuda.attention import attention, kv_write
-        from mainspring.backends.cuda.sampling import sample
+        from mainspring.backends.cuda.sampling import choose, sample
         from mainspring.backends.triton import elementwise
 
-        return {
+        overlapping = {
             "rms_norm": elementwise.rms_norm,
             "add_rms_norm": elementwise.add_rms_norm,
             "rope": elementwise.rope,
             "silu_mul": elementwise.silu_mul,
             "kv_write": kv_write,
             "attention": attention,
-            "sample": sample,
         }
+        bound = {name: partial(op, overlap=self._overlap) for name, op in overlapping.items()}
+        return {**bound, "sample": sample, "choose": choose}
 
     def prepare_attention(self, metadata: AttentionMetadata, kv: PagedKV) -> StepPlan:
         """Host integers only."""
@@ -194,8 +206,18 @@ class CudaDevice(Device):
 
         return plan_step(metadata, kv.keys[0].shape[2], self._processors)
 
+    def pack(self, scheme: WeightScheme, tensors: Mapping[str, torch.Tensor]) -> PackedLinear:
+        """As it is; its shape is remembered."""
+        packed = super().pack(scheme, tensors)
+        self._linears.add(packed.data)
+        return packed
+
+    def quantized_linear(self, x: torch.Tensor, packed: PackedLinear) -> torch.Tensor:
+        """The kernel that was fastest for the shape."""
+        return self._linears(x, packed)
+
     def buckets(self, limits: ShapeLimits) -> Buckets | None:
-        """A ladder of decodes; everything else runs in its own shape."""
+        """A ladder of decodes, and one of other steps; what fits neither runs in its own shape."""
         if self._capturer is None:
             return None
         from mainspring.backends.cuda.graphs import ladder

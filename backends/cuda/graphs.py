@@ -1,33 +1,57 @@
-"""CUDA graphs: which decodes are captured, and how.
+"""CUDA graphs: which steps are captured, and how.
 
-A captured program is everything from input ids to logits. Its inputs are the bucket's own buffer, so a replay finds
-each step's integers where the capture found them; padding is inert. Sampling runs behind it, eagerly: which of its
-stages a step needs changes with the requests.
+A captured program is everything from input ids to sampled ids. Its inputs are the bucket's own buffer, so a replay
+finds each step's integers where the capture found them; padding is inert.
+
+Decodes are captured before anyone is served. Shapes of steps with prefill are many and most of them rare: each is
+captured when it is first met, behind its first, eager, run.
 """
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mainspring.core.backend import AttentionPlan, Program, ShapeLimits
 from mainspring.core.batch import Bucket, Buckets
 from mainspring.core.execution.inputs import StepTensors
 
+_log = logging.getLogger(__name__)
+
 FINE, COARSE, COARSE_FROM = 8, 16, 256
 """Rows between two buckets, below and from so many rows on: padding costs a few per cent at most."""
 SHORT_BLOCKS = 256
 """Width of the narrower of two block tables, where sequences may be longer: what is copied to the device at each step
-is rows times width."""
+is rows times width. Steps with prefill that span more have no bucket: their device time hides their launches."""
+FEW_ROWS = 16
+"""Rows of the steps of a few prompts; others have as many as there can be, and logits for all of them."""
+OCTAVE = 4
+"""Buckets of a step with prefill between one number of tokens and its double."""
 
 
 def ladder(limits: ShapeLimits) -> Buckets:
-    """Decode buckets up to the limits; steps with prefill have none and run in their own shape."""
+    """Buckets of decodes up to the limits, and of such other steps as are worth one."""
     rows = [1, 2, 4, *range(FINE, COARSE_FROM, FINE), *range(COARSE_FROM, limits.sequences + COARSE, COARSE)]
     rows = [*(count for count in rows if count < limits.sequences), limits.sequences]
     widths = [*([SHORT_BLOCKS] if limits.blocks > SHORT_BLOCKS else []), limits.blocks]
-    return Buckets(decode=tuple(Bucket(count, count, width) for width in widths for count in rows), prefill=())
+    decode = tuple(Bucket(count, count, width) for width in widths for count in rows)
+    prefill = tuple(
+        Bucket(tokens, sequences, widths[0])
+        for tokens in _prefill_tokens(limits.tokens)
+        for sequences in sorted({min(tokens, FEW_ROWS, limits.sequences), min(tokens, limits.sequences)})
+    )
+    return Buckets(decode, prefill, any_shape=True)
+
+
+def _prefill_tokens(most: int) -> list[int]:
+    ladder, tokens = [], FEW_ROWS
+    while tokens < most:
+        ladder.append(tokens)
+        tokens += max(FEW_ROWS, (1 << tokens.bit_length() - 1) // OCTAVE)
+    return [*ladder, most]
 
 
 class Capturer:
@@ -36,41 +60,74 @@ class Capturer:
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
         self._stream = torch.cuda.Stream()
+        self._used = False
 
     def program(self, program: Program) -> Program:
-        """The program, captured when it is first called. It must always get the same inputs."""
-        captured: list[_Captured] = []
+        """The program, captured behind its first run. It must always get the same inputs."""
+        captured: list[_Captured | None] = []
 
         def run(inputs: StepTensors, plan: AttentionPlan) -> Any:
+            if captured and captured[0] is not None:
+                return captured[0].replay()
+            # Kernels may not be loaded inside a capture.
+            result = program(inputs, plan)
             if not captured:
-                captured.append(self._capture(program, inputs, plan))
-            return captured[0].replay()
+                captured.append(self._try_to_capture(program, inputs, plan))
+            return result
 
         return run
 
+    def _try_to_capture(self, program: Program, inputs: StepTensors, plan: AttentionPlan) -> _Captured | None:
+        """None where memory does not suffice: the step that was met ran all the same, and others like it will."""
+        try:
+            return self._capture(program, inputs, plan)
+        except torch.OutOfMemoryError as error:
+            _log.warning("steps of %d tokens stay eager: %s", len(inputs.positions), error)
+            return None
+
     def _capture(self, program: Program, inputs: StepTensors, plan: AttentionPlan) -> _Captured:
-        """Runs it once, since kernels may not be loaded inside a capture, then captures it."""
+        """Nothing runs, so the host does this while the device runs what was enqueued."""
         graph = torch.cuda.CUDAGraph()
-        self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
-            program(inputs, plan)
-            self._stream.synchronize()
+            if not self._used:
+                # What libraries allocate once a stream must not come of the graphs' pool.
+                self._stream.wait_stream(torch.cuda.default_stream())
+                program(inputs, plan)
+                self._stream.synchronize()
+                self._used = True
             graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
             try:
                 result = program(inputs, plan)
             finally:
                 graph.capture_end()
-        torch.cuda.current_stream().wait_stream(self._stream)
-        return _Captured(graph, result)
+        return _Captured(graph, tuple(None if part is None else _borrowed(part) for part in result))
 
 
 class _Captured:
     """A graph and where it leaves its result."""
 
-    def __init__(self, graph: torch.cuda.CUDAGraph, result: Any) -> None:
+    def __init__(self, graph: torch.cuda.CUDAGraph, result: tuple[Tensor | None, ...]) -> None:
         self._graph = graph
         self._result = result
 
-    def replay(self) -> Any:
+    def replay(self) -> tuple[Tensor | None, ...]:
         self._graph.replay()
         return self._result
+
+
+class _Memory:
+    """Bytes of the device by their address (CUDA Array Interface, version 3)."""
+
+    def __init__(self, storage: torch.UntypedStorage) -> None:
+        self.__cuda_array_interface__ = {
+            "data": (storage.data_ptr(), False), "shape": (storage.nbytes(),), "typestr": "|u1", "version": 3,
+        }  # fmt: skip
+
+
+def _borrowed(tensor: Tensor) -> Tensor:
+    """The tensor without a claim to its memory, which goes back to the pool for the next capture.
+
+    Logits of all buckets together would take gigabytes. A program's results are used before the next one runs.
+    """
+    alias = torch.as_tensor(_Memory(tensor.untyped_storage()), device=tensor.device)
+    return alias.view(tensor.dtype).as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())

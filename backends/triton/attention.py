@@ -5,13 +5,15 @@ Legend: T packed tokens, R rows, H query heads, K kv heads, D head dim, G query 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 import triton
 from torch import Tensor
 
 from mainspring.backends.triton.attention_kernels import decode_kernel, merge_kernel, ragged_kernel
+from mainspring.backends.triton.launch import ALONE, Overlap
 
 MAX_SPLITS = 32
 PROGRAMS_PER_PROCESSOR = 2
@@ -24,6 +26,16 @@ class Cache:
 
     keys: Tensor
     values: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Fresh:
+    """Keys and values of the step's own tokens, [T, K, D] each, with the last dimension dense, and where they go."""
+
+    keys: Tensor
+    values: Tensor
+    slot: Tensor
+    """[T] int64; -1 writes nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,14 +73,44 @@ class Scoring:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """Sizes of a ragged step's programs."""
+
+    queries: int
+    """Rows: queries times the heads of a group, padded to a power of two."""
+    positions: int
+    """Visited at once."""
+    warps: int
+    stages: int
+    """Of the pipeline that loads keys and values."""
+    options: Mapping[str, object] = field(default_factory=dict)
+    """More that the machine's compiler takes."""
+
+
 def num_splits(num_rows: int, num_kv_heads: int, processors: int) -> int:
     """Parts that each sequence of a decode is cut into: a power of two, fixed by the number of rows alone."""
     wanted = PROGRAMS_PER_PROCESSOR * processors // max(1, num_rows * num_kv_heads)
     return min(MAX_SPLITS, 1 << max(0, wanted.bit_length() - 1))
 
 
-def decode(q_THD: Tensor, cache: Cache, rows: Rows, scoring: Scoring, out_THD: Tensor, *, splits: int) -> None:
-    """Attention of rows with one token each: token r belongs to row r. Rows of kv_length 0 get zeros."""
+def decode(
+    q_THD: Tensor,
+    cache: Cache,
+    rows: Rows,
+    scoring: Scoring,
+    out_THD: Tensor,
+    *,
+    splits: int,
+    mixed: bool = False,
+    fresh: Fresh | None = None,
+    overlap: Overlap = ALONE,
+) -> None:
+    """Attention of rows with one token each: token r belongs to row r. Rows of kv_length 0 get zeros.
+
+    In a `mixed` step that holds of leading rows, found on the device; tokens of others get zeros, too.
+    With `fresh` the tokens' keys and values are written to the cache on the way; else they are there already.
+    """
     num_rows, num_heads, head_dim = q_THD.shape
     if not num_rows:
         return
@@ -83,35 +125,51 @@ def decode(q_THD: Tensor, cache: Cache, rows: Rows, scoring: Scoring, out_THD: T
         log_mass = torch.empty(sizes, dtype=torch.float32, device=q_THD.device)
     positions, warps, stages = _decode_tile(dims["D_PAD"], q_THD.dtype)
     sinks, scale, softcap, window = scoring.arguments()
+    k_TKD, v_TKD, slot_T = (None, None, None) if fresh is None else (fresh.keys, fresh.values, fresh.slot)
+    strides = [0] * 4 if fresh is None else [*fresh.keys.stride()[:2], *fresh.values.stride()[:2]]
     decode_kernel[(num_kv_heads, splits, num_rows)](
-        out_THD, partial, log_mass, q_THD, cache.keys, cache.values, rows.block_table, rows.kv_length,
-        sinks, scale, softcap, window, *q_THD.stride()[:2], rows.block_table.stride(0), *cache.keys.stride()[1:3],
+        out_THD, partial, log_mass, q_THD, k_TKD, v_TKD, slot_T, cache.keys, cache.values,
+        rows.block_table, rows.query_start, rows.kv_length, sinks, scale, softcap, window,
+        *q_THD.stride()[:2], *strides, rows.block_table.stride(0), *cache.keys.stride()[1:3],
         **dims, **scoring.flags(), G_PAD=padded_group, S=block_size, N=positions, SPLITS=splits,
-        num_warps=warps, num_stages=stages,
+        FRESH=fresh is not None, MIXED=mixed, EARLY=overlap.step_inputs_early, BEGIN=overlap.begin,
+        num_warps=warps, num_stages=stages, **overlap.options,
     )  # fmt: skip
     if splits > 1:
         merge_kernel[(num_rows * num_heads,)](
-            out_THD, partial, log_mass, D=head_dim, D_PAD=dims["D_PAD"], SPLITS=splits, num_warps=2
-        )
+            out_THD, partial, log_mass, D=head_dim, D_PAD=dims["D_PAD"], SPLITS=splits, BEGIN=overlap.begin,
+            num_warps=2, **overlap.options,
+        )  # fmt: skip
 
 
-def ragged(q_THD: Tensor, cache: Cache, rows: Rows, scoring: Scoring, out_THD: Tensor, *, first_row: int = 0) -> None:
-    """Attention of the rows from `first_row` on, of any number of tokens. Tokens of no row are left as they are."""
+def ragged(
+    q_THD: Tensor,
+    cache: Cache,
+    rows: Rows,
+    scoring: Scoring,
+    out_THD: Tensor,
+    *,
+    mixed: bool = False,
+    tile: Tile | None = None,
+) -> None:
+    """Attention of rows of any number of tokens. Tokens of no row are left as they are, and in a `mixed` step those
+    that `decode` has answered. `tile` is for backends that know a better one than `ragged_tile`.
+    """
     num_rows = rows.kv_length.shape[0]
-    if num_rows <= first_row or not q_THD.shape[0]:
+    if not num_rows or not q_THD.shape[0]:
         return
     dims = _dims(q_THD, cache)
     padded_group = triton.next_power_of_2(q_THD.shape[1] // cache.keys.shape[2])
-    tile, positions, warps, stages = _ragged_tile(dims["D_PAD"], padded_group, q_THD.dtype)
-    # Rows before first_row have a token each, and every row may leave one tile unfilled.
-    num_tiles = (q_THD.shape[0] - first_row) // (tile // padded_group) + num_rows - first_row
+    tile = tile or ragged_tile(dims["D_PAD"], padded_group, q_THD.dtype)
+    # Every row may leave one tile unfilled.
+    num_tiles = q_THD.shape[0] // (tile.queries // padded_group) + num_rows
     sinks, scale, softcap, window = scoring.arguments()
     ragged_kernel[(cache.keys.shape[2], num_tiles)](
         out_THD, q_THD, cache.keys, cache.values, rows.block_table, rows.query_start, rows.kv_length,
-        sinks, scale, softcap, window, first_row, num_rows, num_tiles,
+        sinks, scale, softcap, window, num_rows, num_tiles,
         *q_THD.stride()[:2], rows.block_table.stride(0), *cache.keys.stride()[1:3],
-        **dims, **scoring.flags(), G_PAD=padded_group, S=cache.keys.shape[1], M=tile, N=positions,
-        num_warps=warps, num_stages=stages,
+        **dims, **scoring.flags(), G_PAD=padded_group, S=cache.keys.shape[1], M=tile.queries, N=tile.positions,
+        MIXED=mixed, num_warps=tile.warps, num_stages=tile.stages, **tile.options,
     )  # fmt: skip
 
 
@@ -134,10 +192,10 @@ def _decode_tile(padded_dim: int, dtype: torch.dtype) -> tuple[int, int, int]:
     return (64, 4, 3) if padded_dim <= 128 else (32, 4, 2)
 
 
-def _ragged_tile(padded_dim: int, padded_group: int, dtype: torch.dtype) -> tuple[int, int, int, int]:
-    """(rows of a tile, positions visited at once, warps, pipeline stages) of a step with chunks."""
+def ragged_tile(padded_dim: int, padded_group: int, dtype: torch.dtype) -> Tile:
+    """Of a step with chunks, where nothing is known of the machine."""
     if dtype == torch.float32:
-        return max(32, padded_group), 32, 4, 2
+        return Tile(max(32, padded_group), 32, 4, 2)
     if padded_dim > 128:
-        return max(64, padded_group), 32, 4, 2
-    return max(128, padded_group), 64, 4, 3
+        return Tile(max(64, padded_group), 32, 4, 2)
+    return Tile(max(128, padded_group), 64, 4, 2)

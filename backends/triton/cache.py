@@ -9,13 +9,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from mainspring.backends.triton.launch import ALONE, Overlap
+
 
 @triton.jit(do_not_specialize_on_alignment=["slot"])
 def _write_kernel(
     k, v, keys, values, slot, k_token_stride, k_head_stride, v_token_stride, v_head_stride,
-    K: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr,
+    K: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr, BEGIN: tl.constexpr,
 ):  # fmt: skip
     token = tl.program_id(0).to(tl.int64)
+    BEGIN()
     place = tl.load(slot + token)
     if place < 0:
         return
@@ -28,7 +31,9 @@ def _write_kernel(
     tl.store(values + place * (K * D) + e, v_E.to(values.dtype.element_ty), mask=inside)
 
 
-def kv_write(k_TKD: Tensor, v_TKD: Tensor, keys: Tensor, values: Tensor, slot_T: Tensor) -> None:
+def kv_write(
+    k_TKD: Tensor, v_TKD: Tensor, keys: Tensor, values: Tensor, slot_T: Tensor, *, overlap: Overlap = ALONE
+) -> None:
     """Stores each token's key and value at its slot; slot -1 stores nothing."""
     num_tokens, num_heads, head_dim = k_TKD.shape
     if not num_tokens:
@@ -36,5 +41,6 @@ def kv_write(k_TKD: Tensor, v_TKD: Tensor, keys: Tensor, values: Tensor, slot_T:
     k_TKD, v_TKD = (x if x.stride(2) == 1 else x.contiguous() for x in (k_TKD, v_TKD))
     _write_kernel[(num_tokens,)](
         k_TKD, v_TKD, keys, values, slot_T, *k_TKD.stride()[:2], *v_TKD.stride()[:2],
-        K=num_heads, D=head_dim, BLOCK=triton.next_power_of_2(num_heads * head_dim), num_warps=4,
+        K=num_heads, D=head_dim, BLOCK=triton.next_power_of_2(num_heads * head_dim), BEGIN=overlap.begin, num_warps=4,
+        **overlap.options,
     )  # fmt: skip

@@ -13,11 +13,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from mainspring.backends.triton.launch import ALONE, Overlap
+
 
 @triton.jit(do_not_specialize=["num_rows"])
 def _norm_kernel(
     x, residual, weight, out, total, num_rows, outer_stride, inner_stride, epsilon,
     INNER: tl.constexpr, E: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, ADD: tl.constexpr,
+    BEGIN: tl.constexpr,
 ):  # fmt: skip
     """ROWS rows a program; row r of x begins at r // INNER outer strides and r % INNER inner ones."""
     r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -25,6 +28,8 @@ def _norm_kernel(
     inside = (r[:, None] < num_rows) & (e[None, :] < E)
     source = (r // INNER).to(tl.int64) * outer_stride + (r % INNER) * inner_stride
     dense = r.to(tl.int64)[:, None] * E + e[None, :]
+    weight_E = tl.load(weight + e, mask=e < E, other=0.0)
+    BEGIN()
     x_RE = tl.load(x + source[:, None] + e[None, :], mask=inside, other=0.0).to(tl.float32)
     if ADD:
         x_RE += tl.load(residual + dense, mask=inside, other=0.0).to(tl.float32)
@@ -33,26 +38,29 @@ def _norm_kernel(
         x_RE = rounded.to(tl.float32)
     scale_R = tl.rsqrt(tl.sum(x_RE * x_RE, 1) / E + epsilon)
     normed = (x_RE * scale_R[:, None]).to(out.dtype.element_ty)
-    weight_E = tl.load(weight + e, mask=e < E, other=0.0)
     tl.store(out + dense, (normed.to(tl.float32) * weight_E.to(tl.float32)[None, :]).to(normed.dtype), mask=inside)
 
 
-def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+def rms_norm(x: Tensor, weight: Tensor, epsilon: float, *, overlap: Overlap = ALONE) -> Tensor:
     """x / rms(x) * weight over the last dimension, of [T, E] or [T, H, D] with any strides but the last."""
     x = x if x.stride(-1) == 1 else x.contiguous()
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     inner = x.shape[1] if x.dim() == 3 else 1
     strides = (x.stride(0), x.stride(1) if x.dim() == 3 else 0)
-    _launch_norm(x, out, weight, (None, None), inner=inner, strides=strides, epsilon=epsilon)
+    _launch_norm(x, out, weight, (None, None), inner=inner, strides=strides, epsilon=epsilon, overlap=overlap)
     return out
 
 
-def add_rms_norm(x_TE: Tensor, residual_TE: Tensor, weight_E: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+def add_rms_norm(
+    x_TE: Tensor, residual_TE: Tensor, weight_E: Tensor, epsilon: float, *, overlap: Overlap = ALONE
+) -> tuple[Tensor, Tensor]:
     """(rms_norm(x + residual), x + residual)."""
     x_TE, residual_TE = x_TE.contiguous(), residual_TE.contiguous()
     out_TE, total_TE = torch.empty_like(x_TE), torch.empty_like(x_TE)
     strides = (x_TE.shape[1], 0)
-    _launch_norm(x_TE, out_TE, weight_E, (residual_TE, total_TE), inner=1, strides=strides, epsilon=epsilon)
+    _launch_norm(
+        x_TE, out_TE, weight_E, (residual_TE, total_TE), inner=1, strides=strides, epsilon=epsilon, overlap=overlap
+    )
     return out_TE, total_TE
 
 
@@ -65,6 +73,7 @@ def _launch_norm(
     inner: int,
     strides: tuple[int, int],
     epsilon: float,
+    overlap: Overlap,
 ) -> None:
     size = x.shape[-1]
     num_rows = x.numel() // size
@@ -75,7 +84,8 @@ def _launch_norm(
     residual, total = added
     _norm_kernel[(triton.cdiv(num_rows, rows),)](
         x, residual, weight, out, total, num_rows, *strides, epsilon,
-        INNER=inner, E=size, ROWS=rows, BLOCK=block, ADD=residual is not None, num_warps=8 if block >= 4096 else 4,
+        INNER=inner, E=size, ROWS=rows, BLOCK=block, ADD=residual is not None, BEGIN=overlap.begin,
+        num_warps=8 if block >= 4096 else 4, **overlap.options,
     )  # fmt: skip
 
 
@@ -104,14 +114,18 @@ def _turn(
 def _rope_kernel(
     q, k, q_out, k_out, positions, table, q_token_stride, q_head_stride, k_token_stride, k_head_stride,
     H: tl.constexpr, K: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr, P_PAD: tl.constexpr, HEADS: tl.constexpr,
-    REST: tl.constexpr,
+    REST: tl.constexpr, EARLY: tl.constexpr, BEGIN: tl.constexpr,
 ):  # fmt: skip
     """Program (token, group of heads); the groups of q come first."""
     token, group = tl.program_id(0).to(tl.int64), tl.program_id(1)
     p = tl.arange(0, P_PAD)
+    if not EARLY:
+        BEGIN()
     row = table + tl.load(positions + token).to(tl.int64) * (2 * HALF)
     cos_P = tl.load(row + p, mask=p < HALF, other=0.0)[None, :]
     sin_P = tl.load(row + HALF + p, mask=p < HALF, other=0.0)[None, :]
+    if EARLY:
+        BEGIN()
     groups_of_q: tl.constexpr = (H + HEADS - 1) // HEADS
     if group < groups_of_q:
         _turn(
@@ -125,7 +139,9 @@ def _rope_kernel(
 HEADS_AT_ONCE = 8
 
 
-def rope(q_THD: Tensor, k_TKD: Tensor, positions_T: Tensor, cos_sin_PR: Tensor) -> tuple[Tensor, Tensor]:
+def rope(
+    q_THD: Tensor, k_TKD: Tensor, positions_T: Tensor, cos_sin_PR: Tensor, *, overlap: Overlap = ALONE
+) -> tuple[Tensor, Tensor]:
     """Rotates the leading R dimensions of each head; table [positions, R] float32, half cosines, half sines."""
     num_tokens, num_heads, head_dim = q_THD.shape
     num_kv_heads, rotary_dim = k_TKD.shape[1], cos_sin_PR.shape[1]
@@ -138,16 +154,18 @@ def rope(q_THD: Tensor, k_TKD: Tensor, positions_T: Tensor, cos_sin_PR: Tensor) 
             q_THD, k_TKD, q_out, k_out, positions_T, cos_sin_PR, *q_THD.stride()[:2], *k_TKD.stride()[:2],
             H=num_heads, K=num_kv_heads, D=head_dim, HALF=rotary_dim // 2,
             P_PAD=triton.next_power_of_2(max(1, rotary_dim // 2)), HEADS=HEADS_AT_ONCE,
-            REST=triton.next_power_of_2(head_dim), num_warps=4,
+            REST=triton.next_power_of_2(head_dim), EARLY=overlap.step_inputs_early, BEGIN=overlap.begin,
+            num_warps=4, **overlap.options,
         )  # fmt: skip
     return q_out, k_out
 
 
 @triton.jit
-def _silu_mul_kernel(x, out, I: tl.constexpr, BLOCK: tl.constexpr):
+def _silu_mul_kernel(x, out, I: tl.constexpr, BLOCK: tl.constexpr, BEGIN: tl.constexpr):
     token = tl.program_id(0).to(tl.int64)
     i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = i < I
+    BEGIN()
     gate = tl.load(x + token * (2 * I) + i, mask=inside, other=0.0).to(tl.float32)
     up = tl.load(x + token * (2 * I) + I + i, mask=inside, other=0.0).to(tl.float32)
     dtype = out.dtype.element_ty
@@ -155,11 +173,13 @@ def _silu_mul_kernel(x, out, I: tl.constexpr, BLOCK: tl.constexpr):
     tl.store(out + token * I + i, (swished * up).to(dtype), mask=inside)
 
 
-def silu_mul(x_T2I: Tensor) -> Tensor:
+def silu_mul(x_T2I: Tensor, *, overlap: Overlap = ALONE) -> Tensor:
     """silu(gate) * up, [T, 2I] -> [T, I]."""
     x_T2I = x_T2I.contiguous()
     num_tokens, size = x_T2I.shape[0], x_T2I.shape[1] // 2
     out_TI = torch.empty((num_tokens, size), dtype=x_T2I.dtype, device=x_T2I.device)
     if num_tokens:
-        _silu_mul_kernel[(num_tokens, triton.cdiv(size, 1024))](x_T2I, out_TI, I=size, BLOCK=1024, num_warps=4)
+        _silu_mul_kernel[(num_tokens, triton.cdiv(size, 1024))](
+            x_T2I, out_TI, I=size, BLOCK=1024, BEGIN=overlap.begin, num_warps=4, **overlap.options
+        )
     return out_TI

@@ -13,6 +13,8 @@ Legend: N rows, V vocabulary, C parts of a row.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import triton
 import triton.language as tl
@@ -66,38 +68,42 @@ def _score(logits, v, inside, peak, heat):
 
 @triton.jit
 def _peaks_kernel(logits, peaks, places, row_stride, length, V: tl.constexpr, C: tl.constexpr, BLOCK: tl.constexpr):
-    """The largest logit of one part, and the first place that it stands at."""
+    """The largest logit of one part, and the first place that it stands at; infinity where one is no number."""
     row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     i = tl.arange(0, BLOCK)
     best = tl.full((BLOCK,), float("-inf"), tl.float32)
     place = part * length + i
+    broken = tl.zeros((BLOCK,), tl.int32)
     for start in range(part * length, (part + 1) * length, BLOCK):
         v = start + i
         x = tl.load(logits + row * row_stride + v, mask=v < V, other=float("-inf")).to(tl.float32)
         place = tl.where(x > best, v, place)
         best = tl.where(x > best, x, best)
+        broken |= (x != x).to(tl.int32)
     peak = tl.max(best, 0)
-    tl.store(peaks + row * C + part, peak)
+    # Nothing compares with NaN, so it is told as the infinity that is as bad.
+    tl.store(peaks + row * C + part, tl.where(tl.max(broken, 0) > 0, float("inf"), peak))
     tl.store(places + row * C + part, tl.min(tl.where(best == peak, place, V - 1), 0))
 
 
 @triton.jit(do_not_specialize_on_alignment=["temperature", "key", "position", "min_p"])
 def _draws_kernel(
-    logits, row_peaks, thresholds, temperature, key, position, min_p, peaks, places, row_stride, length,
+    logits, row_peaks, row_places, thresholds, temperature, key, position, min_p, peaks, places, row_stride, length,
     V: tl.constexpr, C: tl.constexpr, BLOCK: tl.constexpr, CUT: tl.constexpr,
 ):  # fmt: skip
-    """As `_peaks_kernel`, of scores with noise; rows of temperature 0 get none."""
+    """As `_peaks_kernel`, of scores with noise; what that found stays for rows of temperature 0, which are not read."""
     row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     heat = tl.load(temperature + row)
-    hot = heat > 0
-    heat = tl.where(hot, heat, 1.0)
+    if heat <= 0:
+        tl.store(peaks + row * C + part, tl.load(row_peaks + row * C + part))
+        tl.store(places + row * C + part, tl.load(row_places + row * C + part))
+        return
     peak = _row_peak(row_peaks, row, C)
     state = tl.load(key + row).to(tl.uint32, bitcast=True)
     state = _absorb(state, _scramble(tl.load(position + row).to(tl.uint32, bitcast=True)))
     floor = float("-inf")
     if CUT:
         floor = tl.maximum(tl.load(thresholds + row), libdevice.log(tl.load(min_p + row)))
-        floor = tl.where(hot, floor, float("-inf"))
     i = tl.arange(0, BLOCK)
     best = tl.full((BLOCK,), float("-inf"), tl.float32)
     place = part * length + i
@@ -106,8 +112,7 @@ def _draws_kernel(
         x = _score(logits + row * row_stride, v, v < V, peak, heat)
         if CUT:
             x = tl.where(x < floor, float("-inf"), x)
-        if hot:
-            x = x + _gumbel(state, v)
+        x = x + _gumbel(state, v)
         place = tl.where(x > best, v, place)
         best = tl.where(x > best, x, best)
     highest = tl.max(best, 0)
@@ -115,14 +120,24 @@ def _draws_kernel(
     tl.store(places + row * C + part, tl.min(tl.where(best == highest, place, V - 1), 0))
 
 
-@triton.jit
-def _choose_kernel(peaks, places, ids, V: tl.constexpr, C: tl.constexpr):
+@triton.jit(do_not_specialize=["table_stride"], do_not_specialize_on_alignment=["bad", "table_rows", "positions"])
+def _choose_kernel(
+    peaks, places, ids, row_peaks, bad, table, table_rows, positions, table_stride,
+    V: tl.constexpr, C: tl.constexpr, TOLD: tl.constexpr,
+):  # fmt: skip
+    """The best of a row's parts; with TOLD also into the token table, and whether the row's logits were not finite."""
     row = tl.program_id(0)
     c = tl.arange(0, C)
     peaks_C = tl.load(peaks + row * C + c)
     places_C = tl.load(places + row * C + c)
     best = tl.where(peaks_C == tl.max(peaks_C, 0), places_C, V - 1)
-    tl.store(ids + row, tl.minimum(tl.min(best, 0), V - 1))
+    chosen = tl.minimum(tl.min(best, 0), V - 1)
+    tl.store(ids + row, chosen)
+    if TOLD:
+        peak = _row_peak(row_peaks, row, C)
+        tl.store(bad + row, ((peak == float("inf")) | (peak == float("-inf"))).to(tl.int32))
+        place = tl.load(table_rows + row).to(tl.int64) * table_stride + tl.load(positions + row)
+        tl.store(table + place, chosen)
 
 
 @triton.jit
@@ -186,21 +201,30 @@ def _thresholds_kernel(
     tl.store(thresholds + row, threshold)
 
 
-def greedy(logits_NV: Tensor) -> Tensor:
-    """The likeliest id of each row, the first of equals: [N] int32."""
-    return _choose(*_peaks(logits_NV), logits_NV.shape[1])
+@dataclass(frozen=True, slots=True)
+class Peaks:
+    """The largest logit of each part of each row, and where it stands: [N, C] each."""
+
+    height: Tensor
+    place: Tensor
 
 
 def thresholds(
-    logits_NV: Tensor, temperature_N: Tensor, top_k_N: Tensor, top_p_N: Tensor, *, any_top_k: bool, any_top_p: bool
+    logits_NV: Tensor,
+    peaks: Peaks,
+    temperature_N: Tensor,
+    top_k_N: Tensor,
+    top_p_N: Tensor,
+    *,
+    any_top_k: bool,
+    any_top_p: bool,
 ) -> Tensor:
-    """[N] float32: scores (logit - largest) / temperature below it are cut."""
-    peaks_NC, _ = _peaks(logits_NV)
+    """[N] float32: scores (logit - largest) / temperature below it are cut. Rows without a limit are not read."""
     num_rows, vocab_size = logits_NV.shape
     out_N = torch.empty(num_rows, dtype=torch.float32, device=logits_NV.device)
     if num_rows:
         _thresholds_kernel[(num_rows,)](
-            logits_NV, peaks_NC, temperature_N, top_k_N, top_p_N, out_N, logits_NV.stride(0),
+            logits_NV, peaks.height, temperature_N, top_k_N, top_p_N, out_N, logits_NV.stride(0),
             V=vocab_size, C=PARTS, BLOCK=4096, TOP_K=any_top_k, TOP_P=any_top_p, num_warps=16, enable_fp_fusion=False,
         )  # fmt: skip
     return out_N
@@ -208,34 +232,35 @@ def thresholds(
 
 def draw(
     logits_NV: Tensor,
+    peaks: Peaks,
     temperature_N: Tensor,
     key_N: Tensor,
     position_N: Tensor,
     *,
     cut: tuple[Tensor, Tensor] | None = None,
-) -> Tensor:
-    """One id a row, drawn from what `cut` (thresholds, min_p) leaves of its softmax: [N] int32.
+) -> Peaks:
+    """The peaks after noise was added to what `cut` (thresholds, min_p) leaves: those of a draw from its softmax.
 
-    `key` is the hash state after the row's seed. Rows of temperature 0 get their likeliest id.
+    `key` is the hash state after the row's seed. Rows of temperature 0 keep their peaks.
     """
     num_rows, vocab_size = logits_NV.shape
-    row_peaks_NC, _ = _peaks(logits_NV)
-    peaks_NC, places_NC = torch.empty_like(row_peaks_NC), torch.empty_like(row_peaks_NC, dtype=torch.int32)
+    drawn = Peaks(torch.empty_like(peaks.height), torch.empty_like(peaks.place))
     thresholds_N, min_p_N = cut or (None, None)
     if num_rows:
         _draws_kernel[(num_rows, PARTS)](
-            logits_NV, row_peaks_NC, thresholds_N, temperature_N, key_N, position_N, min_p_N, peaks_NC, places_NC,
-            logits_NV.stride(0), _part_length(vocab_size), V=vocab_size, C=PARTS, BLOCK=BLOCK, CUT=cut is not None,
-            num_warps=4, enable_fp_fusion=False,
+            logits_NV, peaks.height, peaks.place, thresholds_N, temperature_N, key_N, position_N, min_p_N,
+            drawn.height, drawn.place, logits_NV.stride(0), _part_length(vocab_size),
+            V=vocab_size, C=PARTS, BLOCK=BLOCK, CUT=cut is not None, num_warps=4, enable_fp_fusion=False,
         )  # fmt: skip
-    return _choose(peaks_NC, places_NC, vocab_size)
+    return drawn
 
 
 def _part_length(vocab_size: int) -> int:
     return triton.cdiv(triton.cdiv(vocab_size, PARTS), BLOCK) * BLOCK
 
 
-def _peaks(logits_NV: Tensor) -> tuple[Tensor, Tensor]:
+def find_peaks(logits_NV: Tensor) -> Peaks:
+    """What every choice begins with."""
     num_rows, vocab_size = logits_NV.shape
     peaks_NC = torch.empty((num_rows, PARTS), dtype=torch.float32, device=logits_NV.device)
     places_NC = torch.empty((num_rows, PARTS), dtype=torch.int32, device=logits_NV.device)
@@ -244,11 +269,42 @@ def _peaks(logits_NV: Tensor) -> tuple[Tensor, Tensor]:
             logits_NV, peaks_NC, places_NC, logits_NV.stride(0), _part_length(vocab_size),
             V=vocab_size, C=PARTS, BLOCK=BLOCK, num_warps=4,
         )  # fmt: skip
-    return peaks_NC, places_NC
+    return Peaks(peaks_NC, places_NC)
 
 
-def _choose(peaks_NC: Tensor, places_NC: Tensor, vocab_size: int) -> Tensor:
-    ids_N = torch.empty(len(peaks_NC), dtype=torch.int32, device=peaks_NC.device)
-    if len(peaks_NC):
-        _choose_kernel[(len(peaks_NC),)](peaks_NC, places_NC, ids_N, V=vocab_size, C=PARTS, num_warps=1)
+def highest(peaks: Peaks, vocab_size: int) -> Tensor:
+    """The id that each row's highest peak stands at, the first of equals: [N] int32."""
+    num_rows = len(peaks.height)
+    ids_N = torch.empty(num_rows, dtype=torch.int32, device=peaks.height.device)
+    if num_rows:
+        _choose_kernel[(num_rows,)](
+            peaks.height, peaks.place, ids_N, None, None, None, None, None, 0,
+            V=vocab_size, C=PARTS, TOLD=False, num_warps=1,
+        )  # fmt: skip
     return ids_N
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """Where chosen ids go: (rows[n], positions[n]) of the token table."""
+
+    tokens: Tensor
+    """[R, P]"""
+    rows: Tensor
+    positions: Tensor
+
+
+def record(drawn: Peaks, peaks: Peaks, vocab_size: int, destination: Destination) -> Tensor:
+    """[2, N] int32: what `highest` gives, which goes to the token table as well, and whether the row of logits that
+    `peaks` were found in was not finite.
+    """
+    num_rows = len(drawn.height)
+    chosen_2N = torch.empty((2, num_rows), dtype=torch.int32, device=drawn.height.device)
+    if num_rows:
+        table = destination.tokens
+        _choose_kernel[(num_rows,)](
+            drawn.height, drawn.place, chosen_2N, peaks.height, chosen_2N[1],
+            table, destination.rows, destination.positions, table.stride(0),
+            V=vocab_size, C=PARTS, TOLD=True, num_warps=1,
+        )  # fmt: skip
+    return chosen_2N

@@ -16,10 +16,11 @@ from mainspring.core.backend import Device
 from mainspring.core.conformance.report import Finding
 from mainspring.core.conformance.trial import TOLERANCES, Trial
 from mainspring.core.ops import resolve
+from mainspring.core.ops.choose import choose
 from mainspring.core.ops.logprobs import logprobs
 from mainspring.core.ops.sample import SamplingTensors, sample, seed_key
 
-CHECKED = frozenset({"sample", "logprobs"})
+CHECKED = frozenset({"sample", "choose", "logprobs"})
 ROWS, VOCABULARIES = 7, (40, 1500)
 """The larger vocabulary is beyond what implementations look at first."""
 
@@ -61,7 +62,8 @@ def findings(device: Device) -> Iterator[Finding]:
     """One for each op."""
     overrides = device.ops()
     ops = resolve(overrides)
-    chosen, measured = (Trial(name, "native" if name in overrides else "falls back") for name in ("sample", "logprobs"))
+    names = ("sample", "choose", "logprobs")
+    chosen, recorded, measured = (Trial(name, "native" if name in overrides else "falls back") for name in names)
     for vocabulary in VOCABULARIES:
         logits_NV = torch.randn(ROWS, vocabulary, generator=torch.Generator().manual_seed(vocabulary)) * 3
         theirs = logits_NV.to(device.torch_device)
@@ -71,7 +73,16 @@ def findings(device: Device) -> Iterator[Finding]:
                 tensors = sampling_tensors(wishes)
                 return ops.sample(x.clone(), _placed(tensors, device.torch_device)), sample(mine.clone(), tensors)
 
+            def ends(wishes: tuple[Wish, ...] = wishes, mine: Tensor = logits_NV, x: Tensor = theirs) -> Pair:
+                tensors = sampling_tensors(wishes)
+                table_RP, rows_N = torch.zeros(ROWS + 2, 80, dtype=torch.int32), torch.arange(ROWS, 0, -1)
+                their_table, their_rows = table_RP.to(x.device), rows_N.int().to(x.device)
+                broken, wrong = _broken(x), _placed(tensors, device.torch_device)
+                found = ops.choose(broken, wrong, their_table, their_rows), their_table
+                return _flat(*found), _flat(choose(sample, _broken(mine), tensors, table_RP, rows_N), table_RP)
+
             chosen.run(f"{name}, {vocabulary} tokens", ids, 0.0)
+            recorded.run(f"{name}, {vocabulary} tokens", ends, 0.0)
         for k in (0, 1, 20):
 
             def numbers(k: int = k, mine: Tensor = logits_NV, x: Tensor = theirs) -> Pair:
@@ -80,6 +91,7 @@ def findings(device: Device) -> Iterator[Finding]:
 
             measured.run(f"{k} likeliest of {vocabulary} tokens", numbers, TOLERANCES[torch.float32])
     yield chosen.finding()
+    yield recorded.finding()
     yield measured.finding()
 
 
@@ -110,6 +122,22 @@ def sampling_tensors(wishes: tuple[Wish, ...]) -> SamplingTensors:
         any_min_p=any(wishes[row].min_p > 0 for row in drawing),
         max_top_k=max(cut) if cut and all(cut) else 0,
     )
+
+
+def _broken(logits_NV: Tensor) -> Tensor:
+    """A copy in which two rows hold what no number is, and no choice among it is right or wrong."""
+    broken_NV = logits_NV.clone()
+    broken_NV[2, 7], broken_NV[5, 11] = float("nan"), float("inf")
+    return broken_NV
+
+
+def _flat(chosen_2N: Tensor, table_RP: Tensor) -> Tensor:
+    """Everything that `choose` gave, but for the ids of broken rows."""
+    chosen_2N, table_RP = chosen_2N.clone(), table_RP.clone()
+    for row in (2, 5):
+        chosen_2N[0, row] = 0
+        table_RP[ROWS - row] = 0
+    return torch.cat((chosen_2N.flatten(), table_RP.flatten()))
 
 
 def _placed(tensors: SamplingTensors, device: str) -> SamplingTensors:

@@ -15,7 +15,9 @@ from torch import Tensor
 
 from mainspring.core.backend import AttentionMetadata
 from mainspring.core.batch import Batch, Bucket
+from mainspring.core.execution.sampling import PACKED_COLUMNS, any_stage
 from mainspring.core.execution.table import StateTable
+from mainspring.core.ops.sample import SamplingTensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +31,14 @@ class StepShape:
     max_query: int
     max_kv: int
     num_decodes: int
+    chooses: bool = False
+    """Whether the program chooses tokens, so that it must be told how."""
 
     @property
     def sizes(self) -> tuple[int, ...]:
         """Words of each section: slot (two a token; first, so that its 64-bit words are aligned), position and table
-        row of each token, query_start, kv_length, block_table, and index, table row and position of each choice.
+        row of each token, query_start, kv_length, block_table, index, table row and position of each choice, and the
+        sampling parameters of each.
         """
         return (
             2 * self.tokens,
@@ -45,6 +50,7 @@ class StepShape:
             self.samples,
             self.samples,
             self.samples,
+            PACKED_COLUMNS * self.samples if self.chooses else 0,
         )
 
     @property
@@ -69,6 +75,8 @@ class StepTensors:
     """[N] Row of the token table that the chosen id goes to."""
     sample_positions: Tensor
     """[N] Position that it takes there."""
+    sampling: SamplingTensors | None
+    """How each is chosen, where the program does that."""
 
 
 def exact_shape(batch: Batch, block_size: int) -> StepShape:
@@ -85,7 +93,7 @@ def exact_shape(batch: Batch, block_size: int) -> StepShape:
     )
 
 
-def padded_shape(bucket: Bucket, block_size: int, *, decode: bool) -> StepShape:
+def padded_shape(bucket: Bucket, block_size: int, *, decode: bool, chooses: bool = False) -> StepShape:
     """The shape of a bucket. Its host integers are constants, so a captured program may bake them in."""
     return StepShape(
         tokens=bucket.tokens,
@@ -95,6 +103,7 @@ def padded_shape(bucket: Bucket, block_size: int, *, decode: bool) -> StepShape:
         max_query=1 if decode else bucket.tokens,
         max_kv=bucket.blocks * block_size,
         num_decodes=bucket.sequences if decode else 0,
+        chooses=chooses,
     )
 
 
@@ -106,7 +115,7 @@ def all_decode(batch: Batch) -> bool:
 def view(buffer: Tensor, shape: StepShape) -> StepTensors:
     """The sections of a packed int32 buffer."""
     sections = buffer[: shape.words].split_with_sizes(shape.sizes)
-    slot, positions, token_rows, query_start, kv_length, block_table, index, rows, places = sections
+    slot, positions, token_rows, query_start, kv_length, block_table, index, rows, places, columns = sections
     metadata = AttentionMetadata(
         query_start=query_start,
         kv_length=kv_length,
@@ -116,7 +125,8 @@ def view(buffer: Tensor, shape: StepShape) -> StepTensors:
         max_kv=shape.max_kv,
         num_decodes=shape.num_decodes,
     )
-    return StepTensors(positions, token_rows, metadata, index, rows, places)
+    sampling = any_stage(columns.view(PACKED_COLUMNS, shape.samples), places) if shape.chooses else None
+    return StepTensors(positions, token_rows, metadata, index, rows, places, sampling)
 
 
 def moved(inputs: StepTensors, device: str) -> StepTensors:
@@ -146,7 +156,7 @@ def fill(buffer: npt.NDArray[np.int32], batch: Batch, table: StateTable, shape: 
     """
     ends = list(accumulate(shape.sizes))
     sections = [buffer[end - size : end] for size, end in zip(shape.sizes, ends, strict=True)]
-    slot, positions, token_rows, query_start, kv_length, block_table, index, rows, places = sections
+    slot, positions, token_rows, query_start, kv_length, block_table, index, rows, places, columns = sections
     batch_rows = np.array(batch.rows, dtype=np.int64)
     starts = np.array(batch.starts, dtype=np.int32)
     counts = np.array(batch.counts, dtype=np.int32)
@@ -177,6 +187,8 @@ def fill(buffer: npt.NDArray[np.int32], batch: Batch, table: StateTable, shape: 
     index[:num_choosing], index[num_choosing:] = past[choosing] - 1, 0
     rows[:num_choosing], rows[num_choosing:] = chosen_rows, table.nobody
     places[:num_choosing], places[num_choosing:] = kv_length[:num_rows][choosing], 0
+    if shape.chooses:
+        table.sampling.pack(rows, columns.reshape(PACKED_COLUMNS, shape.samples))
     return chosen_rows
 
 

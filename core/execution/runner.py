@@ -48,7 +48,7 @@ from mainspring.core.execution.inputs import (
     view,
 )
 from mainspring.core.execution.pending import Enqueued, Staging, StepPending
-from mainspring.core.execution.sampling import Rows, SamplingTable, Selection, adjust, not_finite
+from mainspring.core.execution.sampling import Rows, SamplingTable, Selection, adjust
 from mainspring.core.execution.scoring import Scoring, plan_scoring, score
 from mainspring.core.execution.table import StateTable
 from mainspring.core.execution.warmup import (
@@ -62,6 +62,7 @@ from mainspring.core.execution.warmup import (
 from mainspring.core.layers.attention import AttentionStep
 from mainspring.core.models import CausalLM, build_model
 from mainspring.core.ops import Ops, resolve
+from mainspring.core.ops.choose import not_finite
 from mainspring.core.plan import Plan, blocks_that_fit
 from mainspring.core.quantization import unsupported
 from mainspring.core.request import SamplingParams
@@ -69,6 +70,10 @@ from mainspring.core.weights import fill_dummy, load_weights
 
 ProgramKey = tuple[Bucket | None, bool]
 """Bucket, and whether it is of the decode family; (None, False) is the one program for steps of any shape."""
+
+
+Forwarded = tuple[Tensor, Tensor | None, Tensor | None]
+"""What a program returns: see `Device.compile`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +126,7 @@ class GraphExecutor:
         self._static = capabilities.shapes == "bucketed"
         self._ahead_of_time = capabilities.graphs == "ahead_of_time"
         self._copies_later = capabilities.asynchronous and not capabilities.copies_async
+        self._chooses = capabilities.samples_in_program
         self._worker = None if capabilities.asynchronous else ThreadPoolExecutor(1, thread_name_prefix="device")
         self._programs: dict[ProgramKey, BucketProgram] = {}
         self._idle: list[Staging] = []
@@ -203,12 +209,16 @@ class GraphExecutor:
         if batch.bucket is None:
             shape = exact_shape(batch, self._spec.block_size)
         else:
-            shape = padded_shape(batch.bucket, self._spec.block_size, decode=all_decode(batch))
+            shape = padded_shape(batch.bucket, self._spec.block_size, decode=all_decode(batch), chooses=self._chooses)
         staging = self._take_staging(shape)
         chosen = fill(staging.words, batch, self._table, shape)
-        selection = self._select(chosen, shape) if shape.samples else None
+        selection = self._select(chosen, shape) if self._selects(chosen, shape) else None
         scoring = plan_scoring(batch, self._upload, padded=self._static) if batch.prompt_logprobs else None
         return PlannedStep(batch, shape, staging, selection, len(chosen), scoring)
+
+    def _selects(self, chosen: Rows, shape: StepShape) -> bool:
+        """Whether tokens are chosen behind the program, for want of a choice in it or because some row needs more."""
+        return shape.samples > 0 and (not shape.chooses or self._table.sampling.demands(chosen))
 
     def _select(self, chosen: Rows, shape: StepShape) -> Selection:
         """The step's sampling tensors, those of the step before when rows and requests are the same."""
@@ -257,11 +267,13 @@ class GraphExecutor:
         program = self._program((batch.bucket, batch.bucket is not None and all_decode(batch)), step.shape)
         inputs = self._load(program, step)
         plan = self._device.prepare_attention(inputs.metadata, self._kv)
-        hidden_TE, logits_NV = program.run(inputs, plan)
+        hidden_TE, logits_NV, chosen_2N = program.run(inputs, plan)
         self._device.flush()
         results = Enqueued(step.num_samples, self._device.event(), copies_later=self._copies_later)
         if step.selection is not None:
             self._choose(logits_NV, inputs, step, results)
+        elif chosen_2N is not None:
+            results.take(chosen_2N, step.staging)
         del logits_NV  # scored in the memory that they leave
         if step.scoring is not None:
             found = []
@@ -292,7 +304,7 @@ class GraphExecutor:
 
     def _program(self, key: ProgramKey, shape: StepShape) -> BucketProgram:
         if key not in self._programs:
-            run = self._device.compile(self._forward, key[0])
+            run = self._device.compile(self._forward_and_choose if shape.chooses else self._forward, key[0])
             if key[0] is None or self._ahead_of_time:
                 self._programs[key] = BucketProgram(run, None, None)
             else:
@@ -300,7 +312,7 @@ class GraphExecutor:
                 self._programs[key] = BucketProgram(run, buffer, view(buffer, shape))
         return self._programs[key]
 
-    def _forward(self, inputs: StepTensors, plan: AttentionPlan) -> tuple[Tensor, Tensor | None]:
+    def _forward(self, inputs: StepTensors, plan: AttentionPlan) -> Forwarded:
         """What a backend compiles: input ids from the token table, the model, logits [N, V] of the rows that choose.
 
         The hidden states [T, E] come out too, for prompts whose log-probabilities are wanted.
@@ -308,13 +320,21 @@ class GraphExecutor:
         tokens_T = self._table.tokens[inputs.token_rows, inputs.positions]
         hidden_TE = self._model.forward(tokens_T, inputs.positions, AttentionStep(self._kv, plan))
         if not inputs.sample_index.shape[0]:
-            return hidden_TE, None
-        return hidden_TE, self._model.logits(hidden_TE[inputs.sample_index])
+            return hidden_TE, None, None
+        return hidden_TE, self._model.logits(hidden_TE[inputs.sample_index]), None
 
-    def _choose(self, logits_NV: Tensor, inputs: StepTensors, step: PlannedStep, results: Enqueued) -> None:
+    def _forward_and_choose(self, inputs: StepTensors, plan: AttentionPlan) -> Forwarded:
+        """The same, and the tokens: chosen, and put where the next step reads them."""
+        hidden_TE, logits_NV, _ = self._forward(inputs, plan)
+        if logits_NV is None or inputs.sampling is None:
+            return hidden_TE, logits_NV, None
+        chosen_2N = self._ops.choose(logits_NV, inputs.sampling, self._table.tokens, inputs.sample_rows)
+        return hidden_TE, logits_NV, chosen_2N
+
+    def _choose(self, logits_NV: Tensor | None, inputs: StepTensors, step: PlannedStep, results: Enqueued) -> None:
         """Chooses tokens, puts them where the next step reads them, and starts their way to the host."""
         selection, table = step.selection, self._table
-        if selection is None:
+        if selection is None or logits_NV is None:
             return
         count = step.shape.samples if self._static else step.num_samples
         logits_NV = logits_NV[:count]

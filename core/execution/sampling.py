@@ -45,6 +45,11 @@ _COLUMNS = np.dtype(
 )
 _OFF = (0.0, 1.0, 1.0, 0.0, 1.0, 0.0, 0.0, 0, 0, 0, -1)
 
+_PACKED_FLOATS = ("temperature", "top_p", "typical_p", "min_p")
+_PACKED_INTEGERS = ("top_k", "key")
+PACKED_COLUMNS = len(_PACKED_FLOATS) + len(_PACKED_INTEGERS)
+"""Words of a row that chooses inside a program: floats by their bits."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Penalties:
@@ -103,10 +108,14 @@ class SamplingTable:
 
     def __init__(self, num_rows: int, vocab_size: int, eos_token_ids: tuple[int, ...]) -> None:
         self._columns = np.full(num_rows, np.array(_OFF, dtype=_COLUMNS))
+        self._packed = np.zeros((PACKED_COLUMNS, num_rows), dtype=np.int32)
+        self._demanding = np.zeros(num_rows, dtype=np.bool_)
         self._vocab_size = vocab_size
         self._eos_token_ids = eos_token_ids
         self._bias: dict[int, dict[int, float]] = {}
         self._bans: dict[int, tuple[int, tuple[int, ...]]] = {}
+        for row in range(num_rows):
+            self._pack_row(row)
 
     def admit(self, row: int, params: SamplingParams, seed: int, num_prompt_tokens: int) -> None:
         """Sets a row's parameters. Token ids outside the vocabulary cannot be generated and are left out."""
@@ -129,6 +138,27 @@ class SamplingTable:
             self._bias[row] = bias
         if params.min_tokens > 0 and (ends := self._ends(params)):
             self._bans[row] = (num_prompt_tokens + params.min_tokens, ends)
+        self._pack_row(row)
+
+    def demands(self, rows: Rows) -> bool:
+        """Whether some row asks for more than `any_stage` says of it: it must be chosen for with a `Selection`."""
+        return bool(self._demanding[rows].any())
+
+    def pack(self, rows: npt.NDArray[np.int32], out: npt.NDArray[np.int32]) -> None:
+        """Writes what `any_stage` reads, [PACKED_COLUMNS, N], of the rows given."""
+        np.take(self._packed, rows, axis=1, out=out, mode="clip")
+
+    def _pack_row(self, row: int) -> None:
+        columns = self._columns[row]
+        self._packed[: len(_PACKED_FLOATS), row].view(np.float32)[:] = [columns[name] for name in _PACKED_FLOATS]
+        self._packed[len(_PACKED_FLOATS) :, row] = [columns[name] for name in _PACKED_INTEGERS]
+        self._demanding[row] = (
+            row in self._bias
+            or row in self._bans
+            or columns["logprobs"] >= 0
+            or bool(_penalised(columns))
+            or (columns["temperature"] > 0 and columns["typical_p"] < 1)
+        )
 
     def _ends(self, params: SamplingParams) -> tuple[int, ...]:
         """Tokens that would end the sequence."""
@@ -227,9 +257,28 @@ def penalise(logits_PV: Tensor, history_PL: Tensor, lengths_P: Tensor, penalties
     return logits_PV.sub_((counts_PV > 0) * penalties.presence[:, None])
 
 
-def not_finite(logits_NV: Tensor) -> Tensor:
-    """[N] bool: rows that hold NaN or +inf, or no finite logit at all. -inf alone is how a token is ruled out."""
-    return ~logits_NV.amax(dim=-1).isfinite()
+def any_stage(columns: Tensor, position_N: Tensor) -> SamplingTensors:
+    """What `SamplingTable.pack` wrote, [PACKED_COLUMNS, N] int32, as a program takes it: every row may want any stage
+    but typical_p, whose order differs from that of the logits.
+    """
+    temperature, top_p, typical_p, min_p = columns[: len(_PACKED_FLOATS)].view(torch.float32)
+    top_k, key = columns[len(_PACKED_FLOATS) :]
+    return SamplingTensors(
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        typical_p=typical_p,
+        min_p=min_p,
+        key=key,
+        position=position_N,
+        sampled=None,
+        any_sampled=True,
+        any_top_k=True,
+        any_top_p=True,
+        any_typical_p=False,
+        any_min_p=True,
+        max_top_k=0,
+    )
 
 
 def _sampling_tensors(columns: npt.NDArray[np.void], upload: Upload, partition: bool) -> SamplingTensors:
@@ -265,8 +314,7 @@ def _sampling_tensors(columns: npt.NDArray[np.void], upload: Upload, partition: 
 
 
 def _penalties(rows: Rows, columns: npt.NDArray[np.void], upload: Upload, partition: bool) -> Penalties | None:
-    some = (columns["repetition"] != 1) | (columns["frequency"] != 0) | (columns["presence"] != 0)
-    penalised = _subset(some, partition)
+    penalised = _subset(_penalised(columns), partition)
     if not penalised.size:
         return None
     chosen = columns[penalised]
@@ -281,6 +329,12 @@ def _penalties(rows: Rows, columns: npt.NDArray[np.void], upload: Upload, partit
         frequency=frequency,
         presence=presence,
     )
+
+
+def _penalised(columns: npt.NDArray[np.void] | np.void) -> npt.NDArray[np.bool_]:
+    """Which have a penalty."""
+    some = (columns["repetition"] != 1) | (columns["frequency"] != 0) | (columns["presence"] != 0)
+    return np.asarray(some)
 
 
 def _subset(wanted: npt.NDArray[np.bool_], partition: bool) -> Rows:

@@ -56,8 +56,9 @@ def dummy_batches(buckets: Buckets | None, table: StateTable, max_tokens: int) -
         _prefill(table, min(bucket.tokens, bucket.blocks * table.block_size, table.max_length), bucket)
         for bucket in descending[0]
     ]
-    if not buckets.prefill:
-        prefills = [_prefill(table, min(max_tokens, table.max_length), None)]
+    if buckets.any_shape or not buckets.prefill:
+        # Prefill buckets are then compiled when met: all but the largest, whose memory serves the others.
+        prefills = [_prefill(table, min(max_tokens, table.max_length), None), *prefills[:1]]
     return prefills + [_decode(table, bucket.sequences, bucket) for bucket in descending[1]]
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -19,11 +20,14 @@ from torch import Tensor
 from mainspring.core.errors import BackendError, unknown
 from mainspring.core.ops.activation import gelu, gelu_mul, silu_mul
 from mainspring.core.ops.attention import attention, kv_write
+from mainspring.core.ops.choose import choose
 from mainspring.core.ops.embedding import embedding
 from mainspring.core.ops.logprobs import logprobs
 from mainspring.core.ops.norm import add_rms_norm, layer_norm, rms_norm
 from mainspring.core.ops.rope import rope
 from mainspring.core.ops.sample import SamplingTensors, sample
+
+_CHOOSE = partial(choose, sample)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +46,8 @@ class Ops:
     attention: Callable[..., Tensor] = attention
     sample: Callable[[Tensor, SamplingTensors], Tensor] = sample
     logprobs: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor, Tensor]] = logprobs
+    choose: Callable[[Tensor, SamplingTensors, Tensor, Tensor], Tensor] = _CHOOSE
+    """Over the backend's own `sample` where it overrides only that."""
 
 
 def resolve(overrides: Mapping[str, Callable[..., Any]]) -> Ops:
@@ -53,4 +59,7 @@ def resolve(overrides: Mapping[str, Callable[..., Any]]) -> Ops:
     wrong = [unknown("op", name, names) for name in overrides if name not in names]
     if wrong:
         raise BackendError(wrong)
-    return replace(Ops(), **overrides)
+    ops = replace(Ops(), **overrides)
+    if "sample" in overrides and "choose" not in overrides:
+        return replace(ops, choose=partial(choose, ops.sample))
+    return ops

@@ -113,7 +113,7 @@ def derive_limits(
         decode = buckets.decode[-1]
         rows = prefill_rows = min(rows, decode.sequences, decode.tokens)
         positions = min(positions, decode.blocks * pool.block_size)
-        for prefill in buckets.prefill[-1:]:
+        for prefill in () if buckets.any_shape else buckets.prefill[-1:]:
             prefill_rows, tokens = min(rows, prefill.sequences), min(tokens, prefill.tokens)
             positions = min(positions, prefill.blocks * pool.block_size)
     chunk = min(tokens, max_prefill_chunk or tokens)

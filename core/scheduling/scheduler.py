@@ -200,12 +200,13 @@ class Scheduler:
         return self._ledger.check()
 
     def _check_load(self, tokens: int) -> None:
-        queue = self._ledger.queue
-        if len(queue) >= self._max_waiting_requests:
-            problem = f"{len(queue)} requests wait, and at most {self._max_waiting_requests} may"
-        elif queue.tokens and queue.tokens + tokens > self._max_waiting_tokens:
+        requests, waiting_tokens = self._would_wait(tokens)
+        if requests > self._max_waiting_requests:
+            problem = f"{requests - 1} requests wait, and at most {self._max_waiting_requests} may"
+        elif requests > 1 and waiting_tokens > self._max_waiting_tokens:
             problem = (
-                f"{queue.tokens} tokens wait, and at most {self._max_waiting_tokens} may with this prompt's {tokens}"
+                f"{waiting_tokens - tokens} tokens wait, and at most {self._max_waiting_tokens} may with this "
+                f"prompt's {tokens}"
             )
         else:
             return
@@ -213,6 +214,19 @@ class Scheduler:
         raise RequestError(
             ErrorKind.OVERLOADED, f"{problem}; try again in {retry_after:.0f} s", retry_after=retry_after
         )
+
+    def _would_wait(self, tokens: int) -> tuple[int, int]:
+        """Requests, and their tokens, that would wait with one more of so many tokens.
+
+        Of a burst the queue holds everything until the next step is planned; what then finds a row and blocks does not
+        count. Who that is depends on ranks, so it is counted at the mean length of all of them.
+        """
+        queue, pool = self._ledger.queue, self._ledger.pool
+        requests, total = len(queue) + 1, queue.tokens + tokens
+        blocks = pool.blocks_for(total) + requests
+        enter = min(len(self._ledger.running.free_rows), requests * pool.num_free // blocks)
+        waiting = max(requests - enter, 0)
+        return waiting, total * waiting // requests
 
     def _make_sequences(self, request: Request) -> list[Sequence]:
         submit = request.submit

@@ -8,10 +8,11 @@ from typing import Any
 
 from mainspring.core.request import SamplingParams
 from mainspring.server.body import parse_wire
-from mainspring.server.errors import TemplateError, UnknownModelError, UnsupportedError, invalid
+from mainspring.server.errors import FieldError, TemplateError, UnknownModelError, UnsupportedError, invalid
 from mainspring.server.generation import Generation
 from mainspring.server.model import ServedModel
 from mainspring.server.openai.types import ChatRequest, CompletionRequest, Message, SamplingFields
+from mainspring.server.tokenizer import TooManyTokens
 
 _ANY_MODEL = (None, "", "tgi", "dummy")
 """What clients send for whatever is served: TGI's documentation says `tgi`, and huggingface_hub sends `dummy`."""
@@ -70,7 +71,7 @@ def chat_call(request: ChatRequest, model: ServedModel) -> Call:
     if request.top_logprobs is not None and not request.logprobs:
         raise invalid("`top_logprobs` needs `logprobs: true`", "top_logprobs")
     prompt = chat_prompt(request, model)
-    tokens = model.tokenizer.encode(prompt, add_special_tokens=False)
+    tokens = _encode(prompt, model, add_special_tokens=False)
     max_tokens = request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens
     num_top_logprobs = (request.top_logprobs or 0) if request.logprobs else None
     return Call(
@@ -190,7 +191,7 @@ def _prompts(request: CompletionRequest, model: ServedModel) -> list[str | list[
     if not prompt:
         raise invalid("`prompt` is empty", "prompt")
     if isinstance(prompt[0], int):
-        return [[token for token in prompt if isinstance(token, int)]]
+        return [prompt]
     prompts = [entry for entry in prompt if not isinstance(entry, int)]
     limit = model.limits.max_client_batch_size
     if len(prompts) > limit:
@@ -200,11 +201,19 @@ def _prompts(request: CompletionRequest, model: ServedModel) -> list[str | list[
 
 def _prompt_tokens(prompt: str | list[int], model: ServedModel) -> tuple[str, list[int]]:
     if isinstance(prompt, str):
-        return prompt, model.tokenizer.encode(prompt)
+        return prompt, _encode(prompt, model)
+    _check_length(len(prompt), model)  # first: the rest takes its time with a long list
     unknown = next((token for token in prompt if token >= model.vocab_size), None)
     if unknown is not None:
         raise invalid(f"`prompt` holds token {unknown}; the vocabulary has {model.vocab_size}", "prompt")
     return model.tokenizer.decode(prompt), prompt
+
+
+def _encode(prompt: str, model: ServedModel, *, add_special_tokens: bool = True) -> list[int]:
+    try:
+        return model.tokenizer.encode(prompt, add_special_tokens, most=model.limits.max_input_tokens)
+    except TooManyTokens as error:
+        raise _too_long(error.count, model) from error
 
 
 def _generation(
@@ -225,12 +234,7 @@ def _fit(num_tokens: int, max_tokens: int | None, model: ServedModel) -> int:
     limits = model.limits
     if num_tokens == 0:
         raise invalid("the prompt is empty", "prompt")
-    if num_tokens > limits.max_input_tokens:
-        raise invalid(
-            f"the prompt has {num_tokens} tokens; at most {limits.max_input_tokens} are allowed",
-            None,
-            "context_length_exceeded",
-        )
+    _check_length(num_tokens, model)
     room = limits.max_total_tokens - num_tokens
     if max_tokens is not None and max_tokens > room:
         raise invalid(
@@ -240,6 +244,16 @@ def _fit(num_tokens: int, max_tokens: int | None, model: ServedModel) -> int:
             "context_length_exceeded",
         )
     return room if max_tokens is None else max_tokens
+
+
+def _check_length(num_tokens: int, model: ServedModel) -> None:
+    if num_tokens > model.limits.max_input_tokens:
+        raise _too_long(num_tokens, model)
+
+
+def _too_long(num_tokens: int, model: ServedModel) -> FieldError:
+    message = f"the prompt has {num_tokens} tokens; at most {model.limits.max_input_tokens} are allowed"
+    return invalid(message, None, "context_length_exceeded")
 
 
 def _sampling(request: SamplingFields, max_tokens: int, logprobs: int | None, model: ServedModel) -> SamplingParams:

@@ -10,11 +10,12 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import UNSET, UnsetType
-from pydantic import BeforeValidator, Discriminator, Field, Tag
+from pydantic import BeforeValidator, Discriminator, Field, Tag, WrapValidator
 from pydantic_core import PydanticCustomError
 
 from mainspring.server.body import Finite, Signed32, Signed64, Unsigned32, WireModel
 from mainspring.server.model import MAX_STOP_CHARACTERS
+from mainspring.server.slices import check_slices
 
 FinishWord = Literal["stop", "length"]
 MAX_STOPS = 16
@@ -48,7 +49,7 @@ def _not_too_many(entries: object) -> object:
     return entries
 
 
-TokenIds = Annotated[list[TokenId], Field(fail_fast=True)]
+TokenIds = Annotated[list[TokenId], Field(fail_fast=True), WrapValidator(check_slices)]
 Prompt = Annotated[
     Annotated[str, Tag("str")]
     | Annotated[TokenIds, Tag("list[int]")]

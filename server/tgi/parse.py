@@ -10,6 +10,7 @@ from mainspring.server.errors import UnsupportedError, invalid
 from mainspring.server.generation import Generation
 from mainspring.server.model import MAX_STOP_CHARACTERS, Limits, ServedModel
 from mainspring.server.tgi.types import CompatGenerateRequest, GenerateParameters, GenerateRequest
+from mainspring.server.tokenizer import TooManyTokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,7 @@ def _call(request: GenerateRequest, model: ServedModel, *, stream: bool, full_te
     parameters = request.parameters or GenerateParameters(do_sample=True)
     _check_supported(parameters)
     _check(parameters, model.limits, stream)
-    tokens = _encode(request.inputs, parameters.truncate, model)
+    tokens = _encode(request.inputs, parameters, model)
     max_tokens = _max_tokens(len(tokens), parameters.max_new_tokens, model.limits)
     generation = Generation(
         tokens=tokens,
@@ -142,9 +143,14 @@ def check_inputs(inputs: str, truncate: int | None, limits: Limits) -> None:
         raise invalid(f"`truncate` must be strictly positive and less than {limit}. Given: {truncate}", "truncate")
 
 
-def _encode(inputs: str, truncate: int | None, model: ServedModel) -> list[int]:
+def _encode(inputs: str, parameters: GenerateParameters, model: ServedModel) -> list[int]:
+    truncate = parameters.truncate
     check_inputs(inputs, truncate, model.limits)
-    tokens = model.tokenizer.encode(inputs)
+    try:
+        tokens = model.tokenizer.encode(inputs, most=model.limits.max_input_tokens if truncate is None else None)
+    except TooManyTokens as error:
+        _max_tokens(error.count, parameters.max_new_tokens, model.limits)
+        raise
     if not tokens:
         raise invalid("`inputs` cannot be empty: the tokenizer makes no token of it", "inputs")
     return tokens if truncate is None else tokens[-truncate:]

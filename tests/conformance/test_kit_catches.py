@@ -386,12 +386,32 @@ def logprobs_of_the_best_only(logits: Tensor, ids: Tensor, k: int) -> tuple[Tens
     return chosen, top_ids, top.log_softmax(-1)
 
 
+def ids_that_stay_behind(logits: Tensor, tensors: SamplingTensors, tokens: Tensor, rows: Tensor) -> Tensor:
+    """The next step would read what the table held before."""
+    return REFERENCE.choose(logits, tensors, tokens.clone(), rows)
+
+
+def nothing_amiss(logits: Tensor, tensors: SamplingTensors, tokens: Tensor, rows: Tensor) -> Tensor:
+    """A row of NaN passes for a choice."""
+    chosen = REFERENCE.choose(logits, tensors, tokens, rows)
+    chosen[1] = 0
+    return chosen
+
+
 @pytest.mark.parametrize(
     ("name", "wrong"),
-    [("sample", mass_before_the_cut), ("sample", seeds_left_out), ("logprobs", logprobs_of_the_best_only)],
+    [
+        ("sample", mass_before_the_cut),
+        ("sample", seeds_left_out),
+        ("choose", ids_that_stay_behind),
+        ("choose", nothing_amiss),
+        ("logprobs", logprobs_of_the_best_only),
+    ],
 )
 def test_wrong_choices_are_caught(name: str, wrong: Callable[..., Any]) -> None:
-    assert failed(sampling.findings(ReferenceDevice(**{name: wrong}))) == {name}
+    # Where a backend has no `choose` of its own, it is made of its `sample`.
+    expected = {"sample", "choose"} if name == "sample" else {name}
+    assert failed(sampling.findings(ReferenceDevice(**{name: wrong}))) == expected
 
 
 def test_an_op_that_raises_is_a_finding() -> None:

@@ -11,7 +11,7 @@ import httpx
 from tests.support.live_server import LiveServer
 
 CLIENTS = 64
-DROPS = 500
+DROPS = 1000
 
 
 def chat(prompt: str, max_tokens: int, *, stream: bool) -> dict[str, object]:
@@ -73,7 +73,7 @@ async def drop(port: int, number: int, dice: random.Random) -> None:
         writer.transport.abort()
 
 
-def test_f7_500_dropped_clients_leave_nothing_behind(server: LiveServer) -> None:
+def test_f7_1000_dropped_clients_leave_nothing_behind(server: LiveServer) -> None:
     dice = random.Random(20240607)
 
     async def all_drops() -> None:

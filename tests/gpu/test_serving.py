@@ -37,7 +37,7 @@ def serve(path: Path, device: CudaDevice | None = None, **changes: object) -> In
 
 
 class Comparing(CudaDevice):
-    """Runs every bucket's program both ways."""
+    """Runs every bucket's program both ways; the first run of a program only captures it."""
 
     def __init__(self) -> None:
         super().__init__(0)
@@ -48,13 +48,19 @@ class Comparing(CudaDevice):
         if bucket is None:
             return captured
 
-        def both(inputs: StepTensors, plan: AttentionPlan) -> tuple[torch.Tensor, torch.Tensor]:
+        def both(inputs: StepTensors, plan: AttentionPlan) -> tuple[torch.Tensor, ...]:
+            first: tuple[torch.Tensor, ...] = captured(inputs, plan)
+            if not bool((inputs.metadata.slot >= 0).any()):
+                return first  # warm-up: nobody's next token is what was chosen for nobody last
             eager = [part.clone() for part in program(inputs, plan)]
-            hidden_TE, logits_NV = captured(inputs, plan)
-            for part, expected in zip((hidden_TE, logits_NV), eager, strict=True):
-                error = float((part - expected).abs().max())
+            replayed: tuple[torch.Tensor, ...] = captured(inputs, plan)
+            # Beyond the last token of a step lie hidden states of padding, which nobody reads.
+            real = int(inputs.metadata.query_start[-1])
+            for part, expected in zip(replayed, eager, strict=True):
+                length = real if len(part) == bucket.tokens else len(part)
+                error = float((part[:length] - expected[:length]).abs().max())
                 self.errors[bucket] = max(error, self.errors.get(bucket, 0.0))
-            return hidden_TE, logits_NV
+            return replayed
 
         return both
 
@@ -66,7 +72,9 @@ def test_every_captured_graph_equals_eager(llama: Path) -> None:
         served.generate(PROMPTS[:count], SamplingParams(max_tokens=4, ignore_eos=True))
     buckets = served.executor.buckets()
     assert buckets is not None
-    assert set(device.errors) == {batch.bucket for batch in served.batches if batch.bucket} == set(buckets.decode)
+    assert set(buckets.decode) < set(device.errors) == {batch.bucket for batch in served.batches if batch.bucket}
+    # Prompts of all these lengths, alone and beside decodes.
+    assert len(set(device.errors) - set(buckets.decode)) > 8
     # Not a number is no difference that a comparison with a bound would let pass.
     assert all(error < 1e-5 for error in device.errors.values())
     served.executor.close()

@@ -17,7 +17,7 @@ from tests.support.live_server import LiveServer, listening_server, live_server
 from tests.support.promises import Measured
 from tests.support.raw_http import Reply, exchange, post
 
-DROPS = 500
+DROPS = 1000
 GENERATED = "mainspring_generation_tokens_total"
 
 
@@ -47,7 +47,7 @@ async def drop(port: int, request: bytes, dice: random.Random) -> None:
 
 
 @pytest.mark.promise("F7", "P6", "P7")
-def test_f7_p6_500_dropped_clients_leave_nothing_behind(model: Path, tmp_path: Path, measured: Measured) -> None:
+def test_f7_p6_1000_dropped_clients_leave_nothing_behind(model: Path, tmp_path: Path, measured: Measured) -> None:
     dice = random.Random(7)
     kinds: list[Callable[[], bytes]] = [
         lambda: generate(dice.choice([40, 1900]), inputs="x" * dice.choice([1, 1500])),
@@ -135,6 +135,30 @@ def test_f6_p5_p4_sigterm_cuts_no_stream(
     with listening_server(str(model), tmp_path / "log", *flags) as server:
         server.wait_until_ready(60)
         asyncio.run(test(server))
+
+
+@pytest.mark.promise("F6", "P5", "P4")
+@pytest.mark.parametrize("second_signal", [False, True], ids=["time is over", "second signal"])
+def test_f6_p5_p4_who_has_not_heard_of_the_stop_is_still_served(
+    second_signal: bool, model: Path, tmp_path: Path, measured: Measured
+) -> None:
+    seconds = 60.0 if second_signal else 2.0
+    flags = (*SIM, "--backend-option", "overhead=0.01", "--pre-stop-seconds", str(seconds))
+    with listening_server(str(model), tmp_path / "log", *flags) as server:
+        server.wait_until_ready(60)
+        server.process.send_signal(signal.SIGTERM)
+        told = time.monotonic()
+        unready = _until_unready(server, told)
+        assert unready < 1.0
+        assert server.phase == "leaving"
+        served = asyncio.run(exchange(server.port, generate(20)))
+        assert (served.status, served.error) == (200, None)
+        if second_signal:
+            server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(30) == 0
+        over = time.monotonic() - told
+    assert over < seconds + 3 if second_signal else over >= seconds
+    measured(f"not ready after {1000 * unready:.0f} ms, serving until the drain after {over:.1f} s")
 
 
 def _until_unready(server: LiveServer, told: float) -> float:

@@ -1,8 +1,8 @@
 """Isolation: each request alone, and the same requests inside random timed traces, on a real engine process (P9, F24).
 
 The simulator's tokens depend on the whole prompt as it lies in the paged cache, so a wrong block, a stale prefix or a
-row mixed up with another gives other tokens. A trace mixes priorities, siblings, cancels, deadlines and shared prefixes
-on engines that differ in memory, chunks and shapes; a failing trace is named by its seed.
+row mixed up with another gives other tokens. A trace mixes priorities, siblings, cancels, deadlines, stop strings and
+shared prefixes on engines that differ in memory, chunks and shapes; a failing trace is named by its seed.
 """
 
 from __future__ import annotations
@@ -10,15 +10,18 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from dataclasses import dataclass
+from contextlib import aclosing
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mainspring.core.errors import ErrorKind
-from mainspring.core.request import Delta, FinishReason, SamplingParams
+from mainspring.core.errors import ErrorKind, RequestError
+from mainspring.core.request import FinishReason, SamplingParams
 from mainspring.server.client import EngineClient
+from mainspring.server.generation import Generation, Piece, generate
+from mainspring.server.tokenizer import Tokenizer, load_tokenizer
 from tests.support.promises import Measured
 from tests.support.serving import at_rest, serving
 
@@ -43,10 +46,18 @@ class Question:
     prompt: list[int]
     params: SamplingParams
     n: int
+    stops: tuple[str, ...]
 
 
-Heard = tuple[list[int], list[Any], FinishReason | None]
-"""Tokens, log-probabilities and the end of one sequence."""
+@dataclass
+class Heard:
+    """What one sequence said."""
+
+    text: str = ""
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[Any] = field(default_factory=list)
+    finish: FinishReason | None = None
+    """None when it was cut short."""
 
 
 def catalogue(dice: random.Random) -> list[Question]:
@@ -69,45 +80,67 @@ def _question(dice: random.Random, stems: list[list[int]]) -> Question:
         stop_token_ids=(dice.randrange(100, 900),) if dice.random() < 0.3 else (),
         logit_bias={dice.randrange(100, 900): 5.0} if dice.random() < 0.1 else {},
     )
-    return Question(prompt, params, n)
+    # Short enough to be met, and some of them only across tokens.
+    stops = tuple(f"{dice.choice(['', '7 '])}w{dice.randrange(30, 90)}" for _ in range(dice.choice([0, 0, 1, 3])))
+    return Question(prompt, params, n, stops)
 
 
-async def hear(
-    client: EngineClient, question: Question, *, priority: int = 0, timeout: float | None = None, leave_after: int = 0
-) -> list[Heard]:
-    """What each sequence said, up to the end or until `leave_after` deltas were read."""
-    heard: list[Heard] = [([], [], None)] * question.n
-    stream = client.submit(question.prompt, question.params, n=question.n, priority=priority, timeout=timeout)
-    count = 0
-    async with stream:
-        async for delta in stream:
-            heard[delta.index] = _with(heard[delta.index], delta)
-            count += 1
-            if count == leave_after:
-                break
-    return heard
+@dataclass(frozen=True)
+class Asker:
+    """Who asks questions of one engine."""
+
+    client: EngineClient
+    tokenizer: Tokenizer
+
+    async def hear(
+        self, question: Question, *, priority: int = 0, timeout: float | None = None, leave_after: int = 0
+    ) -> list[Heard]:
+        """What each sequence said, up to the end, a deadline, or until `leave_after` pieces were read."""
+        heard = [Heard() for _ in range(question.n)]
+        generation = Generation(
+            tokens=question.prompt,
+            params=question.params,
+            n=question.n,
+            stops=question.stops,
+            priority=priority,
+            timeout=timeout,
+        )
+        count = 0
+        try:
+            async with aclosing(generate(self.client, self.tokenizer, generation)) as pieces:
+                async for piece in pieces:
+                    _add(heard[piece.index], piece)
+                    count += 1
+                    if count == leave_after:
+                        break
+        except RequestError as error:
+            if error.kind is not ErrorKind.DEADLINE:
+                raise
+        return heard
 
 
-def _with(heard: Heard, delta: Delta) -> Heard:
-    tokens, logprobs, _ = heard
-    finish = delta.finish
-    if delta.error is ErrorKind.DEADLINE:
-        finish = FinishReason.CANCELLED
-    elif delta.error is not None:
-        raise AssertionError(delta.message)
-    entries = [(entry.logprob, entry.top_ids, entry.top_logprobs) for entry in delta.logprobs or ()]
-    return tokens + delta.tokens, logprobs + entries, finish
+def _add(heard: Heard, piece: Piece) -> None:
+    heard.text += piece.text
+    for token in piece.tokens:
+        heard.tokens.append(token.id)
+        if token.logprobs is not None:
+            entry = token.logprobs
+            heard.logprobs.append((entry.logprob, entry.top_ids, entry.top_logprobs))
+    heard.finish = None if piece.finish is None else piece.finish.reason
 
 
 def same(heard: Heard, alone: Heard) -> bool:
     """Whether it is what was said alone; of what was cut short, its beginning."""
-    tokens, logprobs, finish = heard
-    if finish in (None, FinishReason.CANCELLED):
-        return tokens == alone[0][: len(tokens)] and logprobs == alone[1][: len(logprobs)]
-    return heard == alone
+    if heard.finish is not None:
+        return heard == alone
+    return (
+        alone.text.startswith(heard.text)
+        and heard.tokens == alone.tokens[: len(heard.tokens)]
+        and heard.logprobs == alone.logprobs[: len(heard.logprobs)]
+    )
 
 
-async def trace(client: EngineClient, questions: list[Question], dice: random.Random) -> list[tuple[int, list[Heard]]]:
+async def trace(asker: Asker, questions: list[Question], dice: random.Random) -> list[tuple[int, list[Heard]]]:
     """Random questions at random moments, some left early."""
     gate = asyncio.Semaphore(AT_ONCE)
 
@@ -115,7 +148,7 @@ async def trace(client: EngineClient, questions: list[Question], dice: random.Ra
         async with gate:
             await asyncio.sleep(moment)
             question = questions[number]
-            return await hear(client, question, priority=priority, timeout=timeout, leave_after=leave_after)
+            return await asker.hear(question, priority=priority, timeout=timeout, leave_after=leave_after)
 
     numbers = [dice.randrange(len(questions)) for _ in range(TRACE)]
     asked = [
@@ -135,17 +168,19 @@ async def trace(client: EngineClient, questions: list[Question], dice: random.Ra
 def test_p9_f24_company_changes_nobodys_bytes(model: Path, measured: Measured) -> None:
     seed = 20250607
     differences: list[str] = []
-    cut = preemptions = hits = 0
+    cut = stopped = preemptions = hits = 0
+    tokenizer = load_tokenizer(model)
 
     async def all_traces() -> None:
-        nonlocal cut, preemptions, hits
+        nonlocal cut, stopped, preemptions, hits
         questions = catalogue(random.Random(seed))
         async with serving(model, **VOCABULARY) as client:
-            alone = [await hear(client, question) for question in questions]
+            alone = [await Asker(client, tokenizer).hear(question) for question in questions]
         for number, (name, engine) in enumerate(ENGINES.items()):
             async with serving(model, **engine, **VOCABULARY) as client:
-                for which, heard in await trace(client, questions, random.Random(seed + number)):
-                    cut += any(finish in (None, FinishReason.CANCELLED) for _, _, finish in heard)
+                for which, heard in await trace(Asker(client, tokenizer), questions, random.Random(seed + number)):
+                    cut += any(sequence.finish is None for sequence in heard)
+                    stopped += any(sequence.finish is FinishReason.STOP for sequence in heard)
                     if not all(map(same, heard, alone[which])):
                         differences.append(f"{name}, seed {seed + number}, question {which}")
                 await at_rest(client)
@@ -158,9 +193,10 @@ def test_p9_f24_company_changes_nobodys_bytes(model: Path, measured: Measured) -
     assert not differences
     # The traces held what they are about.
     assert cut > TRACE / 10
+    assert stopped > TRACE / 10
     assert preemptions > 10
     assert hits > 1000
     measured(
-        f"0 of {TRACE * len(ENGINES)} traced requests differ ({cut} cut short, {preemptions} preemptions, "
-        f"{hits} prompt tokens from the prefix cache) in {time.monotonic() - started:.0f} s"
+        f"0 of {TRACE * len(ENGINES)} traced requests differ ({cut} cut short, {stopped} stopped, "
+        f"{preemptions} preemptions, {hits} prompt tokens from the prefix cache) in {time.monotonic() - started:.0f} s"
     )

@@ -1,7 +1,8 @@
-"""{server, engine} x {SIGKILL, SIGSEGV, SIGSTOP} x {loading, idle, prefill, decode, draining}, with real processes.
+"""{server, engine} x {SIGKILL, SIGSEGV, SIGSTOP} x {starting, loading, idle, prefill, decode, draining}, with real
+processes. An engine is one process: it has no ranks of its own yet that could be struck.
 
 Whoever is struck, whenever: every open request is answered or its connection ends, the exit code is true, and after
-three seconds no process, socket or shared memory is left. The five phases of a pair run side by side.
+three seconds no process, socket or shared memory is left. The phases of a pair run side by side.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import psutil
 import pytest
 
 from tests.reliability.conftest import SIM
-from tests.support.live_server import LiveServer, listening_server
+from tests.support.live_server import LiveServer, listening_server, spawn
 from tests.support.promises import Measured
 from tests.support.raw_http import Reply, post, read_reply
 
@@ -173,19 +174,13 @@ def test_f1_f2_p1_p3_p4_a_killed_engine(
 def test_f3_f5_p2_p3_p4_a_stopped_engine(model: Path, tmp_path: Path, measured: Measured) -> None:
     async def test(cell: Cell) -> float:
         strike(cell, "engine", signal.SIGSTOP)
-        if cell.phase == "loading":
-            # Nobody can tell it from a slow disk. It stays a server that is not ready, and one that can be stopped.
-            assert (await asyncio.to_thread(lambda: cell.server.phase)).startswith("weights")
-            cell.server.process.send_signal(signal.SIGTERM)
-            assert await cell.ended() == 0
-            await cell.gone()
-            return 0.0
         replies = await cell.answers(within=HUNG_SECONDS)
         assert all(reply.error for reply in replies), cell.phase
-        assert await cell.ended() == 70, cell.phase
+        assert await cell.ended() == (71 if cell.phase == "loading" else 70), cell.phase
         seen = time.monotonic() - cell.struck
         await cell.gone()
-        assert "ago: step" in cell.server.log.read_text(), "the flight record"
+        told = "stopped while starting" if cell.phase == "loading" else "ago: step"
+        assert told in cell.server.log.read_text(), cell.phase
         return seen
 
     slowest = max(run(model, tmp_path, test))
@@ -222,6 +217,41 @@ def test_p2_p3_a_server_that_was_stopped_for_a_while_goes_on(model: Path, tmp_pa
         return 0.0
 
     run(model, tmp_path, test)
+
+
+@pytest.mark.promise("F4", "P3")
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV], ids=lambda number: number.name)
+def test_f4_p3_a_server_killed_before_its_engine_speaks(number: signal.Signals, model: Path, tmp_path: Path) -> None:
+    for delay in (0.0, 0.03, 0.1, 0.2, 0.4):
+        sockets = tmp_path / str(delay)
+        sockets.mkdir()
+        log = tmp_path / "log"
+        process = spawn(str(model), log, *flags_for("loading"), environment={"TMPDIR": str(sockets)})
+        server = LiveServer("", process, log)
+        try:
+            server.wait_until(lambda: any(sockets.iterdir()), 60)  # noqa: B023  it ends before the next round
+            time.sleep(delay)
+            cell = Cell(f"after {delay} s", server, sockets, processes=[psutil.Process(process.pid), server.engine])
+            strike(cell, "server", number)
+        finally:
+            process.kill()
+            process.wait()
+        asyncio.run(cell.gone())
+
+
+@pytest.mark.promise("F1", "F3", "P1", "P2", "P3", "P4")
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGSTOP], ids=lambda number: number.name)
+def test_f1_f3_p3_p4_an_engine_struck_before_it_speaks(number: signal.Signals, model: Path, tmp_path: Path) -> None:
+    sockets = tmp_path / "sockets"
+    sockets.mkdir()
+    environment = {"TMPDIR": str(sockets)}
+    with listening_server(str(model), tmp_path / "log", *flags_for("loading"), environment=environment) as server:
+        server.wait_until(lambda: bool(psutil.Process(server.process.pid).children()), 60)
+        cell = Cell("starting", server, sockets, processes=[psutil.Process(server.process.pid), server.engine])
+        strike(cell, "engine", number)
+        assert server.process.wait(30) == 71
+        assert time.monotonic() - cell.struck < HUNG_SECONDS + GONE_SECONDS
+        asyncio.run(cell.gone())
 
 
 def run(model: Path, tmp_path: Path, test: Callable[[Cell], Coroutine[Any, Any, float]]) -> list[float]:

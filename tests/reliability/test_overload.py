@@ -89,3 +89,14 @@ def test_f23_the_queue_is_bounded_by_tokens_too(model: Path, tmp_path: Path) -> 
     assert set(statuses) == {200, 429}
     # One runs and three of a thousand tokens wait.
     assert 3 <= statuses.count(200) <= 5
+
+
+@pytest.mark.promise("F23")
+def test_f23_a_burst_that_fits_is_not_refused(model: Path, tmp_path: Path) -> None:
+    flags = ("--backend-option", "overhead=0.2", "--max-batch-size", str(ROWS), "--max-queued-requests", "1")
+
+    async def all_at_once(port: int) -> list[Reply]:
+        return list(await asyncio.gather(*(exchange(port, REQUEST) for _ in range(ROWS + 1))))
+
+    with live_server(str(model), tmp_path / "log", *SIM, *flags) as server:
+        assert {reply.status for reply in asyncio.run(all_at_once(server.port))} == {200}

@@ -21,7 +21,7 @@ import pytest
 from mainspring.core.channel import EngineStart
 from mainspring.core.config import EngineConfig
 from mainspring.core.errors import EXIT_DRAIN_OVERRUN, EXIT_ENGINE, EXIT_STARTUP, ErrorKind, RequestError, StartupError
-from mainspring.core.request import FinishReason, SamplingParams, StepOutput
+from mainspring.core.request import FinishReason, Progress, SamplingParams, StepOutput
 from mainspring.server import request_stream
 from mainspring.server.client import EngineClient
 from mainspring.server.process import EngineProcess
@@ -340,17 +340,24 @@ def test_f4_p3_a_killed_server_leaves_no_engine_behind(model: Path, fault: str, 
 
 
 @pytest.mark.promise("F4")
-def test_f4_the_end_of_the_pipe_alone_ends_the_engine(model: Path) -> None:
+def test_f4_p3_the_end_of_the_pipe_alone_ends_the_engine(model: Path, tmp_path: Path) -> None:
     async def test() -> None:
         config = EngineConfig(model=str(model), backend="sim")
-        nowhere = str(model / "nobody")
-        process = EngineProcess(
+        sockets = tmp_path / "sockets"
+        sockets.mkdir()
+        process = EngineProcess()
+        process.begin(
             EngineStart(
-                config=config, to_engine=f"ipc://{nowhere}", from_engine=f"ipc://{nowhere}", server_pid=os.getpid()
+                config=config,
+                to_engine=f"ipc://{sockets}/to_engine",
+                from_engine=f"ipc://{sockets}/from_engine",
+                directory=str(sockets),
+                server_pid=os.getpid(),
             )
         )
         process.close_pipe()
         assert await process.wait(5.0) == 1
+        assert not sockets.exists()
 
     in_time(test)
 
@@ -358,8 +365,9 @@ def test_f4_the_end_of_the_pipe_alone_ends_the_engine(model: Path) -> None:
 @pytest.mark.promise("F4")
 def test_f4_an_engine_whose_parent_is_another_ends(model: Path) -> None:
     async def test() -> None:
-        start = EngineStart(config=EngineConfig(model=str(model)), to_engine="", from_engine="", server_pid=1)
-        process = EngineProcess(start)
+        config = EngineConfig(model=str(model))
+        process = EngineProcess()
+        process.begin(EngineStart(config=config, to_engine="", from_engine="", directory="", server_pid=1))
         assert await process.wait(5.0) == 1
         process.close_pipe()
 
@@ -473,6 +481,51 @@ def test_an_engine_that_dies_while_loading_is_a_start_up_failure(model: Path) ->
         with pytest.raises(StartupError, match="SIGKILL while starting"):
             await client.start()
         assert client.exit_code == EXIT_STARTUP
+
+    in_time(test)
+
+
+@pytest.mark.promise("F3", "P2", "P4")
+def test_f3_p2_an_engine_that_is_stopped_while_it_loads_is_seen(model: Path) -> None:
+    async def test() -> None:
+        stopped: list[float] = []
+
+        def stop(progress: Progress) -> None:
+            if not stopped:
+                os.kill(client.engine_pid or 0, signal.SIGSTOP)
+                stopped.append(time.monotonic())
+
+        config = EngineConfig(model=str(model), backend="sim", backend_options={"loading": "30"})
+        client = EngineClient(config, on_progress=stop, grace_seconds=0.5)
+        with pytest.raises(StartupError, match="stopped while starting"):
+            await client.start()
+        assert time.monotonic() - stopped[0] < 0.5 + 1.0 + 0.5
+        assert client.exit_code == EXIT_STARTUP
+
+    in_time(test)
+
+
+@pytest.mark.promise("F3", "P2")
+def test_f3_p2_an_engine_that_goes_on_in_time_was_never_lost(model: Path) -> None:
+    async def test() -> None:
+        async def stop_and_go_on() -> None:
+            os.kill(client.engine_pid or 0, signal.SIGSTOP)
+            await asyncio.sleep(0.6)
+            os.kill(client.engine_pid or 0, signal.SIGCONT)
+
+        loading = asyncio.Event()
+        config = EngineConfig(model=str(model), backend="sim", backend_options={"loading": "1"})
+        client = EngineClient(config, on_progress=lambda progress: loading.set(), grace_seconds=2.0)
+        start = asyncio.create_task(client.start())
+        try:
+            await loading.wait()
+            await stop_and_go_on()
+            await start
+            await stop_and_go_on()
+            assert (await ask(client, [3, 4])).finishes == [FinishReason.LENGTH]
+        finally:
+            await client.aclose()
+        assert client.exit_code == 0
 
     in_time(test)
 

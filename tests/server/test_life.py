@@ -11,8 +11,10 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import httpx
@@ -22,6 +24,7 @@ from mainspring.server import sse
 from mainspring.server.lifecycle import RequestLimits
 from tests.server.conftest import RunningServer, options_for
 from tests.server.sse_client import events
+from tests.support.live_server import listening_server, live_server
 from tests.support.tgi_rows import tgi
 
 LONG: dict[str, Any] = {"inputs": "hello", "parameters": {"max_new_tokens": 2000}}
@@ -114,14 +117,20 @@ def test_engine_death_ends_streams_with_an_event_and_the_server_with_70(model_di
 
 @tgi("3 --graceful-termination-timeout")
 def test_sigterm_drains_and_exits_0(model_directory: Path) -> None:
-    with process(model_directory, "--backend-option", "overhead=0.01") as (url, server):
-        body = {"inputs": "x", "parameters": {"max_new_tokens": 100}}
-        with httpx.stream("POST", f"{url}/generate_stream", json=body, timeout=30) as response:
-            lines = response.iter_lines()
+    body = {"inputs": "x", "parameters": {"max_new_tokens": 100}}
+    with (
+        process(model_directory, "--backend-option", "overhead=0.01") as (url, server),
+        httpx.Client(base_url=url, timeout=30) as client,
+        client.stream("POST", "/generate_stream", json=body) as response,
+    ):
+        # However slow the client is, the drain goes on until this second stream is left.
+        with client.stream("POST", "/generate_stream", json=LONG) as held:
+            lines, held_lines = response.iter_lines(), held.iter_lines()
             next(lines)
+            next(held_lines)
             server.send_signal(signal.SIGTERM)
-            wait_until(lambda: httpx.get(f"{url}/readyz").json() == {"phase": "draining"})
-            refused = httpx.post(f"{url}/generate", json=body)
+            wait_until(lambda: client.get("/readyz").json() == {"phase": "draining"})
+            refused = client.post("/generate", json=body)
             assert (refused.status_code, refused.json()["error"]) == (503, "the server is shutting down")
             rest = [line for line in lines if line]
         assert json.loads(rest[-1].removeprefix("data: "))["generated_text"] is not None
@@ -142,13 +151,11 @@ def test_drain_is_bounded(model_directory: Path) -> None:
 
 
 @pytest.mark.promise("P4")
-def test_sigterm_while_loading_exits_0(model_directory: Path) -> None:
-    command = [sys.executable, "-m", "mainspring.server.cli", "serve", str(model_directory), "--backend", "sim"]
-    port = free_port()
-    server = subprocess.Popen([*command, "--port", str(port)])
-    wait_until(lambda: answers(port))
-    server.send_signal(signal.SIGINT)
-    assert server.wait(15) == 0
+def test_sigint_while_loading_exits_0(model_directory: Path, tmp_path: Path) -> None:
+    flags = ("--backend", "sim", "--backend-option", "loading=60", "--pre-stop-seconds", "60")
+    with listening_server(str(model_directory), tmp_path / "log", *flags) as server:
+        server.process.send_signal(signal.SIGINT)
+        assert server.process.wait(15) == 0
 
 
 @pytest.mark.promise("P4")
@@ -220,38 +227,12 @@ def seconds_of(client: httpx.Client) -> float:
     return time.perf_counter() - start
 
 
-class process:
-    """`mainspring serve` on a free port, ready; killed if the test did not end it."""
-
-    def __init__(self, directory: Path, *flags: str) -> None:
-        self._port = free_port()
-        command = [sys.executable, "-m", "mainspring.server.cli", "serve", str(directory), "--backend", "sim"]
-        options = ["--backend-option", "vocabulary=300-1000"]
-        self._command = [*command, "--port", str(self._port), *options, *flags]
-
-    def __enter__(self) -> tuple[str, subprocess.Popen[bytes]]:
-        self._process = subprocess.Popen(self._command)
-        url = f"http://127.0.0.1:{self._port}"
-        wait_until(lambda: answers(self._port) and httpx.get(f"{url}/readyz").is_success, seconds=30)
-        return url, self._process
-
-    def __exit__(self, *_: object) -> None:
-        self._process.kill()
-        self._process.wait()
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def answers(port: int) -> bool:
-    try:
-        with socket.create_connection(("127.0.0.1", port), timeout=1):
-            return True
-    except OSError:
-        return False
+@contextmanager
+def process(directory: Path, *flags: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """`mainspring serve` on a free port, ready."""
+    options = ("--backend", "sim", "--backend-option", "vocabulary=300-1000")
+    with TemporaryDirectory() as logs, live_server(str(directory), Path(logs, "log"), *options, *flags) as server:
+        yield server.url, server.process
 
 
 def engine_of(server: int) -> int:

@@ -24,7 +24,7 @@ from mainspring.server.app import HTTPServer, create_app, create_lifecycle
 from mainspring.server.tracing import SpanRecorder, start_tracing
 from tests.server.conftest import MODEL_ID, RunningServer, options_for
 from tests.server.sse_client import events
-from tests.server.test_life import free_port, process, wait_until
+from tests.server.test_life import process, wait_until
 from tests.support.tgi_rows import tgi
 
 CALLER = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -125,10 +125,10 @@ class Collector(otlp_grpc.TraceServiceServicer):
 
 @tgi("3 --otlp-endpoint", "3 --otlp-service-name")
 def test_spans_reach_a_collector(model_directory: Path) -> None:
-    collector, port = Collector(), free_port()
+    collector = Collector()
     server = grpc.server(ThreadPoolExecutor(2))
     otlp_grpc.add_TraceServiceServicer_to_server(collector, server)
-    server.add_insecure_port(f"127.0.0.1:{port}")
+    port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     try:
         flags = ("--otlp-endpoint", f"http://127.0.0.1:{port}", "--otlp-service-name", "mine")

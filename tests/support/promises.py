@@ -34,12 +34,14 @@ PROMISES = {
     "F4": Promise("No engine outlives its server and keeps the accelerator", "gone within 3 s"),
     "F5": Promise("A stop ends, whatever hangs", "drain time + 3 s"),
     "F6": Promise("SIGTERM cuts no stream", "all finish or get an error; exit within drain time + 3 s"),
-    "F7": Promise("A client that leaves stops costing", "500 drops leave 0 running, 0 blocks"),
+    "F7": Promise("A client that leaves stops costing", "1,000 drops leave 0 running, 0 blocks"),
     "F8": Promise("Blocks of the KV cache are not lost", "0 used when idle; books balance after every step"),
     "F14": Promise("Streamed text is the text", "deltas join to the decode for any split; linear time"),
     "F15": Promise("Tokenizing stops nobody", "event loop lag p99.9 <= 50 ms under 2 MB bodies"),
     "F16": Promise("Host memory does not grow", "<= 1 MiB in 10,000 requests"),
-    "F17": Promise("A client that does not read harms itself alone", "500 of them: memory bounded, others unaffected"),
+    "F17": Promise(
+        "A client that does not read harms itself alone", "1,000 of them: memory bounded, others unaffected"
+    ),
     "F18": Promise("Servers that start at once do not take each other's ports", "0 collisions"),
     "F19": Promise("A slow start is not taken for a dead server", "listens before it loads, and names the phase"),
     "F22": Promise("A hang leaves a record", "the last steps and all stacks in the log"),
@@ -98,7 +100,7 @@ _KEY = pytest.StashKey[Record]()
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("promises")
     group.addoption("--promises", type=Path, metavar="FILE", help="write the table of promises and what was measured")
-    group.addoption("--soak-requests", type=int, default=3000, help="requests of the memory test, after its warm-up")
+    group.addoption("--soak-requests", type=int, default=5000, help="requests of the memory test, after its warm-up")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import io
+import shutil
 import stat
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import msgspec
 import pytest
+import zmq
 
 from mainspring.core import channel as channel_module
 from mainspring.core.channel import EngineChannel, EngineStart, Malformed, ServerChannel, pack_start, read_start
@@ -53,19 +55,16 @@ STEP = StepOutput(
 
 
 def joined(test: Callable[[ServerChannel, EngineChannel], Awaitable[None]]) -> None:
-    """Runs `test` with both ends of one channel, whose private directory is gone by then."""
+    """Runs `test` with both ends of one channel, joined, so that its private directory may be gone."""
 
     async def run() -> None:
         server = ServerChannel()
-        directory = Path(server.to_engine.removeprefix("ipc://")).parent
-        assert stat.S_IMODE(directory.stat().st_mode) == 0o700
+        assert stat.S_IMODE(server.directory.stat().st_mode) == 0o700
         engine = EngineChannel(server.to_engine, server.from_engine)
         try:
-            engine.send(Progress("joining", 0, 1))
-            await server.receive()
-            while not server.hide():
-                await asyncio.sleep(0)
-            assert not directory.exists()
+            assert engine.join(5.0)
+            assert server._outbox.poll(5000, zmq.POLLOUT)
+            shutil.rmtree(server.directory)
             await test(server, engine)
         finally:
             engine.close(0)
@@ -132,11 +131,15 @@ def test_engine_waits_no_longer_than_it_says() -> None:
 
 
 def test_closing_removes_the_directory(lonely_server: ServerChannel) -> None:
-    directory = Path(lonely_server.to_engine.removeprefix("ipc://")).parent
-    assert not lonely_server.hide(), "nobody has joined"
-    assert directory.exists()
+    assert lonely_server.directory.exists()
     lonely_server.close()
-    assert not directory.exists()
+    assert not lonely_server.directory.exists()
+
+
+def test_nobody_joins_a_server_that_is_not_there(tmp_path: Path) -> None:
+    engine = EngineChannel(f"ipc://{tmp_path}/to_engine", f"ipc://{tmp_path}/from_engine")
+    assert not engine.join(0.01)
+    engine.close(0)
 
 
 def test_a_queue_that_nobody_takes_from_refuses_at_once(lonely_server: ServerChannel) -> None:
@@ -182,15 +185,20 @@ def test_garbage_frames_are_malformed_and_nobodys(frame: bytes) -> None:
     joined(test)
 
 
+def start_frame() -> EngineStart:
+    config = EngineConfig(model="m")
+    return EngineStart(config=config, to_engine="ipc://d/a", from_engine="ipc://d/b", directory="d", server_pid=1)
+
+
 def test_the_start_frame_is_read_from_a_pipe_that_stays_open() -> None:
-    start = EngineStart(config=EngineConfig(model="m"), to_engine="ipc://a", from_engine="ipc://b", server_pid=1)
+    start = start_frame()
     pipe = io.BytesIO(pack_start(start) + b"what follows")
     assert read_start(lambda size: pipe.read(min(size, 3))) == start
     assert pipe.read() == b"what follows"
 
 
 def test_a_start_frame_cut_short_says_so() -> None:
-    start = EngineStart(config=EngineConfig(model="m"), to_engine="ipc://a", from_engine="ipc://b", server_pid=1)
+    start = start_frame()
     pipe = io.BytesIO(pack_start(start)[:-1])
     with pytest.raises(ChannelClosed, match="before the engine's configuration was complete"):
         read_start(pipe.read)

@@ -76,4 +76,12 @@ def test_every_decode_has_a_bucket_that_wastes_little(sequences: int, blocks: in
         assert bucket is not None
         assert bucket.tokens == bucket.sequences < max(rows + 16, 2 * rows)
         assert bucket.blocks == min(blocks, SHORT_BLOCKS)
-    assert buckets.smallest(40, 1, 1, decode=False) is None
+    assert buckets.smallest(2049, 1, 1, decode=False) is None
+    for tokens in range(2, 2049):
+        bucket = buckets.smallest(tokens, 1, 1, decode=False)
+        assert bucket is not None
+        assert tokens <= bucket.tokens < tokens + max(16, tokens // 4 + 1)
+        assert bucket.sequences == min(16, sequences)
+        full = buckets.smallest(tokens, min(tokens, sequences), 1, decode=False)
+        assert full is not None
+        assert full.tokens == bucket.tokens

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+import zmq
 
 from mainspring.backends.sim.device import SimBackend
 from mainspring.core.backend import ExecutorRequest, KVSpec
@@ -24,7 +25,6 @@ from mainspring.core.request import (
     Delta,
     Drain,
     FinishReason,
-    Progress,
     RequestId,
     SamplingParams,
     StepOutput,
@@ -96,10 +96,8 @@ def on_a_bench(test: Callable[[Bench], Awaitable[None]], **options: str) -> None
         server = ServerChannel()
         channel = PatientChannel(server.to_engine, server.from_engine)
         try:
-            channel.send(Progress("joining", 0, 1))
-            await server.receive()
-            while not server.hide():
-                await asyncio.sleep(0)
+            assert channel.join(5.0)
+            assert server._outbox.poll(5000, zmq.POLLOUT)
             await test(make_bench(server, channel, options))
         finally:
             channel.close(0)

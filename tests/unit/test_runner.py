@@ -35,6 +35,7 @@ BUCKETS = Buckets(
 )
 ASYNCHRONOUS = replace(DYNAMIC, asynchronous=True)
 BUCKETED = replace(DYNAMIC, shapes="bucketed")
+CHOOSING = replace(ASYNCHRONOUS, samples_in_program=True)
 
 Make = Callable[..., GraphExecutor]
 
@@ -139,7 +140,7 @@ def test_greedy_tokens_are_the_reference_s(make: Make, chunk: int, ahead: int, c
     assert run(executor, running(), 12, chunk=chunk, ahead=ahead) == expected
 
 
-@pytest.mark.parametrize("capabilities", [DYNAMIC, BUCKETED], ids=["padded", "static"])
+@pytest.mark.parametrize("capabilities", [DYNAMIC, BUCKETED, CHOOSING], ids=["padded", "static", "choosing"])
 @pytest.mark.parametrize("warm", [False, True])
 def test_padding_to_buckets_is_inert(make: Make, capabilities: Capabilities, warm: bool) -> None:
     expected = run(make(), running(MIXED), 12, chunk=6)
@@ -147,6 +148,45 @@ def test_padding_to_buckets_is_inert(make: Make, capabilities: Capabilities, war
     if warm:
         executor.warmup(lambda phase, done, total: None, 64)
     assert run(executor, running(MIXED), 12, chunk=6, ahead=1, buckets=BUCKETS) == expected
+
+
+DRAWN = [
+    SamplingParams(temperature=0.9, top_k=12, top_p=0.8),
+    SamplingParams(),
+    SamplingParams(temperature=1.3, min_p=0.02),
+    SamplingParams(temperature=1.0),
+    SamplingParams(temperature=0.7, top_k=40),
+]
+"""What a program chooses by itself."""
+
+
+def test_programs_choose_what_is_chosen_behind_them(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = run(make(), running(DRAWN), 12, chunk=6)
+    executor = make(capabilities=CHOOSING)
+    monkeypatch.setattr(SamplingTable, "select", None)
+    assert run(executor, running(DRAWN), 12, chunk=6, ahead=1, buckets=BUCKETS) == expected
+
+
+@pytest.mark.parametrize(
+    "wish",
+    [
+        {"logprobs": 0},
+        {"repetition_penalty": 1.1},
+        {"frequency_penalty": 0.1},
+        {"presence_penalty": -0.1},
+        {"logit_bias": {3: 1.0}},
+        {"min_tokens": 2},
+        {"temperature": 1.0, "typical_p": 0.9},
+    ],
+    ids=lambda wish: next(reversed(wish)),
+)
+def test_a_program_is_told_when_a_row_needs_more_than_its_own_choice(wish: dict[str, object]) -> None:
+    table = SamplingTable(3, VOCAB, (2,))
+    for row, params in enumerate((DRAWN[0], SamplingParams(**wish))):  # type: ignore[arg-type]
+        table.admit(row, params, seed=row, num_prompt_tokens=1)
+    assert [table.demands(np.array(rows)) for rows in ([0, 2], [0, 1], [1])] == [False, True, True]
+    table.admit(1, SamplingParams(), seed=0, num_prompt_tokens=1)
+    assert not table.demands(np.array([0, 1, 2]))
 
 
 def test_running_ahead_gives_sampled_tokens_too(make: Make) -> None:
@@ -253,12 +293,12 @@ def test_copy_on_write(make: Make) -> None:
 # --- what goes wrong
 
 
-@pytest.mark.parametrize("capabilities", [DYNAMIC, BUCKETED], ids=["dynamic", "static"])
+@pytest.mark.parametrize("capabilities", [DYNAMIC, BUCKETED, CHOOSING], ids=["dynamic", "static", "choosing"])
 @pytest.mark.parametrize("victim", range(5))
 def test_a_row_of_nan_is_reported_and_its_neighbours_do_not_change(
     make: Make, victim: int, capabilities: Capabilities
 ) -> None:
-    buckets = BUCKETS if capabilities is BUCKETED else None
+    buckets = None if capabilities is DYNAMIC else BUCKETS
     clean = run(make(capabilities=capabilities), running(MIXED), 10, buckets=buckets)
     inputs = prompts()
     inputs[victim] = [*inputs[victim][:-1], NAN_TOKEN]
@@ -422,6 +462,13 @@ def test_warmup_without_prefill_buckets_takes_the_whole_budget_first() -> None:
         first, *others = dummy_batches(buckets, state_table(), budget)
         assert (first.bucket, first.num_tokens) == (None, expected)
         assert [batch.bucket for batch in others] == list(reversed(BUCKETS.decode))
+
+
+def test_warmup_leaves_prefills_that_need_no_bucket_for_later_but_for_the_largest() -> None:
+    buckets = replace(BUCKETS, any_shape=True)
+    largest = BUCKETS.prefill[-1]
+    expected = [None, largest, *reversed(BUCKETS.decode)]
+    assert [batch.bucket for batch in dummy_batches(buckets, state_table(), 30)] == expected
 
 
 def test_steady_decoding_allocates_no_host_memory(make: Make) -> None:

@@ -18,7 +18,8 @@ from transformers import (
     TypicalLogitsWarper,
 )
 
-from mainspring.core.execution.sampling import SamplingTable, Selection, adjust, not_finite
+from mainspring.core.execution.sampling import SamplingTable, Selection, adjust
+from mainspring.core.ops.choose import not_finite
 from mainspring.core.ops.logprobs import logprobs
 from mainspring.core.ops.sample import SamplingTensors, gumbel_noise, sample, seed_key, truncate
 from mainspring.core.request import SamplingParams

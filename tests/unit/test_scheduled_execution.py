@@ -3,6 +3,8 @@ ones that it gets alone."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from mainspring.core.backend import Capabilities
@@ -26,7 +28,10 @@ BUCKETS = Buckets(
 )
 CAPTURED = Buckets(decode=BUCKETS.decode, prefill=())
 """Of a device that captures decodes and takes any other step as it comes."""
+OPTIONAL = Buckets(decode=BUCKETS.decode, prefill=BUCKETS.prefill[:1], any_shape=True)
+"""Of a device that captures small steps with prefill as well, and chooses tokens in what it captured."""
 BUCKETED = Capabilities(compute_dtypes=("float32",), kv_dtypes=("float32",), shapes="bucketed")
+CHOOSING = replace(DYNAMIC, asynchronous=True, samples_in_program=True)
 SHARED = [11, 45, 23, 8, 64, 2, 31, 77, 15]
 
 
@@ -44,7 +49,7 @@ class Loop(EngineLoop):
             TinyModel(),
             self.device,
             StateTable(ROWS, LENGTH, BLOCK_SIZE, sampling=sampling, torch_device="cpu"),
-            capabilities=BUCKETED if buckets and buckets.prefill else DYNAMIC,
+            capabilities=CHOOSING if buckets is OPTIONAL else BUCKETED if buckets is BUCKETS else DYNAMIC,
             ops=Ops(),
             spec=spec(BLOCK_SIZE),
             num_blocks=num_blocks,
@@ -107,12 +112,25 @@ def test_together_as_alone_in_a_cache_that_is_too_small(alone: Outputs, ahead: i
 
 
 @pytest.mark.parametrize("num_blocks", [26, 200])
-def test_together_as_alone_in_buckets(alone: Outputs, num_blocks: int) -> None:
-    assert Loop(num_blocks=num_blocks, buckets=BUCKETS).serve(REQUESTS) == alone
+@pytest.mark.parametrize("buckets", [BUCKETS, OPTIONAL], ids=["static", "optional"])
+def test_together_as_alone_in_buckets(alone: Outputs, num_blocks: int, buckets: Buckets) -> None:
+    assert Loop(num_blocks=num_blocks, buckets=buckets).serve(REQUESTS) == alone
+
+
+def test_steps_beyond_optional_buckets_run_in_their_own_shape() -> None:
+    loop = Loop(buckets=OPTIONAL)
+    met = []
+    execute = loop.executor.execute
+    loop.executor.execute = lambda batch: met.append(batch) or execute(batch)  # type: ignore[method-assign,func-returns-value]
+    loop.serve([submit(1, list(range(20)), SamplingParams(max_tokens=3)), submit(2, [1, 2, 3], SamplingParams())])
+    shapes = {(batch.num_tokens > 8, batch.bucket is None) for batch in met}
+    assert shapes == {(True, True), (False, False)}
 
 
 @pytest.mark.parametrize("ahead", [0, 1])
-@pytest.mark.parametrize("buckets", [None, BUCKETS, CAPTURED], ids=["dynamic", "static", "captured"])
+@pytest.mark.parametrize(
+    "buckets", [None, BUCKETS, CAPTURED, OPTIONAL], ids=["dynamic", "static", "captured", "optional"]
+)
 def test_nan_ends_its_request_and_no_other(alone: Outputs, ahead: int, buckets: Buckets | None) -> None:
     """A request with the victim's very prefix comes later, and must not find the victim's blocks."""
     poisoned = [*SHARED[:4], NAN_TOKEN, 1, 2, 3, 4]

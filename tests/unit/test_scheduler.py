@@ -39,25 +39,55 @@ def test_a_request_that_can_never_run_is_refused_with_the_value_and_the_way_out(
 
 @pytest.mark.promise("F23")
 def test_the_queue_is_bounded_by_requests_and_says_when_to_come_back():
-    simulation = Simulation(max_waiting_requests=3)
-    for _ in range(3):
+    simulation = Simulation(max_waiting_requests=3, max_sequences=1)
+    for _ in range(4):
         simulation.submit([1])
     error = refusal(simulation, [1])
     assert error.kind is ErrorKind.OVERLOADED
     assert error.retry_after >= 1
     assert "3 requests wait, and at most 3 may" in error.message
-    simulation.turn()
+    simulation.run()
     simulation.submit([1])
     simulation.run()
 
 
 @pytest.mark.promise("F23")
 def test_the_queue_is_bounded_by_tokens_but_takes_one_long_prompt_when_empty():
-    simulation = Simulation(max_waiting_tokens=20)
+    simulation = Simulation(max_waiting_tokens=20, max_sequences=1)
+    simulation.submit([1])
+    simulation.turn()
     simulation.submit([1] * 30)
     error = refusal(simulation, [1])
     assert error.kind is ErrorKind.OVERLOADED
     assert "30 tokens wait" in error.message
+
+
+@pytest.mark.promise("F23")
+def test_of_a_burst_what_runs_at_once_does_not_wait():
+    simulation = Simulation(max_waiting_requests=2, max_waiting_tokens=50, max_sequences=4)
+    for _ in range(4 + 2):
+        simulation.submit([1] * 20)
+    assert refusal(simulation, [1]).kind is ErrorKind.OVERLOADED
+    simulation.turn()
+    assert simulation.scheduler.stats().waiting == 2
+
+
+@pytest.mark.promise("F23")
+def test_of_a_burst_what_finds_no_blocks_waits_though_rows_are_free():
+    simulation = Simulation(max_waiting_requests=0, max_sequences=4, num_blocks=9)
+    length = 3 * simulation.scheduler._ledger.pool.block_size - 1
+    for _ in range(2):
+        simulation.submit([1] * length)
+    assert refusal(simulation, [1] * length).kind is ErrorKind.OVERLOADED
+
+
+def test_with_no_queue_at_all_a_free_row_is_still_found():
+    simulation = Simulation(max_waiting_requests=0, max_sequences=1)
+    simulation.submit([1])
+    assert "0 requests wait, and at most 0 may" in refusal(simulation, [1]).message
+    simulation.run()
+    simulation.submit([1])
+    simulation.run()
 
 
 def test_retry_after_follows_the_wait_that_requests_have_seen():
