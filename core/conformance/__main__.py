@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 
 from mainspring.core.conformance.checks import check_backend
 from mainspring.core.conformance.find import find_backend
@@ -48,7 +49,7 @@ def main(arguments: Sequence[str]) -> int:
             )
     except StartupError as error:
         for reason in error.reasons:
-            Console(stderr=True).print(f"[red]cannot check[/]: {reason}", soft_wrap=True, highlight=False)
+            Console(stderr=True).print(f"[red]cannot check[/]: {escape(reason)}", soft_wrap=True, highlight=False)
         return 71
     if given.save is not None:
         given.save.write_text(as_json(report) + "\n")

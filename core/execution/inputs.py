@@ -5,7 +5,7 @@ Legend: T packed tokens, R rows, B blocks a row, N rows that choose a token; pad
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 import numpy as np
@@ -61,7 +61,8 @@ class StepShape:
 
 @dataclass(frozen=True, slots=True)
 class StepTensors:
-    """One step's integers on the device: views of one buffer. For a bucket they are the same objects at every step."""
+    """One step's integers on the device: views of one buffer, or of `moved` from one. For a bucket of a device that
+    captures they are the same objects at every step."""
 
     positions: Tensor
     """[T]"""
@@ -126,6 +127,26 @@ def view(buffer: Tensor, shape: StepShape) -> StepTensors:
     )
     sampling = any_stage(columns.view(PACKED_COLUMNS, shape.samples), places) if shape.chooses else None
     return StepTensors(positions, token_rows, metadata, index, rows, places, sampling)
+
+
+def moved(inputs: StepTensors, device: str) -> StepTensors:
+    """The same on a device, each section in a memory of its own: for programs that take tensors, not views."""
+    metadata = inputs.metadata
+    return replace(
+        inputs,
+        positions=inputs.positions.to(device),
+        token_rows=inputs.token_rows.to(device),
+        metadata=replace(
+            metadata,
+            query_start=metadata.query_start.to(device),
+            kv_length=metadata.kv_length.to(device),
+            block_table=metadata.block_table.to(device),
+            slot=metadata.slot.to(device),
+        ),
+        sample_index=inputs.sample_index.to(device),
+        sample_rows=inputs.sample_rows.to(device),
+        sample_positions=inputs.sample_positions.to(device),
+    )
 
 
 def fill(buffer: npt.NDArray[np.int32], batch: Batch, table: StateTable, shape: StepShape) -> npt.NDArray[np.int64]:

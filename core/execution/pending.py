@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 
 import numpy as np
 import numpy.typing as npt
@@ -42,30 +42,43 @@ class Staging:
 class Enqueued:
     """What a step that was given to the device will yield once its event has come."""
 
-    def __init__(self, num_samples: int, event: Event) -> None:
+    def __init__(self, num_samples: int, event: Event, *, copies_later: bool = False) -> None:
         self.event = event
         self._num_samples = num_samples
+        self._copies_later = copies_later
         self._results: Tensor | None = None
         self._logprobs: _Logprobs | None = None
         self._prompt_logprobs: _Logprobs | None = None
         self._ranges: Sequence[PromptRange] = ()
 
     def take(self, chosen_2N: Tensor, staging: Staging) -> None:
-        """Starts the copy of token ids and bad rows to the host."""
+        """Starts the copy of token ids and bad rows to the host; `copies_later` leaves it to `collect`."""
+        if self._copies_later:
+            self._results = chosen_2N
+            return
         self._results = staging.results[: chosen_2N.numel()].view(chosen_2N.shape)
         self._results.copy_(chosen_2N, non_blocking=True)
 
     def take_logprobs(self, selection: Selection, found: Found, pinned: Pinned) -> None:
         """Starts the copy of what the op `logprobs` gave for `selection.logprob_rows`."""
-        hosts = _to_host(found, pinned)
-        self._logprobs = _Logprobs(selection.logprob_rows, selection.logprob_counts, *hosts)
+        parts = (self._to_host(found, pinned),)
+        self._logprobs = _Logprobs(selection.logprob_rows, selection.logprob_counts, parts)
 
-    def take_prompt_logprobs(self, scoring: Scoring, found: Found, pinned: Pinned) -> None:
-        """Starts the copy of what `score` gave; the padding behind it stays where it is."""
+    def take_prompt_logprobs(self, scoring: Scoring, found: Sequence[Found], pinned: Pinned) -> None:
+        """Starts the copies of what `score` gave, padding included."""
         self._ranges = scoring.ranges
         counts = [asked.top for asked in scoring.ranges for _ in range(asked.count)]
-        given, top_ids, top = (tensor[: len(counts)] for tensor in found)
-        self._prompt_logprobs = _Logprobs(range(len(counts)), counts, *_to_host((given, top_ids, top), pinned))
+        parts = [self._to_host(part, pinned) for part in found]
+        self._prompt_logprobs = _Logprobs(range(len(counts)), counts, parts)
+
+    def _to_host(self, found: Found, pinned: Pinned) -> Found:
+        if self._copies_later:
+            return found
+        chosen, top_ids, top = (pinned(tensor.shape, tensor.dtype) for tensor in found)
+        hosts = (chosen, top_ids, top)
+        for host, tensor in zip(hosts, found, strict=True):
+            host.copy_(tensor, non_blocking=True)
+        return hosts
 
     def collect(self) -> StepResult:
         """Waits for the device and reads the results."""
@@ -79,7 +92,7 @@ class Enqueued:
     def _collect_chosen(self) -> StepResult:
         if self._results is None:
             return StepResult([])
-        tokens, flags = self._results[:, : self._num_samples].tolist()
+        tokens, flags = (row[: self._num_samples] for row in self._results.tolist())
         bad = tuple(index for index, flag in enumerate(flags) if flag)
         if self._logprobs is None:
             return StepResult(tokens, None, bad)
@@ -94,23 +107,15 @@ class Enqueued:
 class _Logprobs:
     rows: Sequence[int]
     counts: Sequence[int]
-    chosen: Tensor
-    top_ids: Tensor
-    top: Tensor
+    parts: Sequence[Found]
+    """What the op gave, in pieces; padding may stand at the end."""
 
     def entries(self) -> Iterator[tuple[int, TokenLogprobs]]:
         """(row, its log-probabilities) of the rows that asked."""
-        columns = (self.chosen.tolist(), self.top_ids.tolist(), self.top.tolist())
-        for row, count, chosen, ids, top in zip(self.rows, self.counts, *columns, strict=True):
+        columns = [chain.from_iterable(map(Tensor.tolist, pieces)) for pieces in zip(*self.parts, strict=True)]
+        for row, count, chosen, ids, top in zip(self.rows, self.counts, *columns, strict=False):
             if count >= 0:
                 yield row, TokenLogprobs(chosen, ids[:count], top[:count])
-
-
-def _to_host(found: Found, pinned: Pinned) -> list[Tensor]:
-    hosts = [pinned(tensor.shape, tensor.dtype) for tensor in found]
-    for host, tensor in zip(hosts, found, strict=True):
-        host.copy_(tensor, non_blocking=True)
-    return hosts
 
 
 class StepPending:

@@ -12,7 +12,7 @@ Legend: T packed tokens, N rows that choose a token, E hidden size, V vocabulary
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,18 +37,35 @@ from mainspring.core.backend import (
 from mainspring.core.batch import Batch, Bucket, Buckets
 from mainspring.core.config import EngineConfig, ModelConfig
 from mainspring.core.errors import BackendError, DeviceOutOfMemory, StartupError
-from mainspring.core.execution.inputs import StepShape, StepTensors, all_decode, exact_shape, fill, padded_shape, view
+from mainspring.core.execution.inputs import (
+    StepShape,
+    StepTensors,
+    all_decode,
+    exact_shape,
+    fill,
+    moved,
+    padded_shape,
+    view,
+)
 from mainspring.core.execution.pending import Enqueued, Staging, StepPending
 from mainspring.core.execution.sampling import Rows, SamplingTable, Selection, adjust
 from mainspring.core.execution.scoring import Scoring, plan_scoring, score
 from mainspring.core.execution.table import StateTable
-from mainspring.core.execution.warmup import Pace, dummy_batches, sampling_variants
+from mainspring.core.execution.warmup import (
+    Pace,
+    dummy_batches,
+    one_for_each_count,
+    sampling_variants,
+    shaped_batches,
+    shaped_variants,
+)
 from mainspring.core.layers.attention import AttentionStep
 from mainspring.core.models import CausalLM, build_model
 from mainspring.core.ops import Ops, resolve
 from mainspring.core.ops.choose import not_finite
 from mainspring.core.plan import Plan, blocks_that_fit
 from mainspring.core.quantization import unsupported
+from mainspring.core.request import SamplingParams
 from mainspring.core.weights import fill_dummy, load_weights
 
 ProgramKey = tuple[Bucket | None, bool]
@@ -107,6 +124,8 @@ class GraphExecutor:
         self._buckets = buckets
         self._name = name
         self._static = capabilities.shapes == "bucketed"
+        self._ahead_of_time = capabilities.graphs == "ahead_of_time"
+        self._copies_later = capabilities.asynchronous and not capabilities.copies_async
         self._chooses = capabilities.samples_in_program
         self._worker = None if capabilities.asynchronous else ThreadPoolExecutor(1, thread_name_prefix="device")
         self._programs: dict[ProgramKey, BucketProgram] = {}
@@ -166,12 +185,22 @@ class GraphExecutor:
             began = time.monotonic()
             self.execute(batch).result()
             self._pace = self._pace.seen(batch.num_tokens, time.monotonic() - began)
-        for params in sampling_variants():
-            self._table.sampling.admit(self._table.nobody, params, seed=0, num_prompt_tokens=0)
-            self._selected = None
-            self.execute(batches[-1]).result()
-        self._selected = None
+        if self._static:
+            for batch in shaped_batches(batches, self._table):
+                self.execute(batch).result()
+            for rows, batch in one_for_each_count(batches).items():
+                self._warm_up_choices(batch, shaped_variants(rows))
+        else:
+            self._warm_up_choices(batches[-1], sampling_variants())
         progress("warm-up", len(batches), len(batches))
+
+    def _warm_up_choices(self, batch: Batch, variants: Iterable[SamplingParams]) -> None:
+        nobody = self._table.nobody
+        for params in (*variants, SamplingParams()):
+            self._table.sampling.admit(nobody, params, seed=0, num_prompt_tokens=0)
+            self._selected = None
+            self.execute(batch).result()
+        self._selected = None
 
     # --- host side: where execute() was called ---
 
@@ -233,19 +262,24 @@ class GraphExecutor:
         batch = step.batch
         if batch.copies:
             self._device.copy_blocks(self._kv, batch.copies)
+            self._device.flush()
         self._admit(batch)
         program = self._program((batch.bucket, batch.bucket is not None and all_decode(batch)), step.shape)
         inputs = self._load(program, step)
         plan = self._device.prepare_attention(inputs.metadata, self._kv)
         hidden_TE, logits_NV, chosen_2N = program.run(inputs, plan)
-        results = Enqueued(step.num_samples, self._device.event())
+        self._device.flush()
+        results = Enqueued(step.num_samples, self._device.event(), copies_later=self._copies_later)
         if step.selection is not None:
             self._choose(logits_NV, inputs, step, results)
         elif chosen_2N is not None:
             results.take(chosen_2N, step.staging)
         del logits_NV  # scored in the memory that they leave
         if step.scoring is not None:
-            found = score(step.scoring, hidden_TE, self._table.tokens, self._model.logits, self._ops.logprobs)
+            found = []
+            for part in score(step.scoring, hidden_TE, self._table.tokens, self._model.logits, self._ops.logprobs):
+                self._device.flush()
+                found.append(part)
             results.take_prompt_logprobs(step.scoring, found, self._device.pinned)
         results.event.record()
         return results
@@ -254,12 +288,15 @@ class GraphExecutor:
         if self._static:
             for admission in batch.admissions:
                 self._table.write_tokens([admission], self._upload, width=self._table.max_length)
+                self._device.flush()
         else:
             self._table.write_tokens(batch.admissions, self._upload)
 
     def _load(self, program: BucketProgram, step: PlannedStep) -> StepTensors:
         """The one copy of a step to the device."""
         words = step.staging.buffer[: step.shape.words]
+        if self._ahead_of_time:
+            return moved(view(words, step.shape), self._device.torch_device)
         if program.buffer is None or program.inputs is None:
             return view(words.to(self._device.torch_device, non_blocking=True), step.shape)
         program.buffer.copy_(words, non_blocking=True)
@@ -268,7 +305,7 @@ class GraphExecutor:
     def _program(self, key: ProgramKey, shape: StepShape) -> BucketProgram:
         if key not in self._programs:
             run = self._device.compile(self._forward_and_choose if shape.chooses else self._forward, key[0])
-            if key[0] is None:
+            if key[0] is None or self._ahead_of_time:
                 self._programs[key] = BucketProgram(run, None, None)
             else:
                 buffer = torch.zeros(shape.words, dtype=torch.int32, device=self._device.torch_device)
@@ -302,14 +339,19 @@ class GraphExecutor:
         count = step.shape.samples if self._static else step.num_samples
         logits_NV = logits_NV[:count]
         rows_N, position_N = inputs.sample_rows[:count], inputs.sample_positions[:count]
-        history = min(step.shape.max_kv, table.max_length)
-        adjusted_NV = adjust(logits_NV, selection, table.tokens, position_N, max_length=history)
+        history = table.max_length if self._static else min(step.shape.max_kv, table.max_length)
+        flush, bad_N = self._device.flush, not_finite(logits_NV).int()
+        flush()
+        adjusted_NV = adjust(logits_NV, selection, table.tokens, position_N, max_length=history, flush=flush)
         ids_N = self._ops.sample(adjusted_NV, replace(selection.sampling, position=position_N))
         table.append(rows_N, position_N, ids_N)
-        results.take(torch.stack((ids_N, not_finite(logits_NV).int())), step.staging)
+        chosen_2N = torch.stack((ids_N, bad_N))
+        flush()
+        results.take(chosen_2N, step.staging)
         if selection.logprob_index is not None:
             asked = selection.logprob_index
             found = self._ops.logprobs(logits_NV[asked], ids_N[asked], selection.max_logprobs)
+            flush()
             results.take_logprobs(selection, found, self._device.pinned)
 
 

@@ -10,7 +10,7 @@ Legend: N rows that choose a token in a step, P those with a penalty, V vocabula
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -99,12 +99,8 @@ class Selection:
     """How many each of them asked for, -1 for rows that did not ask."""
     logprob_index: Tensor | None
     """`logprob_rows` on the device."""
-
-    @property
-    def max_logprobs(self) -> int:
-        """How many likeliest tokens to look for: the most asked for, as a power of two so that few shapes occur."""
-        most = max(self.logprob_counts, default=0)
-        return 1 << (most - 1).bit_length() if most > 0 else 0
+    max_logprobs: int
+    """How many likeliest tokens to look for: the most asked for, rounded up."""
 
 
 class SamplingTable:
@@ -180,50 +176,65 @@ class SamplingTable:
         return Selection(
             sampling=_sampling_tensors(columns, upload, partition),
             penalties=_penalties(rows, columns, upload, partition),
-            bias=self._select_bias(rows, upload),
-            bans=self._select_bans(rows, upload),
+            bias=self._select_bias(rows, upload, partition),
+            bans=self._select_bans(rows, upload, partition),
             logprob_rows=tuple(asking.tolist()),
             logprob_counts=tuple(columns["logprobs"][asking].tolist()),
             logprob_index=upload(asking) if asking.size else None,
+            max_logprobs=likeliest(int(columns["logprobs"][asking].max(initial=0)), padded=not partition),
         )
 
-    def _select_bias(self, rows: Rows, upload: Upload) -> Bias | None:
+    def _select_bias(self, rows: Rows, upload: Upload, partition: bool) -> Bias | None:
         entries = [(index, token, value) for index, bias in _present(rows, self._bias) for token, value in bias.items()]
         if not entries:
             return None
         indices, tokens, values = zip(*entries, strict=True)
-        # A bias of nothing fills up to a power of two, so that few shapes occur.
-        spare = _spare(len(entries))
-        places = upload(np.pad(np.array((indices, tokens), dtype=np.int64), ((0, 0), (0, spare))))
-        return Bias(places[0], places[1], upload(np.pad(np.array(values, dtype=np.float32), (0, spare))))
+        # A bias of nothing fills it up, so that few shapes occur.
+        spare = _spare(len(entries), partition)
+        places = np.pad(np.array((indices, tokens), dtype=np.int64), ((0, 0), (0, spare)))
+        rows_K, tokens_K = _upload_rows(places, upload, partition)
+        return Bias(rows_K, tokens_K, upload(np.pad(np.array(values, dtype=np.float32), (0, spare))))
 
-    def _select_bans(self, rows: Rows, upload: Upload) -> Bans | None:
+    def _select_bans(self, rows: Rows, upload: Upload, partition: bool) -> Bans | None:
         entries = [(index, token, until) for index, (until, tokens) in _present(rows, self._bans) for token in tokens]
         if not entries:
             return None
-        # A ban that ended before the first position fills up to a power of two.
-        columns = np.pad(np.array(entries, dtype=np.int64).T, ((0, 0), (0, _spare(len(entries)))))
-        rows_K, tokens_K, until_K = upload(columns)
+        # Bans that ended before the first position fill it up.
+        columns = np.pad(np.array(entries, dtype=np.int64).T, ((0, 0), (0, _spare(len(entries), partition))))
+        rows_K, tokens_K, until_K = _upload_rows(columns, upload, partition)
         return Bans(rows_K, tokens_K, until_K)
 
 
-def adjust(logits_NV: Tensor, selection: Selection, tokens: Tensor, position_N: Tensor, *, max_length: int) -> Tensor:
+def adjust(
+    logits_NV: Tensor,
+    selection: Selection,
+    tokens: Tensor,
+    position_N: Tensor,
+    *,
+    max_length: int,
+    flush: Callable[[], None] = lambda: None,
+) -> Tensor:
     """Logits after penalties, logit_bias and min_tokens, in that order; the argument itself stays as it is.
 
-    `tokens` is the token table. Row n's history is its first position_N[n] tokens, at most `max_length`.
+    `tokens` is the token table. Row n's history is its first position_N[n] tokens, at most `max_length`. `flush` comes
+    after each stage, so that a device that compiles them has one program a stage and not one for each of their sets.
     """
     if selection.penalties is None and selection.bias is None and selection.bans is None:
         return logits_NV
     logits_NV = logits_NV.float().clone()
+    flush()
     if (penalties := selection.penalties) is not None:
         history_PL = tokens[penalties.table_rows, :max_length]
         lengths_P = position_N[penalties.rows]
         logits_NV[penalties.rows] = penalise(logits_NV[penalties.rows], history_PL, lengths_P, penalties)
+        flush()
     if (bias := selection.bias) is not None:
         logits_NV.index_put_((bias.rows, bias.tokens), bias.values, accumulate=True)
+        flush()
     if (bans := selection.bans) is not None:
         value = torch.where(position_N[bans.rows] < bans.until, float("-inf"), 0.0)
         logits_NV.index_put_((bans.rows, bans.tokens), value, accumulate=True)
+        flush()
     return logits_NV
 
 
@@ -274,22 +285,30 @@ def _sampling_tensors(columns: npt.NDArray[np.void], upload: Upload, partition: 
     drawing = columns["temperature"] > 0
     drawn = columns[drawing]
     top_k = drawn["top_k"]
-    floats = upload(np.stack([columns[name] for name in ("temperature", "top_p", "typical_p", "min_p")]))
-    integers = upload(np.stack([columns["top_k"], columns["key"]]))
+    floats = np.stack([columns[name] for name in ("temperature", "top_p", "typical_p", "min_p")])
+    temperature, top_p, typical_p, min_p = _upload_rows(floats, upload, partition)
+    top_k_N, key = _upload_rows(np.stack([columns["top_k"], columns["key"]]), upload, partition)
+    stages = {
+        "any_top_k": bool((top_k > 0).any()),
+        "any_top_p": bool((drawn["top_p"] < 1).any()),
+        "any_min_p": bool((drawn["min_p"] > 0).any()),
+    }
+    atypical = bool((drawn["typical_p"] < 1).any())
+    if not partition:
+        # One program for each way to truncate would be sixteen of them.
+        stages = dict.fromkeys(stages, any(stages.values()) or atypical)
     return SamplingTensors(
-        temperature=floats[0],
-        top_p=floats[1],
-        typical_p=floats[2],
-        min_p=floats[3],
-        top_k=integers[0],
-        key=integers[1],
-        position=torch.zeros_like(integers[0]),
+        temperature=temperature,
+        top_p=top_p,
+        typical_p=typical_p,
+        min_p=min_p,
+        top_k=top_k_N,
+        key=key,
+        position=key,
         sampled=upload(np.flatnonzero(drawing)) if partition and not drawing.all() else None,
         any_sampled=bool(drawing.any()),
-        any_top_k=bool((top_k > 0).any()),
-        any_top_p=bool((drawn["top_p"] < 1).any()),
-        any_typical_p=bool((drawn["typical_p"] < 1).any()),
-        any_min_p=bool((drawn["min_p"] > 0).any()),
+        any_typical_p=atypical,
+        **stages,
         max_top_k=int(top_k.max()) if partition and drawn.size and (top_k > 0).all() else 0,
     )
 
@@ -299,15 +318,16 @@ def _penalties(rows: Rows, columns: npt.NDArray[np.void], upload: Upload, partit
     if not penalised.size:
         return None
     chosen = columns[penalised]
-    indices = upload(np.stack([penalised, rows[penalised]]))
-    floats = upload(np.stack([chosen[name] for name in ("repetition", "frequency", "presence")]))
+    indices, table_rows = _upload_rows(np.stack([penalised, rows[penalised]]), upload, partition)
+    floats = np.stack([chosen[name] for name in ("repetition", "frequency", "presence")])
+    repetition, frequency, presence = _upload_rows(floats, upload, partition)
     return Penalties(
-        rows=indices[0],
-        table_rows=indices[1],
+        rows=indices,
+        table_rows=table_rows,
         num_prompt_tokens=upload(chosen["num_prompt_tokens"]),
-        repetition=floats[0],
-        frequency=floats[1],
-        presence=floats[2],
+        repetition=repetition,
+        frequency=frequency,
+        presence=presence,
     )
 
 
@@ -330,5 +350,27 @@ def _present(rows: Rows, table: dict[int, Value]) -> Iterator[tuple[int, Value]]
         yield from ((index, table[row]) for index, row in enumerate(rows.tolist()) if row in table)
 
 
-def _spare(count: int) -> int:
-    return (1 << (count - 1).bit_length()) - count
+def _upload_rows(array: npt.NDArray[np.generic], upload: Upload, partition: bool) -> Sequence[Tensor]:
+    """The rows of an array in one copy; one copy each where even taking a row apart would be a program."""
+    return upload(array).unbind() if partition else [upload(row) for row in array]
+
+
+FEW_ENTRIES, MORE_ENTRIES = 64, 512
+"""Sizes that lists of biases and bans are filled up to on machines that compile; longer ones to powers of two."""
+FEW_LIKELIEST, MORE_LIKELIEST = 8, 32
+"""Likewise the number of likeliest tokens to look for."""
+
+
+def _spare(count: int, partition: bool) -> int:
+    return _rounded(count, partition, (FEW_ENTRIES, MORE_ENTRIES)) - count
+
+
+def likeliest(most: int, *, padded: bool) -> int:
+    """How many likeliest tokens to look for, so that few shapes occur."""
+    return _rounded(most, not padded, (FEW_LIKELIEST, MORE_LIKELIEST)) if most or padded else 0
+
+
+def _rounded(count: int, partition: bool, sizes: Sequence[int]) -> int:
+    """The next power of two; with few shapes to run in, the next of `sizes` while there is one."""
+    fitting = () if partition else [size for size in sizes if count <= size]
+    return min(fitting, default=1 << (count - 1).bit_length())

@@ -6,16 +6,15 @@ vocabulary, k likeliest tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from mainspring.core.batch import Batch, PromptRange
-from mainspring.core.execution.sampling import Upload
+from mainspring.core.execution.sampling import Upload, likeliest
 from mainspring.core.plan import SCORED_ROWS
 
 Found = tuple[Tensor, Tensor, Tensor]
@@ -27,10 +26,11 @@ class Scoring:
     """Which tokens of a step's prompts are scored, and from where."""
 
     ranges: Sequence[PromptRange]
-    places: Tensor
-    """[3, M] int64 on the device: the packed token whose hidden state tells; table row and position of the token."""
+    places: Sequence[Tensor]
+    """[3, C] int64 each, on the device: the packed token whose hidden state tells; table row and position of the token.
+    """
     top: int
-    """k: the most that any range asks for, as a power of two so that few shapes occur."""
+    """k: the most that any range asks for, rounded up so that few shapes occur."""
 
 
 def plan_scoring(batch: Batch, upload: Upload, *, padded: bool) -> Scoring:
@@ -45,7 +45,8 @@ def plan_scoring(batch: Batch, upload: Upload, *, padded: bool) -> Scoring:
     if padded:
         packed = np.pad(packed, ((0, 0), (0, -packed.shape[1] % SCORED_ROWS)))
     most = max(asked.top for asked in batch.prompt_logprobs)
-    return Scoring(batch.prompt_logprobs, upload(packed), 1 << (most - 1).bit_length() if most else 0)
+    pieces = [upload(packed[:, begin : begin + SCORED_ROWS]) for begin in range(0, packed.shape[1], SCORED_ROWS)]
+    return Scoring(batch.prompt_logprobs, pieces, likeliest(most, padded=padded))
 
 
 def score(
@@ -54,11 +55,7 @@ def score(
     tokens: Tensor,
     logits: Callable[[Tensor], Tensor],
     logprobs: Callable[[Tensor, Tensor, int], Found],
-) -> Found:
-    """(of the prompt's tokens [M], likeliest ids [M, k], theirs [M, k]). `tokens` is the token table."""
-    parts = []
-    for begin in range(0, scoring.places.shape[1], SCORED_ROWS):
-        told_by_C, rows_C, places_C = scoring.places[:, begin : begin + SCORED_ROWS]
-        parts.append(logprobs(logits(hidden_TE[told_by_C]), tokens[rows_C, places_C], scoring.top))
-    given, top_ids, top = zip(*parts, strict=True)
-    return torch.cat(given), torch.cat(top_ids), torch.cat(top)
+) -> Iterator[Found]:
+    """(of C of the prompt's tokens [C], likeliest ids [C, k], theirs [C, k]). `tokens` is the token table."""
+    for told_by_C, rows_C, places_C in scoring.places:
+        yield logprobs(logits(hidden_TE[told_by_C]), tokens[rows_C, places_C], scoring.top)

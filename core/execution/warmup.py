@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from mainspring.core.batch import Batch, Bucket, Buckets, PromptRange
+from mainspring.core.batch import Admission, Batch, Bucket, Buckets, PromptRange
+from mainspring.core.execution.sampling import FEW_ENTRIES, FEW_LIKELIEST, MORE_ENTRIES, MORE_LIKELIEST
 from mainspring.core.execution.table import StateTable
 from mainspring.core.plan import SCORED_ROWS
 from mainspring.core.request import SamplingParams
@@ -64,6 +66,33 @@ def sampling_variants() -> tuple[SamplingParams, ...]:
     """Parameters that between them use every stage of the op `sample`, so that its kernels load."""
     drawn = SamplingParams(temperature=1.0)
     return drawn, SamplingParams(temperature=1.0, top_k=8, top_p=0.9, typical_p=0.9, min_p=0.1), SamplingParams()
+
+
+def shaped_batches(batches: Sequence[Batch], table: StateTable) -> Iterator[Batch]:
+    """For machines that compile all they run, what `dummy_batches` leaves out: an admission, a copy, long answers."""
+    admission = Admission(table.nobody, [0], 1, SamplingParams(), seed=0, blocks=[0])
+    yield replace(batches[-1], admissions=[admission], copies=[(0, 0)])
+    for batch in batches:
+        if batch.prompt_logprobs:
+            yield replace(
+                batch, prompt_logprobs=[replace(asked, top=MORE_LIKELIEST) for asked in batch.prompt_logprobs]
+            )
+
+
+def shaped_variants(rows: int) -> Iterator[SamplingParams]:
+    """Likewise parameters which between them use every program that chooses tokens for so many rows."""
+    yield from sampling_variants()
+    yield SamplingParams(temperature=1.0, top_p=0.9)
+    yield SamplingParams(logprobs=FEW_LIKELIEST, repetition_penalty=2.0)
+    yield SamplingParams(logprobs=MORE_LIKELIEST)
+    for size in (FEW_ENTRIES, MORE_ENTRIES):
+        few = tuple(range(size // rows))
+        yield SamplingParams(logit_bias=dict.fromkeys(few, 1.0), min_tokens=1, stop_token_ids=few)
+
+
+def one_for_each_count(batches: Sequence[Batch]) -> dict[int, Batch]:
+    """By the number of rows that choose, the smallest step that has so many."""
+    return {batch.bucket.sequences: batch for batch in batches if batch.bucket is not None}
 
 
 def _size(bucket: Bucket) -> tuple[int, int, int]:

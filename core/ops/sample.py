@@ -166,7 +166,7 @@ def _cut_atypical(scores_SV: Tensor, typical_p_S: Tensor) -> Tensor:
     logprobs_SV = scores_SV.log_softmax(dim=-1)
     probabilities_SV = logprobs_SV.exp()
     # A prefix sum, because a plain sum rounds by the shape of the whole tensor.
-    entropy_S1 = torch.special.entr(probabilities_SV).cumsum(dim=-1)[:, -1:]
+    entropy_S1 = (-torch.xlogy(probabilities_SV, probabilities_SV)).cumsum(dim=-1)[:, -1:]
     distance_SV = (-logprobs_SV - entropy_S1).abs()
     sorted_SV, order_SV = distance_SV.sort(dim=-1, stable=True)
     mass_SV = probabilities_SV.gather(1, order_SV).cumsum(dim=-1)
@@ -234,5 +234,5 @@ def _finalise(state: Tensor) -> Tensor:
 
 
 def _shift_right(word: Tensor, bits: int) -> Tensor:
-    """Logical shift; torch's own is arithmetic."""
-    return (word >> bits).bitwise_and_((1 << 32 - bits) - 1)
+    """Logical shift; torch's own is arithmetic, and XLA's divides, which rounds alike where the low bits are gone."""
+    return (word & -(1 << bits)).bitwise_right_shift_(bits).bitwise_and_((1 << 32 - bits) - 1)

@@ -194,7 +194,8 @@ def test_logits_are_never_held_for_more_than_a_few_rows() -> None:
     batch.prompt_logprobs = [PromptRange(0, 1, length, 3)]
     for padded in (False, True):
         scoring = plan_scoring(batch, torch.from_numpy, padded=padded)
-        found_M, top_ids_Mk, _ = score(scoring, hidden_TE, tokens, logits, logprobs)
+        parts = score(scoring, hidden_TE, tokens, logits, logprobs)
+        found_M, top_ids_Mk, _ = map(torch.cat, zip(*parts, strict=True))
         expected_TV = model.logits(hidden_TE).log_softmax(-1)
         own_T = expected_TV.gather(1, tokens[2, 1:].long()[:, None])[:, 0]
         assert torch.allclose(found_M[:length], own_T, atol=TOLERANCE)
