@@ -22,7 +22,7 @@ from time import perf_counter
 
 from mainspring.core.config import EngineConfig
 from mainspring.core.request import SamplingParams
-from mainspring.server.client import EngineClient
+from mainspring.server.engine.client import EngineClient
 
 MODEL = {
     "architectures": ["LlamaForCausalLM"],

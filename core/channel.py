@@ -6,7 +6,7 @@ outlives the other removes it, so that nothing is left behind whoever dies first
 or `FromEngine`, checked against its type on arrival and never larger than `MAX_FRAME_BYTES`.
 
 What the two processes must agree on besides messages is here too: the frame that starts the engine and its exit codes.
-What messages mean is `core/request.py`; who waits for whom is `core/engine.py` and `server/client.py`.
+What messages mean is `core/request.py`; who waits for whom is `core/engine.py` and `server/engine/client.py`.
 """
 
 from __future__ import annotations

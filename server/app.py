@@ -29,28 +29,29 @@ from mainspring.core.config import EngineConfig
 from mainspring.core.errors import ErrorKind, RequestError, StartupError
 from mainspring.core.plugins import load_plugins
 from mainspring.core.request import Ready
-from mainspring.server import clouds, docs, loop_lag, probes
-from mainspring.server.answers import json_response
-from mainspring.server.auth import PROBES, TELLING, Authentication, KeyRing
-from mainspring.server.certificate import Certificate
-from mainspring.server.client import EngineClient, Observer
-from mainspring.server.connection import MAX_HEADER_BYTES, ConnectionLimits, HeaderLimits, limited_protocol
+from mainspring.server.engine.client import EngineClient, Observer
+from mainspring.server.http import clouds, docs, probes
+from mainspring.server.http.answers import json_response
+from mainspring.server.http.auth import PROBES, TELLING, Authentication, KeyRing
+from mainspring.server.http.certificate import Certificate
+from mainspring.server.http.connection import MAX_HEADER_BYTES, ConnectionLimits, HeaderLimits, limited_protocol
+from mainspring.server.http.quota import Quota, Quotas
+from mainspring.server.http.request_ids import RequestIds
 from mainspring.server.lifecycle import Lifecycle, RequestLimits, build_model, engine_state
 from mainspring.server.openai import errors as openai_errors
 from mainspring.server.openai import routes as openai_routes
 from mainspring.server.openai.types import ErrorBody, ErrorResponse
-from mainspring.server.outcome import Spans
 from mainspring.server.progress import ProgressBars
-from mainspring.server.prometheus import Metrics
-from mainspring.server.quota import Quota, Quotas
-from mainspring.server.request_ids import RequestIds
 from mainspring.server.source import ModelSource
-from mainspring.server.step_metrics import StepMetrics
 from mainspring.server.summary import Summary
+from mainspring.server.telemetry import loop_lag
+from mainspring.server.telemetry.outcome import Spans
+from mainspring.server.telemetry.prometheus import Metrics
+from mainspring.server.telemetry.step_metrics import StepMetrics
+from mainspring.server.telemetry.tracing import Callers, SpanRecorder, start_tracing
 from mainspring.server.tgi import errors as tgi_errors
 from mainspring.server.tgi import routes as tgi_routes
 from mainspring.server.tgi.types import ErrorResponse as TGIErrorResponse
-from mainspring.server.tracing import Callers, SpanRecorder, start_tracing
 
 _log = logging.getLogger(__name__)
 _CLOSE_SECONDS = 5

@@ -62,8 +62,8 @@ def serve(context: click.Context, /, model: str | None, **flags: Any) -> None:
         return
     import asyncio
 
-    from mainspring.server import logs
     from mainspring.server.app import serve as serve_http
+    from mainspring.server.telemetry import logs
 
     logs.configure(
         level=flags["log_level"],

@@ -16,15 +16,15 @@ from mainspring.core.config import EngineConfig
 from mainspring.core.errors import EXIT_STARTUP, ErrorKind, RequestError, StartupError
 from mainspring.core.metrics import Stats
 from mainspring.core.request import Ready
-from mainspring.server.client import EngineClient
+from mainspring.server.engine.client import EngineClient
 from mainspring.server.errors import NotReadyError
 from mainspring.server.model import Limits, ServedModel
-from mainspring.server.outcome import Spans
-from mainspring.server.prometheus import Metrics
 from mainspring.server.service import Service
 from mainspring.server.source import ModelSource
-from mainspring.server.template import ChatTemplate
-from mainspring.server.tokenizer import Tokenizer, load_tokenizer
+from mainspring.server.telemetry.outcome import Spans
+from mainspring.server.telemetry.prometheus import Metrics
+from mainspring.server.text.template import ChatTemplate
+from mainspring.server.text.tokenizer import Tokenizer, load_tokenizer
 
 _log = logging.getLogger(__name__)
 _SEQUENCES_A_REQUEST = 8

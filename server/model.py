@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mainspring.server.template import ChatTemplate
-from mainspring.server.tokenizer import Tokenizer
+from mainspring.server.text.template import ChatTemplate
+from mainspring.server.text.tokenizer import Tokenizer
 
 MAX_STOP_CHARACTERS = 1000
 """Of one stop string; with the bound on their number this bounds the work of looking for them."""

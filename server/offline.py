@@ -19,12 +19,12 @@ from mainspring.core.config import Dtype, EngineConfig, KVDtype
 from mainspring.core.errors import StartupError
 from mainspring.core.metrics import Stats
 from mainspring.core.request import FinishReason, Ready, SamplingParams, TokenLogprobs
-from mainspring.server.client import EngineClient, ProgressListener
+from mainspring.server.engine.client import EngineClient, ProgressListener
 from mainspring.server.errors import TemplateError
-from mainspring.server.generation import Generation, Piece, Token, generate
 from mainspring.server.source import resolve
-from mainspring.server.template import ChatTemplate, Message
-from mainspring.server.tokenizer import load_tokenizer
+from mainspring.server.text.generation import Generation, Piece, Token, generate
+from mainspring.server.text.template import ChatTemplate, Message
+from mainspring.server.text.tokenizer import load_tokenizer
 
 T = TypeVar("T")
 Prompt = str | list[int]

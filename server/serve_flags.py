@@ -13,9 +13,9 @@ from mainspring.server.engine_flags import POSITIVE, Command, engine_config, fla
 
 if TYPE_CHECKING:
     from mainspring.server.app import ServerOptions
-    from mainspring.server.certificate import Certificate
+    from mainspring.server.http.certificate import Certificate
+    from mainspring.server.http.quota import Quota
     from mainspring.server.lifecycle import RequestLimits
-    from mainspring.server.quota import Quota
     from mainspring.server.source import ModelSource
 
 
@@ -94,8 +94,8 @@ _SERVE_FLAGS = [
 def server_options(source: ModelSource, flags: Mapping[str, Any], notes: Sequence[str]) -> ServerOptions:
     """Everything that `serve` was told. Raises click.UsageError for flags that contradict one another."""
     from mainspring.server.app import Access, ServerOptions, Traces
-    from mainspring.server.auth import KeyRing
-    from mainspring.server.connection import ConnectionLimits
+    from mainspring.server.http.auth import KeyRing
+    from mainspring.server.http.connection import ConnectionLimits
 
     return ServerOptions(
         source=replace(source, tokenizer_config=flags["tokenizer_config_path"]),
@@ -122,7 +122,7 @@ def server_options(source: ModelSource, flags: Mapping[str, Any], notes: Sequenc
 
 
 def _quota(flags: Mapping[str, Any]) -> Quota:
-    from mainspring.server.quota import Quota
+    from mainspring.server.http.quota import Quota
 
     quota = Quota(at_once=flags["max_requests_per_key"], a_minute=flags["max_requests_per_minute"])
     if quota and not (flags["api_key"] or flags["api_key_file"]):
@@ -158,7 +158,7 @@ def _max_input_tokens(tokens: int | None, length: int | None) -> int | None:
 
 
 def _certificate(file: Path | None, key_file: Path | None) -> Certificate | None:
-    from mainspring.server.certificate import Certificate
+    from mainspring.server.http.certificate import Certificate
 
     if (file is None) != (key_file is None):
         raise click.UsageError("--ssl-certfile and --ssl-keyfile go together")

@@ -15,12 +15,12 @@ from typing import TypeVar
 
 from mainspring.core.errors import ErrorKind, RequestError
 from mainspring.core.request import FinishReason, Ready
-from mainspring.server.client import EngineClient
+from mainspring.server.engine.client import EngineClient
 from mainspring.server.errors import invalid
-from mainspring.server.generation import Generation, Piece, generate, merge
 from mainspring.server.model import ServedModel
-from mainspring.server.outcome import Outcome, Spans
-from mainspring.server.prometheus import Metrics, RequestRecord
+from mainspring.server.telemetry.outcome import Outcome, Spans
+from mainspring.server.telemetry.prometheus import Metrics, RequestRecord
+from mainspring.server.text.generation import Generation, Piece, generate, merge
 
 T = TypeVar("T")
 FINISH_WORDS = {FinishReason.EOS: "stop", FinishReason.STOP: "stop", FinishReason.LENGTH: "length"}

@@ -15,8 +15,8 @@ import transformers
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
 from mainspring.core.gguf_header import read_header
-from mainspring.server.gguf_tokenizer import GGUFVocabulary, build_encoder
 from mainspring.server.source import resolve
+from mainspring.server.text.gguf_tokenizer import GGUFVocabulary, build_encoder
 
 CONFIG = {
     "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from msgspec import UNSET, UnsetType
 
 from mainspring.core.errors import ErrorKind, RequestError
-from mainspring.server.generation import Piece, Token
 from mainspring.server.openai.identity import Identity
 from mainspring.server.openai.logprobs import chat_logprobs, completion_logprobs, echoed_offset, prompt_logprobs
 from mainspring.server.openai.parse import Call
@@ -24,7 +23,8 @@ from mainspring.server.openai.types import (
     PromptLogprobs,
 )
 from mainspring.server.service import Timing
-from mainspring.server.tokenizer import Tokenizer
+from mainspring.server.text.generation import Piece, Token
+from mainspring.server.text.tokenizer import Tokenizer
 
 
 @dataclass(slots=True)

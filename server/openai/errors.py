@@ -8,8 +8,8 @@ import msgspec
 from starlette.responses import Response
 
 from mainspring.core.errors import ErrorKind, RequestError
-from mainspring.server import sse
 from mainspring.server.errors import BodyError, FieldError, TemplateError, UnknownModelError, UnsupportedError
+from mainspring.server.http import sse
 from mainspring.server.openai.types import ErrorBody, ErrorResponse
 
 _INVALID = "invalid_request_error"

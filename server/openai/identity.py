@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import mainspring
 from mainspring.server.model import ServedModel
-from mainspring.server.tokenizer import Tokenizer
+from mainspring.server.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mainspring.core.request import TokenLogprobs
-from mainspring.server.generation import Token
 from mainspring.server.openai.types import (
     ChatLogprobs,
     CompletionLogprobs,
@@ -14,7 +13,8 @@ from mainspring.server.openai.types import (
     TokenLogprob,
     TopLogprob,
 )
-from mainspring.server.tokenizer import Tokenizer
+from mainspring.server.text.generation import Token
+from mainspring.server.text.tokenizer import Tokenizer
 
 
 def chat_logprobs(tokens: Sequence[Token], tokenizer: Tokenizer) -> ChatLogprobs:

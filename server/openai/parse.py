@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from mainspring.core.request import SamplingParams
-from mainspring.server.body import parse_wire
 from mainspring.server.errors import FieldError, TemplateError, UnknownModelError, UnsupportedError, invalid
-from mainspring.server.generation import Generation
+from mainspring.server.http.body import parse_wire
 from mainspring.server.model import ServedModel
 from mainspring.server.openai.types import ChatRequest, CompletionRequest, Message, SamplingFields
-from mainspring.server.tokenizer import TooManyTokens
+from mainspring.server.text.generation import Generation
+from mainspring.server.text.tokenizer import TooManyTokens
 
 _ANY_MODEL = (None, "", "tgi", "dummy")
 """What clients send for whatever is served: TGI's documentation says `tgi`, and huggingface_hub sends `dummy`."""

@@ -11,11 +11,10 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from mainspring.core.errors import RequestError
-from mainspring.server import sse
-from mainspring.server.answers import CLIENT_GONE, json_response, service_of, stream_headers, timing_headers
-from mainspring.server.body import read_body
 from mainspring.server.errors import UnknownModelError
-from mainspring.server.generation import Piece
+from mainspring.server.http import sse
+from mainspring.server.http.answers import CLIENT_GONE, json_response, service_of, stream_headers, timing_headers
+from mainspring.server.http.body import read_body
 from mainspring.server.model import ServedModel
 from mainspring.server.openai.collect import collect_chat, collect_completion
 from mainspring.server.openai.errors import error_event, error_response
@@ -24,6 +23,7 @@ from mainspring.server.openai.parse import Call, parse_chat, parse_completion
 from mainspring.server.openai.stream import stream_chat, stream_completion
 from mainspring.server.openai.types import ChatCompletion, Completion, Model, ModelList
 from mainspring.server.service import Service, Timing
+from mainspring.server.text.generation import Piece
 
 Pieces = AsyncGenerator[Piece, None]
 

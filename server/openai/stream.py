@@ -9,8 +9,7 @@ from dataclasses import replace
 from msgspec import UNSET
 
 from mainspring.core.request import FinishReason
-from mainspring.server import sse
-from mainspring.server.generation import Piece
+from mainspring.server.http import sse
 from mainspring.server.openai.identity import Identity
 from mainspring.server.openai.logprobs import chat_logprobs, completion_logprobs, echoed_offset
 from mainspring.server.openai.parse import Call
@@ -26,6 +25,7 @@ from mainspring.server.openai.types import (
     Usage,
 )
 from mainspring.server.service import Timing
+from mainspring.server.text.generation import Piece
 
 FINISH_WORDS: dict[FinishReason, FinishWord] = {
     FinishReason.EOS: "stop",

@@ -13,9 +13,9 @@ from msgspec import UNSET, UnsetType
 from pydantic import BeforeValidator, Discriminator, Field, Tag, WrapValidator
 from pydantic_core import PydanticCustomError
 
-from mainspring.server.body import Finite, Signed32, Signed64, Unsigned32, WireModel
+from mainspring.server.http.body import Finite, Signed32, Signed64, Unsigned32, WireModel
+from mainspring.server.http.slices import check_slices
 from mainspring.server.model import MAX_STOP_CHARACTERS
-from mainspring.server.slices import check_slices
 
 FinishWord = Literal["stop", "length"]
 MAX_STOPS = 16

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from msgspec import UNSET, UnsetType
 
 from mainspring.core.errors import ErrorKind, RequestError
-from mainspring.server import generation
-from mainspring.server.generation import Finish, Piece
+from mainspring.server.text import generation
+from mainspring.server.text.generation import Finish, Piece
+from mainspring.server.text.tokenizer import Tokenizer
 from mainspring.server.tgi.parse import GenerateCall
 from mainspring.server.tgi.stream import FINISH_WORDS, reported_seed, top_tokens, wire_token
 from mainspring.server.tgi.types import BestOfSequence, Details, GenerateResponse, PrefillToken, Token
-from mainspring.server.tokenizer import Tokenizer
 
 
 @dataclass(slots=True)

@@ -8,8 +8,8 @@ import msgspec
 from starlette.responses import Response
 
 from mainspring.core.errors import ErrorKind, RequestError
-from mainspring.server import sse
 from mainspring.server.errors import BodyError, TemplateError
+from mainspring.server.http import sse
 from mainspring.server.tgi.types import ErrorResponse
 
 _TABLE = {

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mainspring.core.request import SamplingParams
-from mainspring.server.body import parse_wire
 from mainspring.server.errors import UnsupportedError, invalid
-from mainspring.server.generation import Generation
+from mainspring.server.http.body import parse_wire
 from mainspring.server.model import MAX_STOP_CHARACTERS, Limits, ServedModel
+from mainspring.server.text.generation import Generation
+from mainspring.server.text.tokenizer import TooManyTokens
 from mainspring.server.tgi.types import CompatGenerateRequest, GenerateParameters, GenerateRequest
-from mainspring.server.tokenizer import TooManyTokens
 
 
 @dataclass(frozen=True, slots=True)

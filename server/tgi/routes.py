@@ -10,9 +10,9 @@ from starlette.routing import Route
 
 import mainspring
 from mainspring.core.errors import RequestError
-from mainspring.server import sse
-from mainspring.server.answers import CLIENT_GONE, json_response, service_of, stream_headers, timing_headers
-from mainspring.server.body import read_body
+from mainspring.server.http import sse
+from mainspring.server.http.answers import CLIENT_GONE, json_response, service_of, stream_headers, timing_headers
+from mainspring.server.http.body import read_body
 from mainspring.server.model import ServedModel
 from mainspring.server.service import Service, Timing
 from mainspring.server.tgi.collect import collect

@@ -10,11 +10,12 @@ from msgspec.structs import replace
 
 from mainspring.core.errors import ErrorKind, RequestError
 from mainspring.core.request import FinishReason, TokenLogprobs
-from mainspring.server import generation, sse
-from mainspring.server.generation import Finish, Piece
+from mainspring.server.http import sse
+from mainspring.server.text import generation
+from mainspring.server.text.generation import Finish, Piece
+from mainspring.server.text.tokenizer import Tokenizer
 from mainspring.server.tgi.parse import GenerateCall
 from mainspring.server.tgi.types import FinishWord, StreamDetails, StreamResponse, Token
-from mainspring.server.tokenizer import Tokenizer
 
 EVENTS_A_WRITE = 128
 """What came together leaves together, up to about 20 kB."""

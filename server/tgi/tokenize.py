@@ -10,8 +10,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from mainspring.core.errors import RequestError
-from mainspring.server.answers import json_response, service_of
-from mainspring.server.body import parse_wire, read_body
+from mainspring.server.http.answers import json_response, service_of
+from mainspring.server.http.body import parse_wire, read_body
 from mainspring.server.model import ServedModel
 from mainspring.server.openai.parse import chat_prompt
 from mainspring.server.openai.types import ChatRequest

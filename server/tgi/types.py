@@ -11,7 +11,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 from pydantic import Field
 
-from mainspring.server.body import Finite, Signed32, Unsigned32, Unsigned64, WireModel
+from mainspring.server.http.body import Finite, Signed32, Unsigned32, Unsigned64, WireModel
 
 FinishWord = Literal["length", "eos_token", "stop_sequence"]
 

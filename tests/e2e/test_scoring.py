@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mainspring.server.tokenizer import load_tokenizer
+from mainspring.server.text.tokenizer import load_tokenizer
 from tests.support.live_server import LiveServer, live_server
 from tests.support.smollm2 import by_transformers
 

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 from mainspring.core.config import EngineConfig
 from mainspring.core.request import SamplingParams
 from mainspring.server.offline import LLM
-from mainspring.server.tokenizer import load_tokenizer
+from mainspring.server.text.tokenizer import load_tokenizer
 from tests.e2e.prompts import PROMPTS
 from tests.support.smollm2 import by_transformers
 

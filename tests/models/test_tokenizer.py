@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from mainspring.server.source import resolve
-from mainspring.server.template import ChatTemplate
-from mainspring.server.tokenizer import Tokenizer, load_tokenizer
+from mainspring.server.text.template import ChatTemplate
+from mainspring.server.text.tokenizer import Tokenizer, load_tokenizer
 
 CORPUS = [
     "",

@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from mainspring.server.body import parse_wire
 from mainspring.server.errors import FieldError
+from mainspring.server.http.body import parse_wire
 from mainspring.server.openai.types import CompletionRequest
 from tests.reliability.conftest import SIM
 from tests.support.live_server import LiveServer, live_server

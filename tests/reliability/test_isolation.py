@@ -19,9 +19,9 @@ import pytest
 
 from mainspring.core.errors import ErrorKind, RequestError
 from mainspring.core.request import FinishReason, SamplingParams
-from mainspring.server.client import EngineClient
-from mainspring.server.generation import Generation, Piece, generate
-from mainspring.server.tokenizer import Tokenizer, load_tokenizer
+from mainspring.server.engine.client import EngineClient
+from mainspring.server.text.generation import Generation, Piece, generate
+from mainspring.server.text.tokenizer import Tokenizer, load_tokenizer
 from tests.support.promises import Measured
 from tests.support.serving import at_rest, serving
 

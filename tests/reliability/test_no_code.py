@@ -14,7 +14,7 @@ import pytest
 import mainspring
 from mainspring.core.config import EngineConfig
 from mainspring.core.errors import StartupError
-from mainspring.server.client import EngineClient
+from mainspring.server.engine.client import EngineClient
 from tests.reliability.conftest import SIM
 from tests.support.live_server import listening_server
 from tests.support.model_directory import TINY, write_tiny_model

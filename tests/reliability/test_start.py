@@ -13,7 +13,7 @@ import pytest
 
 from mainspring.core.config import EngineConfig
 from mainspring.core.request import Progress
-from mainspring.server.client import EngineClient
+from mainspring.server.engine.client import EngineClient
 from tests.reliability.conftest import SIM
 from tests.support.live_server import LiveServer, listening_server, spawn, wait_until_listening
 from tests.support.model_directory import write_tiny_model

@@ -11,7 +11,7 @@ import pytest
 from starlette.routing import Route
 
 from mainspring.server.app import create_app, create_lifecycle
-from mainspring.server.openapi import OPERATIONS, Operation, document
+from mainspring.server.http.openapi import OPERATIONS, Operation, document
 from tests.server.conftest import options_for
 from tests.support.serving import in_time
 from tests.support.tgi_rows import tgi

@@ -22,9 +22,9 @@ from mainspring.core.channel import EngineStart
 from mainspring.core.config import EngineConfig
 from mainspring.core.errors import EXIT_DRAIN_OVERRUN, EXIT_ENGINE, EXIT_STARTUP, ErrorKind, RequestError, StartupError
 from mainspring.core.request import FinishReason, Progress, SamplingParams, StepOutput
-from mainspring.server import request_stream
-from mainspring.server.client import EngineClient
-from mainspring.server.process import EngineProcess
+from mainspring.server.engine import request_stream
+from mainspring.server.engine.client import EngineClient
+from mainspring.server.engine.process import EngineProcess
 from tests.support.model_directory import TINY, write_tiny_model
 from tests.support.serving import ask, at_rest, first_delta, in_time, read, serving
 

@@ -20,7 +20,7 @@ from typing import Any
 import httpx
 import pytest
 
-from mainspring.server import sse
+from mainspring.server.http import sse
 from mainspring.server.lifecycle import RequestLimits
 from tests.server.conftest import RunningServer, options_for
 from tests.server.sse_client import events

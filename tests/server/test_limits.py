@@ -18,10 +18,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mainspring.core.errors import StartupError
-from mainspring.server import body
-from mainspring.server.body import MAX_DEPTH, json_depth
-from mainspring.server.certificate import Certificate
-from mainspring.server.connection import MAX_HEADERS, ConnectionLimits
+from mainspring.server.http import body
+from mainspring.server.http.body import MAX_DEPTH, json_depth
+from mainspring.server.http.certificate import Certificate
+from mainspring.server.http.connection import MAX_HEADERS, ConnectionLimits
 from mainspring.server.lifecycle import RequestLimits
 from tests.server.conftest import RunningServer, options_for
 from tests.server.test_life import wait_until

@@ -15,9 +15,9 @@ from starlette.types import Receive, Scope, Send
 
 from mainspring.core.errors import RequestError
 from mainspring.server.app import Access
-from mainspring.server.auth import KeyRing
 from mainspring.server.cli import main
-from mainspring.server.quota import Quota, Quotas
+from mainspring.server.http.auth import KeyRing
+from mainspring.server.http.quota import Quota, Quotas
 from tests.server.conftest import RunningServer, options_for
 
 pytestmark = pytest.mark.promise("P19")

@@ -10,8 +10,8 @@ import httpx
 import pytest
 
 from mainspring.core.errors import ErrorKind, RequestError
-from mainspring.server import sse
 from mainspring.server.errors import TemplateError
+from mainspring.server.http import sse
 from mainspring.server.tgi import errors
 from tests.server.conftest import RunningServer, options_for
 from tests.server.sse_client import events

@@ -21,7 +21,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from mainspring.core.errors import StartupError
 from mainspring.server.app import HTTPServer, create_app, create_lifecycle
-from mainspring.server.tracing import SpanRecorder, start_tracing
+from mainspring.server.telemetry.tracing import SpanRecorder, start_tracing
 from tests.server.conftest import MODEL_ID, RunningServer, options_for
 from tests.server.sse_client import events
 from tests.server.test_life import process, wait_until

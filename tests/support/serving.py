@@ -12,8 +12,8 @@ from typing import Any
 from mainspring.core.config import EngineConfig
 from mainspring.core.errors import ErrorKind
 from mainspring.core.request import FinishReason, Progress, SamplingParams
-from mainspring.server.client import EngineClient
-from mainspring.server.request_stream import RequestStream
+from mainspring.server.engine.client import EngineClient
+from mainspring.server.engine.request_stream import RequestStream
 
 DEADLINE = 30.0
 """Seconds after which a test that still waits has failed."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE, Unigram, WordPiece
 
-from mainspring.server.tokenizer import byte_level_alphabet
+from mainspring.server.text.tokenizer import byte_level_alphabet
 
 SPECIAL = ["<unk>", "<s>", "</s>"]
 TINY_CHAT_TEMPLATE = (

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as Encoder
 
-from mainspring.server.detokenizer import Detokenizer
-from mainspring.server.tokenizer import SpecialTokens, Tokenizer
+from mainspring.server.text.detokenizer import Detokenizer
+from mainspring.server.text.tokenizer import SpecialTokens, Tokenizer
 from tests.support.tiny_tokenizers import byte_fallback, byte_level, metaspace, word_piece
 
 FAMILIES = [byte_level, byte_fallback, metaspace, word_piece]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from starlette.responses import Response
 
-from mainspring.server import sse
+from mainspring.server.http import sse
 
 
 @pytest.mark.parametrize("takes", [True, False])

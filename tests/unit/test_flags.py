@@ -11,8 +11,9 @@ from click.testing import CliRunner, Result
 
 from mainspring.core.config import EngineConfig
 from mainspring.core.errors import EXIT_STARTUP
-from mainspring.server import app, cli, logs
+from mainspring.server import app, cli
 from mainspring.server.app import ServerOptions
+from mainspring.server.telemetry import logs
 from mainspring.server.tgi.flags import FOREIGN_FLAGS
 from tests.support.model_directory import write_tiny_model
 from tests.support.tgi_rows import ROWS, tgi

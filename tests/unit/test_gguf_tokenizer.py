@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from mainspring.core.errors import ModelError
 from mainspring.core.gguf_header import read_header
-from mainspring.server.gguf_tokenizer import GGUFVocabulary, build_encoder
-from mainspring.server.tokenizer import load_tokenizer
+from mainspring.server.text.gguf_tokenizer import GGUFVocabulary, build_encoder
+from mainspring.server.text.tokenizer import load_tokenizer
 
 PIECES = ["▁", "a", "b", "c", "▁a", "ab", "bc", "▁ab", "abc", "cab"]
 SCORES = [-20.0, -21.0, -22.0, -23.0, -1.0, -3.0, -2.0, -4.0, -5.0, -6.0]

@@ -7,7 +7,7 @@ import logging
 
 import pytest
 
-from mainspring.server.logs import JSONLines, Text, event, request_id, requests_log
+from mainspring.server.telemetry.logs import JSONLines, Text, event, request_id, requests_log
 
 
 @pytest.fixture

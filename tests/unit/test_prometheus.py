@@ -7,7 +7,7 @@ import pytest
 from mainspring.core.errors import ErrorKind
 from mainspring.core.metrics import Stats
 from mainspring.core.request import Ready
-from mainspring.server.prometheus import Metrics, RequestRecord
+from mainspring.server.telemetry.prometheus import Metrics, RequestRecord
 from tests.support.tgi_rows import tgi
 
 READY = Ready(100, 1000, 16, 64, 8, "sim", "machine", "float32")

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mainspring.server import slices
-from mainspring.server.body import parse_wire
 from mainspring.server.errors import FieldError
+from mainspring.server.http import slices
+from mainspring.server.http.body import parse_wire
+from mainspring.server.http.slices import decode_json, keys_of
 from mainspring.server.openai.types import CompletionRequest
-from mainspring.server.slices import decode_json, keys_of
 
 NUMBERS = st.lists(st.integers(-5, 10**6) | st.floats(allow_nan=False, allow_infinity=False) | st.none(), max_size=40)
 VALUES = NUMBERS | st.lists(NUMBERS, max_size=6) | st.text(max_size=40) | st.dictionaries(st.text(max_size=3), NUMBERS)

@@ -7,7 +7,7 @@ from prometheus_client import CollectorRegistry
 from mainspring.core.errors import ErrorKind
 from mainspring.core.metrics import Stats
 from mainspring.core.request import Delta, FinishReason, RequestId, StepOutput
-from mainspring.server.step_metrics import StepMetrics
+from mainspring.server.telemetry.step_metrics import StepMetrics
 from tests.support.tgi_rows import tgi
 
 OUT_OF_MEMORY = Delta(RequestId(1), 0, [], FinishReason.ERROR, error=ErrorKind.OUT_OF_MEMORY)

@@ -7,7 +7,7 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mainspring.server.stops import StopMatcher
+from mainspring.server.text.stops import StopMatcher
 
 letters = st.text(alphabet="abc", max_size=40)
 stop_lists = st.lists(st.text(alphabet="abc", min_size=1, max_size=5), min_size=1, max_size=4)

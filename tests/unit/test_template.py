@@ -8,10 +8,10 @@ from datetime import datetime
 import pytest
 
 from mainspring.core.errors import ModelError
-from mainspring.server import template
 from mainspring.server.errors import TemplateError
-from mainspring.server.template import ChatTemplate
-from mainspring.server.tokenizer import SpecialTokens
+from mainspring.server.text import template
+from mainspring.server.text.template import ChatTemplate
+from mainspring.server.text.tokenizer import SpecialTokens
 from tests.support.tgi_rows import tgi
 from tests.support.tiny_tokenizers import TINY_CHAT_TEMPLATE
 

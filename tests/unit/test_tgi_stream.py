@@ -7,10 +7,10 @@ import json
 from collections.abc import AsyncGenerator
 
 from mainspring.core.request import FinishReason, SamplingParams
-from mainspring.server.generation import Finish, Generation, Piece, Token
+from mainspring.server.text.generation import Finish, Generation, Piece, Token
+from mainspring.server.text.tokenizer import SpecialTokens, Tokenizer
 from mainspring.server.tgi.parse import GenerateCall
 from mainspring.server.tgi.stream import EVENTS_A_WRITE, stream
-from mainspring.server.tokenizer import SpecialTokens, Tokenizer
 from tests.support.tiny_tokenizers import byte_level
 
 NUM_TOKENS = 2 * EVENTS_A_WRITE + 1

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer as Encoder
 from tokenizers.processors import TemplateProcessing
 
 from mainspring.core.errors import ModelError, RequestError
-from mainspring.server.tokenizer import load_tokenizer
+from mainspring.server.text.tokenizer import load_tokenizer
 from tests.support.tiny_tokenizers import byte_level, write_word_tokenizer
 
 

@@ -41,9 +41,9 @@ from mainspring.core.request import (
     StepOutput,
     Submit,
 )
-from mainspring.server.flight_record import FlightRecord
-from mainspring.server.process import EngineProcess
-from mainspring.server.request_stream import RequestStream
+from mainspring.server.engine.flight_record import FlightRecord
+from mainspring.server.engine.process import EngineProcess
+from mainspring.server.engine.request_stream import RequestStream
 
 _log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from mainspring.core.errors import ErrorKind
 from mainspring.core.request import SamplingParams
-from mainspring.server.logs import event
+from mainspring.server.telemetry.logs import event
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,16 +18,16 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from mainspring.core.errors import RequestError
-from mainspring.server import sse
-from mainspring.server.answers import CLIENT_GONE, json_response, service_of
-from mainspring.server.body import WireModel, parse_keys, parse_wire, read_body
 from mainspring.server.errors import invalid
-from mainspring.server.generation import Generation
+from mainspring.server.http import sse
+from mainspring.server.http.answers import CLIENT_GONE, json_response, service_of
+from mainspring.server.http.body import WireModel, parse_keys, parse_wire, read_body
 from mainspring.server.model import ServedModel
 from mainspring.server.openai import routes as openai_routes
 from mainspring.server.openai.parse import chat_call
 from mainspring.server.openai.types import ChatRequest
 from mainspring.server.service import Service, Timing
+from mainspring.server.text.generation import Generation
 from mainspring.server.tgi import routes as tgi_routes
 from mainspring.server.tgi.errors import error_response
 from mainspring.server.tgi.parse import parse_compat, vertex_call

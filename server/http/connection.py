@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 
-from mainspring.server.chunks import StreamingProtocol
+from mainspring.server.http.chunks import StreamingProtocol
 
 MAX_HEADER_BYTES = 16 * 1024
 MAX_HEADERS = 100

@@ -8,8 +8,8 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
-from mainspring.server.answers import json_response
-from mainspring.server.openapi import document
+from mainspring.server.http.answers import json_response
+from mainspring.server.http.openapi import document
 
 _PAGE = Path(__file__).with_name("docs.html")
 _SCRIPT = Path(__file__).with_name("docs.js")

@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mainspring.core.errors import StartupError
-from mainspring.server.answers import json_response
+from mainspring.server.http.answers import json_response
 from mainspring.server.openai.types import ErrorBody, ErrorResponse
 
 PROBES = frozenset({"/", "/health", "/ping", "/livez", "/readyz", "/startupz"})

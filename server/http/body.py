@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.requests import ClientDisconnect, Request
 
 from mainspring.server.errors import BodyError, FieldError, invalid
-from mainspring.server.slices import decode_json, keys_of
+from mainspring.server.http.slices import decode_json, keys_of
 
 BODY_SECONDS = 30.0
 """A body that takes longer to arrive is given up."""

@@ -6,7 +6,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from mainspring.server.answers import json_response
+from mainspring.server.http.answers import json_response
 from mainspring.server.lifecycle import Lifecycle
 from mainspring.server.tgi.types import ErrorResponse
 

@@ -13,8 +13,8 @@ import msgspec
 from pydantic.json_schema import models_json_schema
 
 import mainspring
-from mainspring.server.body import WireModel
-from mainspring.server.clouds import VertexRequest, VertexResponse
+from mainspring.server.http.body import WireModel
+from mainspring.server.http.clouds import VertexRequest, VertexResponse
 from mainspring.server.openai import types as openai
 from mainspring.server.tgi import types as tgi
 from mainspring.server.tgi.tokenize import ChatTokenizeResponse, SimpleToken

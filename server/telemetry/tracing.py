@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mainspring.core.errors import StartupError
 from mainspring.core.request import SamplingParams
-from mainspring.server.outcome import Outcome
+from mainspring.server.telemetry.outcome import Outcome
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mainspring.core.errors import ErrorKind, RequestError
-from mainspring.server.auth import authorization_of, key_digest
+from mainspring.server.http.auth import authorization_of, key_digest
 
 _MINUTE = 60.0
 

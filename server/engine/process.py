@@ -2,7 +2,7 @@
 
 The child gets its configuration as one frame on its standard input, which then stays open: its end tells the child that
 the server is gone. The kernel tells when it exits, and when a signal stops it. It leads a session of its own, so a
-terminal's Ctrl-C reaches the server alone, which drains. What the child says is `server/client.py`; what it does is
+terminal's Ctrl-C reaches the server alone, which drains. What the child says is `client.py`; what it does is
 `core/engine.py`.
 """
 

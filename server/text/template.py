@@ -18,7 +18,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from mainspring.core.errors import ModelError
 from mainspring.server.errors import TemplateError
-from mainspring.server.tokenizer import SpecialTokens
+from mainspring.server.text.tokenizer import SpecialTokens
 
 MAX_PROMPT_CHARACTERS = 8_000_000
 """Output cap: four times the largest body, so that no template can fill the memory."""

@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 
 from mainspring.core.errors import ErrorKind, RequestError
 from mainspring.core.request import Delta, FinishReason, SamplingParams, Start, TokenLogprobs
-from mainspring.server.client import EngineClient
-from mainspring.server.detokenizer import Detokenizer
-from mainspring.server.stops import StopMatcher
-from mainspring.server.tokenizer import Tokenizer
+from mainspring.server.engine.client import EngineClient
+from mainspring.server.text.detokenizer import Detokenizer
+from mainspring.server.text.stops import StopMatcher
+from mainspring.server.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ import uuid
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mainspring.server.logs import event, request_id
+from mainspring.server.telemetry.logs import event, request_id
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 _LONGEST_PATH = 200

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer as Encoder
 from mainspring.core.errors import ModelError
 from mainspring.core.gguf_header import read_header
 from mainspring.server.errors import invalid
-from mainspring.server.gguf_tokenizer import GGUFVocabulary, build_encoder
+from mainspring.server.text.gguf_tokenizer import GGUFVocabulary, build_encoder
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _ANCHOR = "a"

@@ -1,0 +1,1 @@
+"""The engine as the server sees it: started and watched (`process`), spoken to (`client`), heard (`request_stream`)."""
