@@ -23,6 +23,7 @@ import signal
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,6 +119,10 @@ def cases(output_tokens: int, vocab_size: int) -> list[Case]:
     ]
 
 
+PAUSE_SECONDS = 1.0
+"""Before each time that is taken: a peer that has answered may still tidy up, which is not the next one's time."""
+
+
 def measure(peers: Sequence[Peer], todo: Sequence[Case], runs: int) -> dict[str, dict[str, list[float]]]:
     """Seconds by case and peer, in rounds; a first round is not counted."""
     taken: dict[str, dict[str, list[float]]] = {case.name: {} for case in todo}
@@ -126,6 +131,7 @@ def measure(peers: Sequence[Peer], todo: Sequence[Case], runs: int) -> dict[str,
             for peer in peers:
                 if not case.suits(peer.name):
                     continue
+                time.sleep(PAUSE_SECONDS)
                 seconds = peer.seconds(case)
                 if round_number:
                     taken[case.name].setdefault(peer.name, []).append(seconds)
@@ -156,7 +162,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--python", action="append", default=[], metavar="PEER=PATH", help="a peer's interpreter")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--output-tokens", type=int, default=64)
+    parser.add_argument("--output-tokens", type=int, default=32)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--peers", nargs="+", choices=list(PEERS), default=list(PEERS), help="[default: all]")
     parser.add_argument("--cases", nargs="+", default=[""], help="only cases whose name starts so")

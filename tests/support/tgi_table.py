@@ -51,7 +51,9 @@ def coverage() -> Coverage:
     with contextlib.redirect_stdout(output):
         # Only files with marks: to collect all would import torch.
         files = [str(path) for path in sorted(_TESTS.rglob("test_*.py")) if "tgi_rows import" in path.read_text()]
-        status = pytest.main(["--collect-only", "-q", "-p", "no:cacheprovider", *files], plugins=[marks])
+        # pytest loads Mainspring's own plugin, and whoever calls this may have imported Mainspring before.
+        quiet = ("-W", "ignore::pytest.PytestAssertRewriteWarning")
+        status = pytest.main(["--collect-only", "-q", *quiet, "-p", "no:cacheprovider", *files], plugins=[marks])
     if status:
         raise RuntimeError(output.getvalue())
     return marks.coverage
