@@ -290,11 +290,11 @@ def build_executor(setting: Setting, plan: Plan, progress: ProgressCallback) -> 
     )
     if own is not None:
         return own
-    from mainspring.core.execution import runner  # imports torch, which a backend's own executor may do without
+    from mainspring.core.execution import loading  # imports torch, which a backend's own executor may do without
 
     opened = backend.open(device.index, 0, 1, config)
     try:
-        return runner.build_executor(
+        return loading.build_executor(
             config,
             model,
             plan,

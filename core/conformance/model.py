@@ -28,7 +28,8 @@ from mainspring.core.conformance.report import Finding
 from mainspring.core.conformance.trial import TOLERANCES, Check, Tolerance, Trial, coarsest
 from mainspring.core.conformance.workload import Answer
 from mainspring.core.errors import StartupError
-from mainspring.core.execution.runner import GraphExecutor, build_executor
+from mainspring.core.execution.loading import build_executor
+from mainspring.core.execution.runner import GraphExecutor
 from mainspring.core.ops import resolve
 from mainspring.core.plan import Plan, draft
 from mainspring.core.request import TokenLogprobs

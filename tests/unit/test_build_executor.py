@@ -8,7 +8,8 @@ from mainspring.core.backend import DeviceInfo, KVSpec
 from mainspring.core.batch import Bucket, Buckets
 from mainspring.core.config import EngineConfig, ModelConfig, RopeConfig
 from mainspring.core.errors import StartupError
-from mainspring.core.execution.runner import GraphExecutor, build_executor
+from mainspring.core.execution.loading import build_executor
+from mainspring.core.execution.runner import GraphExecutor
 from mainspring.core.ops.attention import PagedKV
 from mainspring.core.plan import draft
 from tests.support.by_hand import Running, run

@@ -15,8 +15,9 @@ from mainspring.core.backend import AttentionMetadata, Capabilities, Program
 from mainspring.core.batch import Batch, Bucket, Buckets
 from mainspring.core.errors import DeviceOutOfMemory
 from mainspring.core.execution.inputs import StepTensors, exact_shape, fill, padded_shape, view
+from mainspring.core.execution.memory import is_out_of_memory
 from mainspring.core.execution.pending import Enqueued, Staging
-from mainspring.core.execution.runner import GraphExecutor, is_out_of_memory
+from mainspring.core.execution.runner import GraphExecutor
 from mainspring.core.execution.sampling import SamplingTable
 from mainspring.core.execution.table import StateTable
 from mainspring.core.execution.warmup import FLOOR_SECONDS, dummy_batches

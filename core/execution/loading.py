@@ -1,0 +1,123 @@
+"""Puts an executor together: weights, a KV cache of the memory that is left, a warm-up. What it does is `runner.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from mainspring.core.architectures import NO_PLUGINS
+from mainspring.core.backend import (
+    Capabilities,
+    Device,
+    DeviceInfo,
+    KVCache,
+    KVSpec,
+    ProgressCallback,
+    ShapeLimits,
+)
+from mainspring.core.config import EngineConfig, ModelConfig
+from mainspring.core.errors import BackendError, StartupError
+from mainspring.core.execution.memory import is_out_of_memory
+from mainspring.core.execution.runner import GraphExecutor
+from mainspring.core.execution.sampling import SamplingTable
+from mainspring.core.execution.table import StateTable
+from mainspring.core.models import CausalLM, build_model
+from mainspring.core.ops import Ops, resolve
+from mainspring.core.plan import Plan, blocks_that_fit
+from mainspring.core.quantization import unsupported
+from mainspring.core.weights import fill_dummy, load_weights
+
+
+def build_executor(
+    config: EngineConfig,
+    model: ModelConfig,
+    plan: Plan,
+    device: Device,
+    *,
+    info: DeviceInfo,
+    capabilities: Capabilities,
+    progress: ProgressCallback,
+    model_plugins: Mapping[str, str] = NO_PLUGINS,
+) -> GraphExecutor:
+    """Loads the model, sizes the KV cache by what memory is left, and warms up.
+
+    Raises `StartupError` when the device cannot run the model's shapes or its memory is too small. The device stays the
+    caller's to close until this returns.
+    """
+    built, ops = _load_model(config, model, plan, device, progress=progress, model_plugins=model_plugins)
+    num_blocks = _num_blocks(config, plan, device)
+    max_length = min(plan.max_length, (num_blocks - 1) * plan.kv.block_size)
+    blocks = -(-max_length // plan.kv.block_size)
+    buckets = device.buckets(ShapeLimits(config.max_batch_tokens, config.max_sequences, blocks))
+    if buckets is not None and (problems := buckets.check()):
+        raise BackendError([f"{info.name}: {problem}" for problem in problems])
+    table = StateTable(
+        config.max_sequences,
+        max_length,
+        plan.kv.block_size,
+        sampling=SamplingTable(config.max_sequences + 1, model.vocab_size, model.eos_token_ids),
+        torch_device=device.torch_device,
+    )
+    executor = GraphExecutor(
+        built,
+        device,
+        table,
+        capabilities=capabilities,
+        ops=ops,
+        spec=plan.kv,
+        num_blocks=num_blocks,
+        kv=_allocate(device, plan.kv, num_blocks),
+        buckets=buckets,
+        name=info.name,
+    )
+    executor.warmup(progress, config.max_batch_tokens)
+    return executor
+
+
+def _load_model(
+    config: EngineConfig,
+    model: ModelConfig,
+    plan: Plan,
+    device: Device,
+    *,
+    progress: ProgressCallback,
+    model_plugins: Mapping[str, str],
+) -> tuple[CausalLM, Ops]:
+    scheme = None if config.quantize is None else plan.scheme
+    if scheme is not None and (reasons := unsupported(model, scheme, device)):
+        raise StartupError([f"--quantize {config.quantize}: {reason}" for reason in reasons])
+    dtype: torch.dtype = getattr(torch, plan.dtype)
+    ops = resolve(device.ops())
+    built = build_model(model, ops, device, dtype, plan.max_length, plugins=model_plugins)
+    if config.load_format == "dummy":
+        fill_dummy(built, config.seed, device, dtype, scheme)
+    else:
+        load_weights(built, Path(config.model), model, device, dtype, scheme, progress)
+    return built, ops
+
+
+def _num_blocks(config: EngineConfig, plan: Plan, device: Device) -> int:
+    """KV blocks for the memory that is left beside the weights. Block 0 is nobody's, so one alone serves nothing."""
+    free, total = device.memory()
+    num_blocks = blocks_that_fit(plan, config, free, total)
+    if num_blocks < 2:
+        raise StartupError(
+            f"no memory is left for the KV cache: {free:,} of {total:,} bytes are free after loading, a step needs "
+            f"{plan.workspace_bytes:,} and a block {plan.kv.block_bytes():,}; raise --memory-fraction, lower "
+            "--max-batch-prefill-tokens or use --quantize"
+        )
+    return num_blocks
+
+
+def _allocate(device: Device, spec: KVSpec, num_blocks: int) -> KVCache:
+    try:
+        return device.allocate_kv(spec, num_blocks)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        size = num_blocks * spec.block_bytes()
+        raise StartupError(
+            f"the KV cache of {num_blocks} blocks ({size:,} bytes) did not fit: {error}; lower --memory-fraction"
+        ) from error
