@@ -1,0 +1,57 @@
+"""The contract of a format: how one family of models writes calls of tools.
+
+A plugin's format is a subclass, named by the hook `mainspring_tool_parsers`; docs/tools.md has a complete one.
+"""
+
+from __future__ import annotations
+
+import secrets
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from mainspring.server.text.machine import Steps, TextMachine
+from mainspring.server.tools.tool import Tool
+
+
+@dataclass(frozen=True, slots=True)
+class Tag:
+    """A whole call in the format's words: fixed text, arguments that satisfy a JSON schema, fixed text."""
+
+    begin: str
+    schema: Mapping[str, Any]
+    end: str
+
+
+class ToolParser(TextMachine):
+    """One answer's text to text and calls. A new one for every sequence."""
+
+    signs: ClassVar[tuple[tuple[str, ...], ...]] = ()
+    """How to know the format by a chat template: one of these groups of texts stands in its source, all of the group."""
+    opening: ClassVar[str] = ""
+    """Written before the first call."""
+    separator: ClassVar[str] = ""
+    """Between calls."""
+    closing: ClassVar[str] = ""
+    """Behind the last."""
+    reads_reasoning: ClassVar[bool] = False
+    """Whether it tells thoughts from words too, so that no reasoning parser goes before it."""
+
+    def __init__(self, tools: Sequence[Tool]) -> None:
+        super().__init__()
+        self.tools = {tool.name: tool for tool in tools}
+
+    @abstractmethod
+    def read(self) -> Steps[None]:
+        """Reads the whole answer: `say` its words, and for each call `call` its name and `argue` its arguments."""
+
+    @classmethod
+    def tag(cls, tool: Tool) -> Tag | None:
+        """A call of this tool, to be forced by a grammar. None: calls of this format are no text around JSON."""
+        return None
+
+    @classmethod
+    def new_id(cls) -> str:
+        """An id for a call, unique."""
+        return f"call_{secrets.token_hex(12)}"
