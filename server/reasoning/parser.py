@@ -12,7 +12,7 @@ class ReasoningParser(TextMachine):
     """One answer's text to thoughts and words. A new one for every sequence."""
 
     signs: ClassVar[tuple[tuple[str, ...], ...]] = ()
-    """How to know the format by a chat template: one of these groups of texts stands in its source, all of the group."""
+    """How to know the format by a chat template: all texts of one of these groups stand in its source."""
     end: ClassVar[str] = ""
     """What the thoughts end with, so that a grammar can begin behind it; empty where nothing marks their end."""
 

@@ -41,4 +41,3 @@ class AnswerReader:
             if self._parallel or self._num_calls < 2 or not isinstance(event, (CallStart, Arguments)):
                 kept.append(event)
         return kept
-

@@ -47,11 +47,11 @@ def copy_arguments(machine: ToolParser, first: str) -> Steps[bool]:
     return whole
 
 
-def take_call(machine: ToolParser, accepts: Callable[[str], bool]) -> Steps[bool]:
+def take_call(machine: ToolParser, accepts: Callable[[str], bool], *, inner: bool = False) -> Steps[bool]:
     """A call written as an object with `name` and `arguments` (or `parameters`), whose brace is taken already.
 
     The recording goes on until it is certain that this is a call. False: it is none, or its name is not accepted, and
-    nothing was made of it.
+    nothing was made of it. `inner`: it is the `function` of an object around it.
     """
     name: str | None = None
     early: str | None = None
@@ -59,8 +59,8 @@ def take_call(machine: ToolParser, accepts: Callable[[str], bool]) -> Steps[bool
     begun = False
     while (opening := (yield from _take_key(machine))) is not None:
         key, first = opening
-        if key == "function" and first == "{" and name is None:
-            if not (yield from take_call(machine, accepts)):
+        if key == "function" and first == "{" and name is None and not inner:
+            if not (yield from take_call(machine, accepts, inner=True)):
                 return False
             yield from _leave_object(machine)
             return True
@@ -162,5 +162,3 @@ def _decoded_string(text: str) -> str | None:
     except ValueError:
         return None
     return value if isinstance(value, str) else None
-
-

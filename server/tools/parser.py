@@ -28,7 +28,7 @@ class ToolParser(TextMachine):
     """One answer's text to text and calls. A new one for every sequence."""
 
     signs: ClassVar[tuple[tuple[str, ...], ...]] = ()
-    """How to know the format by a chat template: one of these groups of texts stands in its source, all of the group."""
+    """How to know the format by a chat template: all texts of one of these groups stand in its source."""
     opening: ClassVar[str] = ""
     """Written before the first call."""
     separator: ClassVar[str] = ""

@@ -48,8 +48,8 @@ class QwenXml(ToolParser):
 
     def _typed(self, name: str, key: str, text: str) -> str:
         """The value as JSON: of its own form, unless the schema says that it is a string."""
-        schema: Any = self.tools[name].parameters if name in self.tools else {}
-        declared = schema.get("properties", {}).get(key, {})
+        properties: Any = self.tools[name].parameters.get("properties") if name in self.tools else None
+        declared = properties.get(key) if isinstance(properties, dict) else None
         if not (isinstance(declared, dict) and declared.get("type") == "string"):
             try:
                 return json.dumps(json.loads(text), ensure_ascii=False)

@@ -14,7 +14,7 @@ from mainspring.server.tools.tool import Tool
 
 
 class Hermes(ToolParser):
-    """`<tool_call>{"name": ..., "arguments": {...}}</tool_call>`: Nous Hermes 2 Pro, Qwen 2.5 and 3, and many others."""
+    """`<tool_call>{"name": ..., "arguments": {...}}</tool_call>`: Hermes 2 Pro, Qwen 2.5 and 3, and many others."""
 
     markers: ClassVar[frozenset[str]] = frozenset({"<tool_call>", "</tool_call>"})
     signs: ClassVar[tuple[tuple[str, ...], ...]] = (("<tool_call>",),)
