@@ -57,7 +57,8 @@ ANSWERS: list[tuple[str, str, list[Event]]] = [
     ("mistral", "[TOOL_CALLS] oh no\n", [Text("[TOOL_CALLS] oh no\n")]),
     (
         "deepseek",
-        'Hm.<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>weather<｜tool▁sep｜>{"city": "Paris", "days": 3}<｜tool▁call▁end｜>'
+        "Hm.<｜tool▁calls▁begin｜>"
+        '<｜tool▁call▁begin｜>weather<｜tool▁sep｜>{"city": "Paris", "days": 3}<｜tool▁call▁end｜>'
         "<｜tool▁call▁begin｜>time<｜tool▁sep｜>{}<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
         [Text("Hm."), *PARIS, *TIME],
     ),
@@ -177,7 +178,7 @@ def test_without_a_call_nothing_of_the_text_is_lost(text: str, name: str) -> Non
 def test_depth_and_length_do_no_harm(name: str) -> None:
     starts = [text[: len(text) // 2] for own, text, _ in ANSWERS if own == name]
     for start in [*starts, ""]:
-        for filler in ("[", "{", "(", '"', "\\", '{"a":'):
+        for filler in ("[", "{", "(", '"', "\\", '{"a":', '{"function":'):
             read(TOOL_FORMATS[name](TOOLS), [start, filler * 3000])
 
 
