@@ -183,6 +183,7 @@ def test_a_conversation_with_results(client: openai.OpenAI) -> None:
     assert answer.choices[0].message.content == "It rains."
 
 
+@tgi("1.9 tool_error")
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
