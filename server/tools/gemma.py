@@ -9,7 +9,9 @@ from typing import ClassVar
 
 from mainspring.server.text.machine import END, Steps
 from mainspring.server.tools.loose_value import Malformed, take_members
-from mainspring.server.tools.parser import ToolParser
+from mainspring.server.tools.members import member_arguments
+from mainspring.server.tools.parser import Tag, ToolParser
+from mainspring.server.tools.tool import Tool
 
 
 class FunctionGemma(ToolParser):
@@ -28,6 +30,11 @@ class FunctionGemma(ToolParser):
                 yield from self.take_lead((self.end,))
             else:
                 self.say(self.recorded())
+
+    @classmethod
+    def tag(cls, tool: Tool) -> Tag | None:
+        arguments = member_arguments(tool.parameters, "{}:", ",", cls.quote)
+        return None if arguments is None else Tag(f"{cls.begin}call:{tool.name}{{", arguments, "}" + cls.end)
 
     def _take_call(self) -> Steps[bool]:
         if (yield from self.take_lead(("call:",))) == END:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import ClassVar
 
 from mainspring.server.text.machine import END, Steps
-from mainspring.server.tools.parser import Tag, ToolParser
+from mainspring.server.tools.parser import Tag, ToolParser, json_arguments
 from mainspring.server.tools.tool import Tool
 
 _START, _CHANNEL, _CONSTRAIN, _MESSAGE = "<|start|>", "<|channel|>", "<|constrain|>", "<|message|>"
@@ -62,4 +62,4 @@ class Harmony(ToolParser):
     @classmethod
     def tag(cls, tool: Tool) -> Tag:
         begin = f"{_CHANNEL}commentary to=functions.{tool.name} {_CONSTRAIN}json{_MESSAGE}"
-        return Tag(begin, tool.parameters, "")
+        return Tag(begin, json_arguments(tool.parameters), "")

@@ -14,14 +14,24 @@ from typing import Any, ClassVar
 from mainspring.server.text.machine import Steps, TextMachine
 from mainspring.server.tools.tool import Tool
 
+Format = Mapping[str, Any]
+"""A part of a structural tag (https://xgrammar.mlc.ai/docs/tutorials/structural_tag.html)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Tag:
-    """A whole call in the format's words: fixed text, arguments that satisfy a JSON schema, fixed text."""
+    """A whole call in the format's words: fixed text, arguments, fixed text."""
 
     begin: str
-    schema: Mapping[str, Any]
+    arguments: Format
+    """What they may be; of a JSON schema, `json_arguments`."""
     end: str
+
+
+def json_arguments(schema: Mapping[str, Any], style: str = "json") -> Format:
+    """Arguments that satisfy a JSON schema, as JSON or in another style that grammar engines know."""
+    content: dict[str, Any] = {"type": "json_schema", "json_schema": dict(schema)}
+    return content if style == "json" else {**content, "style": style}
 
 
 class ToolParser(TextMachine):

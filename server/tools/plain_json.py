@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from mainspring.server.text.machine import END, Steps
 from mainspring.server.tools.json_text import take_call
-from mainspring.server.tools.parser import Tag, ToolParser
+from mainspring.server.tools.parser import Tag, ToolParser, json_arguments
 from mainspring.server.tools.tool import Tool
 
 _PYTHON_TAG = "<|python_tag|>"
@@ -57,7 +57,7 @@ class PlainJson(ToolParser):
 
     @classmethod
     def tag(cls, tool: Tool) -> Tag:
-        return Tag(f'{{"name": {json.dumps(tool.name)}, "parameters": ', tool.parameters, "}")
+        return Tag(f'{{"name": {json.dumps(tool.name)}, "parameters": ', json_arguments(tool.parameters), "}")
 
 
 class Llama3Json(PlainJson):

@@ -6,7 +6,9 @@ from typing import ClassVar
 
 from mainspring.server.text.machine import END, Steps
 from mainspring.server.tools.loose_value import PYTHON_QUOTES, Malformed, take_members
-from mainspring.server.tools.parser import ToolParser
+from mainspring.server.tools.members import member_arguments
+from mainspring.server.tools.parser import Tag, ToolParser
+from mainspring.server.tools.tool import Tool
 
 
 class Pythonic(ToolParser):
@@ -18,6 +20,10 @@ class Pythonic(ToolParser):
     markers: ClassVar[frozenset[str]] = frozenset({"<|python_start|>", "<|python_end|>"})
     signs: ClassVar[tuple[tuple[str, ...], ...]] = (("<|python_start|>",), ("tool_code",), ("[func_name1(",))
 
+    opening: ClassVar[str] = "["
+    separator: ClassVar[str] = ", "
+    closing: ClassVar[str] = "]"
+
     def read(self) -> Steps[None]:
         self.record()
         yield from self.take_lead(("<|python_start|>", "```tool_code", "```python", "```"))
@@ -27,6 +33,11 @@ class Pythonic(ToolParser):
                 pass
             self.record()
         self.say(self.recorded())
+
+    @classmethod
+    def tag(cls, tool: Tool) -> Tag | None:
+        arguments = member_arguments(tool.parameters, "{}=", ", ")
+        return None if arguments is None else Tag(f"{tool.name}(", arguments, ")")
 
     def _take_call(self) -> Steps[bool]:
         name, marker = yield from self.take_until(("(", "\n", " ", "="))

@@ -6,7 +6,8 @@ import json
 from typing import Any, ClassVar
 
 from mainspring.server.text.machine import END, Steps
-from mainspring.server.tools.parser import ToolParser
+from mainspring.server.tools.parser import Tag, ToolParser, json_arguments
+from mainspring.server.tools.tool import Tool
 
 
 class QwenXml(ToolParser):
@@ -29,6 +30,11 @@ class QwenXml(ToolParser):
             self.recorded()
             yield from self._read_arguments(name.strip())
             yield from self.take_lead(("</tool_call>",))
+
+    @classmethod
+    def tag(cls, tool: Tool) -> Tag:
+        begin = f"<tool_call>\n<function={tool.name}>\n"
+        return Tag(begin, json_arguments(tool.parameters, "qwen_xml"), "\n</function>\n</tool_call>")
 
     def _read_arguments(self, name: str) -> Steps[None]:
         self.call(name)

@@ -5,14 +5,11 @@ The form is XGrammar's (https://xgrammar.mlc.ai/docs/tutorials/structural_tag.ht
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-from mainspring.server.tools.parser import Tag, ToolParser
+from mainspring.server.tools.parser import Format, Tag, ToolParser
 from mainspring.server.tools.plain_json import PlainJson
 from mainspring.server.tools.tool import Offer
-
-Format = Mapping[str, Any]
 
 
 def forced_format(own: type[ToolParser], offer: Offer) -> type[ToolParser]:
@@ -46,5 +43,4 @@ def required_calls(format_: type[ToolParser], offer: Offer, thoughts_end: str = 
 
 
 def _tag(tag: Tag) -> Format:
-    content = {"type": "json_schema", "json_schema": dict(tag.schema)}
-    return {"type": "tag", "begin": tag.begin, "content": content, "end": tag.end}
+    return {"type": "tag", "begin": tag.begin, "content": tag.arguments, "end": tag.end}

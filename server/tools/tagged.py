@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from mainspring.server.text.machine import END, Steps
 from mainspring.server.tools.json_text import copy_arguments, take_call
-from mainspring.server.tools.parser import Tag, ToolParser
+from mainspring.server.tools.parser import Tag, ToolParser, json_arguments
 from mainspring.server.tools.tool import Tool
 
 
@@ -35,7 +35,7 @@ class Hermes(ToolParser):
     @classmethod
     def tag(cls, tool: Tool) -> Tag:
         name = json.dumps(tool.name)
-        return Tag(f'<tool_call>\n{{"name": {name}, "arguments": ', tool.parameters, "}\n</tool_call>")
+        return Tag(f'<tool_call>\n{{"name": {name}, "arguments": ', json_arguments(tool.parameters), "}\n</tool_call>")
 
 
 class Mistral(ToolParser):
@@ -81,7 +81,7 @@ class Mistral(ToolParser):
 
     @classmethod
     def tag(cls, tool: Tool) -> Tag:
-        return Tag(f'{{"name": {json.dumps(tool.name)}, "arguments": ', tool.parameters, "}")
+        return Tag(f'{{"name": {json.dumps(tool.name)}, "arguments": ', json_arguments(tool.parameters), "}")
 
     @classmethod
     def new_id(cls) -> str:
@@ -98,7 +98,7 @@ class MistralArgs(Mistral):
 
     @classmethod
     def tag(cls, tool: Tool) -> Tag:
-        return Tag(f"[TOOL_CALLS]{tool.name}[ARGS]", tool.parameters, "")
+        return Tag(f"[TOOL_CALLS]{tool.name}[ARGS]", json_arguments(tool.parameters), "")
 
 
 _CALLS_BEGIN, _CALLS_END = "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"
@@ -144,7 +144,7 @@ class DeepSeek(ToolParser):
 
     @classmethod
     def tag(cls, tool: Tool) -> Tag:
-        return Tag(f"{_CALL_BEGIN}{tool.name}{_SEPARATOR}", tool.parameters, _CALL_END)
+        return Tag(f"{_CALL_BEGIN}{tool.name}{_SEPARATOR}", json_arguments(tool.parameters), _CALL_END)
 
 
 class DeepSeekV3(DeepSeek):
@@ -156,4 +156,4 @@ class DeepSeekV3(DeepSeek):
     @classmethod
     def tag(cls, tool: Tool) -> Tag:
         begin = f"{_CALL_BEGIN}function{_SEPARATOR}{tool.name}\n```json\n"
-        return Tag(begin, tool.parameters, f"\n```{_CALL_END}")
+        return Tag(begin, json_arguments(tool.parameters), f"\n```{_CALL_END}")

@@ -133,7 +133,9 @@ def test_a_required_call_is_forced_in_the_models_format_or_in_json() -> None:
     own = reading_of(model_of(QWEN), asked, "")
     assert own.structure is not None
     assert own.structure["format"]["tags"][0]["begin"].startswith("<tool_call>")
-    plain = reading_of(model_of(QWEN, Pythonic), asked, "")
+    either = {"name": "time", "parameters": {"anyOf": [{"type": "object"}]}}
+    vague = offer_of(request(tools=[{"function": either}], tool_choice="required"))
+    plain = reading_of(model_of(QWEN, Pythonic), vague, "")
     assert plain.structure is not None
     assert plain.structure["format"]["tags"][0]["begin"].startswith("{")
     assert isinstance(plain.form.machines()[-1], PlainJson)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -227,23 +228,41 @@ def test_what_is_forced_is_what_is_read(name: str, parallel: bool) -> None:
     offer = Offer(TOOLS, required=True, parallel=parallel)
     format_ = forced_format(TOOL_FORMATS[name], offer)
     structure = required_calls(format_, offer)
-    values = {"weather": '{"city": "Paris", "days": 3}', "time": "{}"}
-    text, count = written(structure["format"], values)
+    text, count = written(structure["format"])
     meaning = read(format_(TOOLS), [text])
-    assert meaning == ([*PARIS, *TIME] if parallel else PARIS)
+    assert [without_spaces(event) for event in meaning] == [*FORCED, *TIME][: 4 if parallel else 2]
     assert count == (2 if parallel else 1)
 
 
-def written(element: dict, values: dict[str, str]) -> tuple[str, int]:
+FORCED = call("weather", '{"city":"Paris","days":3}')
+
+
+def without_spaces(event: Event) -> Event:
+    return Arguments(event.text.replace(" ", "")) if isinstance(event, Arguments) else event
+
+
+def written(element: dict[str, Any]) -> tuple[str, int]:
+    """A text that the structure allows, and how many calls are in it."""
     match element:
         case {"type": "const_string", "value": value}:
             return value, 0
+        case {"type": "optional", "content": content}:
+            return written(content)
         case {"type": "sequence", "elements": elements}:
-            parts = [written(part, values) for part in elements]
+            parts = [written(part) for part in elements]
             return "".join(text for text, _ in parts), sum(count for _, count in parts)
+        case {"type": "tag", "begin": begin, "content": content, "end": end}:
+            return begin + written(content)[0] + end, 1
+        case {"type": "any_text"}:
+            return "Paris", 0
+        case {"type": "json_schema", "json_schema": {"properties": {"city": _}}, "style": "qwen_xml"}:
+            return "<parameter=city>\nParis\n</parameter>\n<parameter=days>\n3\n</parameter>", 0
+        case {"type": "json_schema", "json_schema": schema}:
+            values = {"string": '"Paris"', "integer": "3", "object": "{}"}
+            text = "" if "style" in element else values[schema["type"]]
+            return '{"city": "Paris", "days": 3}' if schema.get("properties") else text, 0
         case {"type": "tags_with_separator", "tags": tags, "separator": separator, "at_least_one": True}:
-            calls = [tag["begin"] + value + tag["end"] for tag, value in zip(tags, values.values(), strict=True)]
-            calls = calls[:1] if element["stop_after_first"] else calls
+            calls = [written(tag)[0] for tag in tags][: 1 if element["stop_after_first"] else None]
             return separator.join(calls), len(calls)
     raise ValueError(json.dumps(element))
 
