@@ -50,6 +50,8 @@ class ServedModel:
     """Of the engine: what token ids in requests are checked against."""
     compute_type: str
     """For the header x-compute-type: what does the work."""
+    constrains: bool = False
+    """Whether the engine can hold an answer to a grammar."""
     tool_format: type[ToolParser] = PlainJson
     """How it writes calls of tools."""
     reasoning_format: type[ReasoningParser] | None = None

@@ -22,7 +22,7 @@ from mainspring.server.openai.types import (
 from mainspring.server.text.answer import AnswerReader
 from mainspring.server.text.machine import Arguments, CallStart, Event, Reasoning, Text
 from mainspring.server.text.machine import TextMachine as Machine
-from mainspring.server.tools.structure import forced_format, required_calls
+from mainspring.server.tools.structure import forced_format, required_calls, strict_calls
 from mainspring.server.tools.tool import Offer
 
 FINISH_WORDS: dict[FinishReason, FinishWord] = {
@@ -70,9 +70,8 @@ def reading_of(model: ServedModel, offer: Offer, prompt: str) -> Reading:
         return [*found, tool_format(offer.tools)] if reads_calls else found
 
     markers = tool_format.markers if reads_calls else frozenset[str]()
-    structure = None
-    if offer.required:
-        structure = required_calls(tool_format, offer, reasoning.end if reasoning is not None and begun else "")
+    constrain = required_calls if offer.required else strict_calls
+    structure = constrain(tool_format, offer, reasoning.end if reasoning is not None and begun else "")
     return Reading(
         AnswerForm(machines, offer.parallel, tool_format.new_id),
         markers if reasoning is None else markers | reasoning.markers,

@@ -68,12 +68,14 @@ def chat_call(request: ChatRequest, model: ServedModel) -> Call:
     offer = offer_of(request)
     prompt = chat_prompt(request, model)
     reading = reading_of(model, offer, prompt)
+    if offer.required and not model.constrains:
+        raise UnsupportedError("tool_choice")
     tokens = _encode(prompt, model, add_special_tokens=False)
     max_tokens = request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens
     num_top_logprobs = (request.top_logprobs or 0) if request.logprobs else None
     generation = _generation(request, tokens, max_tokens, num_top_logprobs, model)
     return Call(
-        generations=[replace(generation, markers=reading.markers)],
+        generations=[replace(generation, markers=reading.markers, structure=reading.structure)],
         prompt_characters=len(prompt),
         stream=bool(request.stream),
         include_usage=request.stream_options is not None and request.stream_options.include_usage,

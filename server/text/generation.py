@@ -7,9 +7,10 @@ A protocol's `parse.py` makes a `Generation`; `generate` submits it and yields `
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from typing import Any
 
 from mainspring.core.errors import ErrorKind, RequestError
 from mainspring.core.request import Delta, FinishReason, SamplingParams, Start, TokenLogprobs
@@ -32,6 +33,8 @@ class Generation:
     priority: int = 0
     timeout: float | None = None
     cache_salt: str = ""
+    structure: Mapping[str, Any] | None = None
+    """What the answer must be, as a structural tag; None: anything."""
     markers: frozenset[str] = frozenset()
     """Special tokens that stay in the text, for the machines that read it."""
 

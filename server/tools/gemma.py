@@ -20,6 +20,7 @@ class FunctionGemma(ToolParser):
     begin: ClassVar[str] = "<start_function_call>"
     end: ClassVar[str] = "<end_function_call>"
     quote: ClassVar[str] = "<escape>"
+    trigger: ClassVar[str] = begin
     markers: ClassVar[frozenset[str]] = frozenset({begin, end, quote})
     signs: ClassVar[tuple[tuple[str, ...], ...]] = ((begin,),)
 
@@ -58,5 +59,6 @@ class Gemma4(FunctionGemma):
     begin: ClassVar[str] = "<|tool_call>"
     end: ClassVar[str] = "<tool_call|>"
     quote: ClassVar[str] = '<|"|>'
+    trigger: ClassVar[str] = begin
     markers: ClassVar[frozenset[str]] = frozenset({begin, end, quote})
     signs: ClassVar[tuple[tuple[str, ...], ...]] = ((begin,),)

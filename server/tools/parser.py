@@ -39,6 +39,8 @@ class ToolParser(TextMachine):
 
     signs: ClassVar[tuple[tuple[str, ...], ...]] = ()
     """How to know the format by a chat template: all texts of one of these groups stand in its source."""
+    trigger: ClassVar[str] = ""
+    """How calls begin among words, `opening` included; empty where nothing marks them."""
     opening: ClassVar[str] = ""
     """Written before the first call."""
     separator: ClassVar[str] = ""

@@ -14,6 +14,7 @@ class QwenXml(ToolParser):
     """`<tool_call><function=name><parameter=city>Paris</parameter></function></tool_call>`."""
 
     markers: ClassVar[frozenset[str]] = frozenset({"<tool_call>", "</tool_call>"})
+    trigger: ClassVar[str] = "<tool_call>"
     signs: ClassVar[tuple[tuple[str, ...], ...]] = (("<tool_call>", "<function="),)
 
     def read(self) -> Steps[None]:

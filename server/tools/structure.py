@@ -1,15 +1,18 @@
-"""The constraint of an answer that must be calls, as data: a structural tag that a grammar engine compiles.
+"""What calls must be, as data: a structural tag for an answer that has to call, or whose calls have to be right.
 
-The form is XGrammar's (https://xgrammar.mlc.ai/docs/tutorials/structural_tag.html), which llguidance reads too.
+The form is XGrammar's (https://xgrammar.mlc.ai/docs/tutorials/structural_tag.html).
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from mainspring.server.tools.parser import Format, Tag, ToolParser
 from mainspring.server.tools.plain_json import PlainJson
 from mainspring.server.tools.tool import Offer
+
+_ANY_ARGUMENTS = {"type": "object"}
 
 
 def forced_format(own: type[ToolParser], offer: Offer) -> type[ToolParser]:
@@ -30,14 +33,43 @@ def required_calls(format_: type[ToolParser], offer: Offer, thoughts_end: str = 
         "at_least_one": True,
         "stop_after_first": not offer.parallel,
     }
-    elements: list[Format] = []
-    if thoughts_end:
-        elements.append({"type": "tag", "begin": "", "content": {"type": "any_text"}, "end": thoughts_end})
+    elements: list[Format] = _thoughts(thoughts_end)
     if format_.opening:
         elements.append({"type": "const_string", "value": format_.opening})
     elements.append(calls)
     if format_.closing:
         elements.append({"type": "const_string", "value": format_.closing})
+    return _whole(elements)
+
+
+def strict_calls(format_: type[ToolParser], offer: Offer, thoughts_end: str = "") -> dict[str, Any] | None:
+    """Words and calls as the model likes, where those of strict tools satisfy their schemas.
+
+    None where no tool is strict, or nothing marks the beginning of a call in the format.
+    """
+    if not any(tool.strict for tool in offer.tools):
+        return None
+    tools = [tool if tool.strict else replace(tool, parameters=_ANY_ARGUMENTS) for tool in offer.tools]
+    tags = [_tag(tag) for tool in tools if (tag := format_.tag(tool)) is not None]
+    if not format_.trigger or len(tags) < len(tools):
+        return None
+    if format_.opening:
+        calls = {"type": "tags_with_separator", "tags": tags, "separator": format_.separator, "at_least_one": True}
+        tags = [{"type": "tag", "begin": format_.opening, "content": calls, "end": format_.closing}]
+    free = {
+        "type": "triggered_tags",
+        "triggers": [format_.trigger],
+        "tags": tags,
+        "stop_after_first": not offer.parallel,
+    }
+    return _whole([*_thoughts(thoughts_end), free])
+
+
+def _thoughts(end: str) -> list[Format]:
+    return [{"type": "tag", "begin": "", "content": {"type": "any_text"}, "end": end}] if end else []
+
+
+def _whole(elements: list[Format]) -> dict[str, Any]:
     whole = elements[0] if len(elements) == 1 else {"type": "sequence", "elements": elements}
     return {"type": "structural_tag", "format": whole}
 

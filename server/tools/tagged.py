@@ -18,6 +18,7 @@ class Hermes(ToolParser):
 
     markers: ClassVar[frozenset[str]] = frozenset({"<tool_call>", "</tool_call>"})
     signs: ClassVar[tuple[tuple[str, ...], ...]] = (("<tool_call>",),)
+    trigger: ClassVar[str] = "<tool_call>"
     separator: ClassVar[str] = "\n"
 
     def read(self) -> Steps[None]:
@@ -46,6 +47,7 @@ class Mistral(ToolParser):
 
     markers: ClassVar[frozenset[str]] = frozenset({"[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"})
     signs: ClassVar[tuple[tuple[str, ...], ...]] = (("[TOOL_CALLS]",),)
+    trigger: ClassVar[str] = "[TOOL_CALLS]["
     opening: ClassVar[str] = "[TOOL_CALLS]["
     separator: ClassVar[str] = ", "
     closing: ClassVar[str] = "]"
@@ -92,6 +94,7 @@ class MistralArgs(Mistral):
     """The newer way, where a call is forced."""
 
     signs: ClassVar[tuple[tuple[str, ...], ...]] = (("[TOOL_CALLS]", "[ARGS]"),)
+    trigger: ClassVar[str] = "[TOOL_CALLS]"
     opening: ClassVar[str] = ""
     separator: ClassVar[str] = ""
     closing: ClassVar[str] = ""
@@ -113,6 +116,7 @@ class DeepSeek(ToolParser):
 
     markers: ClassVar[frozenset[str]] = frozenset({_CALLS_BEGIN, _CALLS_END, _CALL_BEGIN, _CALL_END, _SEPARATOR})
     signs: ClassVar[tuple[tuple[str, ...], ...]] = ((_CALLS_BEGIN,), (_CALL_BEGIN,))
+    trigger: ClassVar[str] = _CALLS_BEGIN
     opening: ClassVar[str] = _CALLS_BEGIN
     closing: ClassVar[str] = _CALLS_END
 

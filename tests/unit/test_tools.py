@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from mainspring.core.errors import StartupError
 from mainspring.server.text.machine import Arguments, CallStart, Event, Reasoning, Text, TextMachine, joined
 from mainspring.server.tools.formats import TOOL_FORMATS, choose_tool_format
-from mainspring.server.tools.structure import forced_format, required_calls
+from mainspring.server.tools.structure import forced_format, required_calls, strict_calls
 from mainspring.server.tools.tool import Offer, Tool
 
 CITY = {"type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "integer"}}}
@@ -276,3 +277,25 @@ def test_thoughts_that_have_begun_may_end_before_a_forced_call() -> None:
 def test_ids_are_unique_and_mistrals_are_as_its_templates_want_them() -> None:
     assert len({TOOL_FORMATS["hermes"].new_id() for _ in range(100)}) == 100
     assert re.fullmatch("[A-Za-z0-9]{9}", TOOL_FORMATS["mistral"].new_id())
+
+
+@pytest.mark.parametrize("name", TOOL_FORMATS)
+def test_calls_of_strict_tools_are_right_among_words(name: str) -> None:
+    weather, time = TOOLS
+    format_ = TOOL_FORMATS[name]
+    assert strict_calls(format_, Offer(TOOLS)) is None
+    structure = strict_calls(format_, Offer((replace(weather, strict=True), time), parallel=False))
+    if name in ("json", "llama3_json", "pythonic"):  # nothing marks a call
+        assert structure is None
+        return
+    assert structure is not None
+    free = structure["format"]
+    assert (free["type"], free["stop_after_first"]) == ("triggered_tags", True)
+    assert all(tag["begin"].startswith(free["triggers"][0]) for tag in free["tags"])
+    assert "city" in json.dumps(free["tags"])
+
+
+def test_thoughts_come_before_words_and_strict_calls() -> None:
+    structure = strict_calls(TOOL_FORMATS["hermes"], Offer((replace(TOOLS[0], strict=True),)), "</think>")
+    assert structure is not None
+    assert [part["type"] for part in structure["format"]["elements"]] == ["tag", "triggered_tags"]
