@@ -199,7 +199,11 @@ async def serve(options: ServerOptions) -> int:
     recorder = None
     if options.traces is not None:
         recorder = start_tracing(options.traces.endpoint, options.traces.service_name)
-    lifecycle, app = _compose(options, listener, recorder)
+    try:
+        lifecycle, app = _compose(options, listener, recorder)
+    except StartupError:
+        listener.close()
+        raise
     server = HTTPServer(app, options.connections, options.certificate)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     await _first_of(stop, lifecycle.ended, serving)

@@ -51,6 +51,13 @@ class Arguments:
 Event = Text | Reasoning | CallStart | Arguments
 
 
+@dataclass(frozen=True, slots=True)
+class _Copying:
+    starts: str
+    """What the markers begin with."""
+    emit: Callable[[str], None]
+
+
 class TextMachine(ABC):
     """Characters in, events out. A subclass writes `read`, and calls what else is here from there."""
 
@@ -67,6 +74,8 @@ class TextMachine(ABC):
         self._called = False
         self._ended = False
         self._steps: Steps[None] | None = None
+        self._copying: _Copying | None = None
+        """While `read` waits in `copy_until` with nothing held."""
 
     @abstractmethod
     def read(self) -> Steps[None]:
@@ -77,11 +86,18 @@ class TextMachine(ABC):
     def push(self, text: str) -> list[Event]:
         """What new text makes certain."""
         steps = self._running()
-        for position, character in enumerate(text):
+        position = 0
+        while position < len(text):
             if steps is None:
                 self.say(text[position:])
                 break
-            steps = self._advance(steps, character)
+            end = self._plain_end(text, position)
+            if end > position and self._copying is not None:
+                self._copying.emit(text[position:end])
+            else:
+                end = position + 1
+                steps = self._advance(steps, text[position])
+            position = end
         return self._drain()
 
     def finish(self) -> list[Event]:
@@ -148,8 +164,11 @@ class TextMachine(ABC):
     def copy_until(self, markers: Sequence[str], emit: Callable[[str], None]) -> Steps[str]:
         """Gives text to `emit` up to the first of the markers, which is returned; `END` where none comes."""
         held = ""
+        copying = _Copying("".join({marker[0] for marker in markers}), emit)
         while True:
+            self._copying = None if held else copying
             character = yield from self.take()
+            self._copying = None
             if character == END:
                 if held:
                     emit(held)
@@ -197,6 +216,13 @@ class TextMachine(ABC):
             self._events[-1] = Arguments(last.text + text)
         elif text:
             self._events.append(Arguments(text))
+
+    def _plain_end(self, text: str, position: int) -> int:
+        """How far text is only copied, which may be done at once: taken one by one it would end the same."""
+        if self._copying is None or self._tape is not None:
+            return position
+        found = [place for start in self._copying.starts if (place := text.find(start, position)) >= 0]
+        return min(found, default=len(text))
 
     def _add_text(self, text: str) -> None:
         last = self._events[-1] if self._events else None

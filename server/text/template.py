@@ -14,7 +14,9 @@ from typing import Any, NoReturn
 
 import jinja2
 import jinja2.meta
-from jinja2.ext import loopcontrols
+from jinja2 import nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from mainspring.core.errors import ModelError
@@ -28,11 +30,23 @@ Message = Mapping[str, Any]
 """`role`, `content` (a string), and what else the template may look at."""
 
 
+class _Generation(Extension):
+    """`{% generation %}`, with which templates mark the assistant's words for training: what is inside, as it is."""
+
+    tags = {"generation"}  # noqa: RUF012  jinja2 declares it so
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
 class ChatTemplate:
     """One model's template, compiled once. Safe to use from several threads."""
 
     def __init__(self, source: str, special: SpecialTokens) -> None:
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _Generation]
+        )
         environment.filters["tojson"] = _to_json
         environment.globals["raise_exception"] = _raise_exception
         environment.globals["strftime_now"] = _strftime_now

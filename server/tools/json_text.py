@@ -132,13 +132,11 @@ def _take_value(machine: ToolParser, first: str) -> Steps[tuple[str, bool]]:
 
 def _copy_string(machine: ToolParser, emit: Callable[[str], None]) -> Steps[bool]:
     emit('"')
-    while (character := (yield from machine.take())) != END:
-        emit(character)
-        if character == "\\":
-            emit((yield from machine.take()))
-        elif character == '"':
-            return True
-    return False
+    while (marker := (yield from machine.copy_until(('"', "\\"), emit))) == "\\":
+        emit(marker)
+        emit((yield from machine.take()))
+    emit(marker)
+    return marker != END
 
 
 def _copy_scalar(machine: ToolParser, first: str, emit: Callable[[str], None]) -> Steps[bool]:

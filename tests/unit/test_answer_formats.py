@@ -10,16 +10,20 @@ from pathlib import Path
 
 import pluggy
 import pytest
+from click.testing import CliRunner
 
-from mainspring.core.errors import StartupError
+from mainspring.core.errors import EXIT_STARTUP, StartupError
 from mainspring.core.plugins import GROUP, Hooks, hookimpl
+from mainspring.server import app, cli
 from mainspring.server.answer_formats import AnswerFormats, plugin_formats
+from mainspring.server.app import ServerOptions
 from mainspring.server.reasoning.formats import REASONING_FORMATS
 from mainspring.server.reasoning.think import Think
 from mainspring.server.text.machine import Arguments, CallStart, Text
 from mainspring.server.tools.formats import TOOL_FORMATS
 from mainspring.server.tools.structure import required_calls
 from mainspring.server.tools.tool import Offer
+from tests.support.model_directory import write_tiny_model
 from tests.unit.test_tools import TOOLS, read
 
 PAGE = (Path(__file__).parents[2] / "docs" / "tools.md").read_text()
@@ -90,3 +94,26 @@ def test_names_are_known_before_anything_is_loaded() -> None:
         AnswerFormats("x").choose(None)
     with pytest.raises(StartupError, match="unknown reasoning parser 'x'"):
         AnswerFormats(None, "x").choose(None)
+
+
+def test_the_flags_name_formats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[ServerOptions] = []
+
+    async def record(given: ServerOptions) -> int:
+        seen.append(given)
+        return 0
+
+    monkeypatch.setattr(app, "serve", record)
+    model = str(write_tiny_model(tmp_path / "tiny"))
+    flags = ["--tool-call-parser", "hermes", "--reasoning-parser", "none"]
+    assert CliRunner().invoke(cli.main, ["serve", model, *flags]).exit_code == 0
+    variables = {"TOOL_CALL_PARSER": "hermes", "REASONING_PARSER": "none"}
+    assert CliRunner().invoke(cli.main, ["serve", model], env=variables).exit_code == 0
+    assert [options.formats for options in seen] == [AnswerFormats("hermes", "none")] * 2
+
+
+def test_an_unknown_format_ends_the_start(tmp_path: Path) -> None:
+    model = str(write_tiny_model(tmp_path / "tiny"))
+    ended = CliRunner().invoke(cli.main, ["serve", model, "--port", "0", "--tool-call-parser", "herms"])
+    assert ended.exit_code == EXIT_STARTUP
+    assert "did you mean 'hermes'" in ended.output
