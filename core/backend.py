@@ -412,7 +412,7 @@ class Device(ABC):
 
     def communicator(self, ranks: Sequence[int]) -> Communicator:
         """Collectives among `ranks`. The default is torch.distributed under `Capabilities.collectives`."""
-        from mainspring.core.parallel import TorchCommunicator
+        from mainspring.core.parallel.communicator import TorchCommunicator
 
         return TorchCommunicator(ranks)
 
