@@ -49,7 +49,7 @@ class Checkpoint(ABC):
 
     @abstractmethod
     def read(self, name: str, cut: Cut = WHOLE) -> Tensor:
-        """A tensor by the model's name, or a part of it: on the host, of any floating dtype; whole, as its entry says."""
+        """A tensor by the model's name, or a part of it: on the host, of any floating dtype; shaped as its entry."""
 
 
 class Safetensors(Checkpoint):

@@ -33,10 +33,10 @@ class TorchCommunicator:
 
     def all_gather(self, x: Tensor, dim: int) -> Tensor:
         """The ranks' tensors side by side along `dim`, in rank order; all have one shape."""
-        parts = torch.empty((self.size * x.shape[0], *x.shape[1:]), dtype=x.dtype, device=x.device)
-        distributed.all_gather_into_tensor(parts, x.contiguous(), group=self._group)
+        parts = torch.empty((self.size, *x.shape), dtype=x.dtype, device=x.device)
+        distributed.all_gather(list(parts), x.contiguous(), group=self._group)
         dim %= x.dim()
-        return parts.view(self.size, *x.shape).movedim(0, dim).flatten(dim, dim + 1)
+        return parts.movedim(0, dim).flatten(dim, dim + 1)
 
     def reduce_scatter(self, x: Tensor, dim: int) -> Tensor:
         """This rank's share along `dim` of the sum over ranks; `dim` must divide by the number of ranks."""
