@@ -43,7 +43,7 @@ class LeadingExecutor:
     def execute(self, batch: Batch) -> Pending:
         """Enqueues one step on every rank."""
         self._ranks.send(pack_batch(batch))
-        return SharedPending(self._own.execute(batch))
+        return SharedPending(self._own.execute(batch), self._ranks)
 
     def kv_spec(self) -> KVSpec:
         """Of one rank."""
@@ -75,8 +75,9 @@ class LeadingExecutor:
 class SharedPending:
     """A step that all ranks run."""
 
-    def __init__(self, own: Pending) -> None:
+    def __init__(self, own: Pending, ranks: Ranks) -> None:
         self._own = own
+        self._ranks = ranks
 
     def done(self) -> bool:
         """Of this rank."""
@@ -88,6 +89,9 @@ class SharedPending:
             return self._own.result()
         except DeviceOutOfMemory as error:
             raise BackendError(f"rank 0: {error}; lower --max-batch-prefill-tokens or --memory-fraction") from error
+        except Exception:
+            self._ranks.is_lost(_REASON_SECONDS)  # mostly the cause, and then the last word is the watch's
+            raise
 
 
 def build_executor(setting: Setting, plan: Plan, progress: ProgressCallback, grace_seconds: float) -> Executor:
