@@ -63,7 +63,10 @@ def read_start(read: Callable[[int], bytes]) -> EngineStart:
 
     Raises `ChannelClosed` when the writer went away first.
     """
-    return msgspec.msgpack.decode(read_frame(read), type=EngineStart)
+    try:
+        return msgspec.msgpack.decode(read_frame(read), type=EngineStart)
+    except ChannelClosed as error:
+        raise ChannelClosed("standard input ended before the engine's configuration was complete") from error
 
 
 @dataclass(frozen=True, slots=True)

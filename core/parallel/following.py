@@ -1,6 +1,7 @@
 """A rank other than 0: `python -m mainspring.core.parallel.following`. It loads its part and executes what it is told.
 
-It plans nothing and answers nobody. It ends when rank 0 says so, and when rank 0 is gone.
+It plans nothing and answers nobody. It ends when rank 0 says so, and when rank 0 is gone: nothing here imports torch,
+which takes seconds, before that is seen to.
 """
 
 from __future__ import annotations
@@ -17,9 +18,7 @@ import msgspec
 from mainspring.core import lifeline
 from mainspring.core.backend import Executor, Pending
 from mainspring.core.errors import EXIT_ENGINE, EXIT_STARTUP, ChannelClosed, DeviceOutOfMemory, StartupError
-from mainspring.core.execution import loading
 from mainspring.core.frames import pack_frame, read_frame
-from mainspring.core.parallel import meeting
 from mainspring.core.parallel.messages import STOP, RankReport, RankStart, unpack_batch
 from mainspring.core.parallel.shard import Shard
 from mainspring.core.plan import make_plan
@@ -95,6 +94,8 @@ def main() -> int:
     except DeviceOutOfMemory as error:
         _log.error("%s; ranks cannot go on without each other", error)
         return EXIT_ENGINE
+    from mainspring.core.parallel import meeting
+
     executor.close()
     meeting.part()
     return 0
@@ -117,6 +118,9 @@ def follow(executor: Executor, inbox: Inbox) -> None:
 
 def build_executor(start: RankStart) -> Executor:
     """This rank's part of the model on its device."""
+    from mainspring.core.execution import loading
+    from mainspring.core.parallel import meeting
+
     setting = settle(start.config)
     config, backend, info = setting.config, setting.choice.backend, setting.devices[start.rank]
     shard = Shard(start.rank, len(setting.devices))

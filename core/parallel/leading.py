@@ -18,7 +18,6 @@ from mainspring.core.backend import Executor, KVSpec, Pending, ProgressCallback
 from mainspring.core.batch import Batch, Buckets, StepResult
 from mainspring.core.config import EngineConfig
 from mainspring.core.errors import EXIT_ENGINE, EXIT_STARTUP, BackendError, DeviceOutOfMemory, StartupError
-from mainspring.core.execution import loading
 from mainspring.core.parallel import meeting
 from mainspring.core.parallel.messages import RankStart, pack_batch
 from mainspring.core.parallel.processes import Ranks
@@ -122,6 +121,8 @@ def _start(config: EngineConfig, rank: int, port: int, report: int) -> RankStart
 
 def _load(setting: Setting, plan: Plan, progress: ProgressCallback, meet: Callable[[str], None]) -> Executor:
     """This rank's part."""
+    from mainspring.core.execution import loading  # imports torch, while the other ranks do
+
     backend, info, shard = setting.choice.backend, setting.devices[0], Shard(0, len(setting.devices))
     capabilities = backend.capabilities(info)
     device = backend.open(info.index, shard.rank, shard.world, setting.config)
@@ -145,10 +146,11 @@ def _load(setting: Setting, plan: Plan, progress: ProgressCallback, meet: Callab
 
 
 def _explained(error: Exception, ranks: Ranks) -> Exception:
-    """What to tell: a rank that ended has mostly said why, and what it did to this one is no news."""
-    if isinstance(error, StartupError) or not ranks.is_lost(_REASON_SECONDS):
+    """What to tell: a rank that ended has mostly said why, and what that did to this one is no news."""
+    if not ranks.is_lost(_REASON_SECONDS):
         return error
-    return StartupError(ranks.reasons())
+    own = error.reasons if isinstance(error, StartupError) else ()
+    return StartupError(list(dict.fromkeys((*own, *ranks.reasons()))))
 
 
 def _end(serving: threading.Event, ranks: Ranks) -> None:

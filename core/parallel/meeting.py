@@ -1,4 +1,7 @@
-"""How ranks find each other: a store on the loopback interface, at a port that the kernel chooses for rank 0."""
+"""How ranks find each other: a store on the loopback interface, at a port that the kernel chooses for rank 0.
+
+Torch is imported in calls: rank 0 listens, and starts the others, before it takes the seconds that this costs.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,6 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-
-from torch import distributed
 
 from mainspring.core.errors import StartupError
 from mainspring.core.parallel.shard import Shard
@@ -35,6 +36,8 @@ def meet(shard: Shard, collectives: str, port: int, listener: socket.socket | No
 
     Raises `StartupError` when not all ranks come.
     """
+    from torch import distributed
+
     patience = timedelta(seconds=MEETING_SECONDS)
     try:
         store = distributed.TCPStore(  # type: ignore[attr-defined]
@@ -62,5 +65,7 @@ def meet(shard: Shard, collectives: str, port: int, listener: socket.socket | No
 
 def part() -> None:
     """Gives the process group back."""
+    from torch import distributed
+
     if distributed.is_initialized():
         distributed.destroy_process_group()
