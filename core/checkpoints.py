@@ -64,11 +64,10 @@ class Safetensors(Checkpoint):
 
     def read(self, name: str, cut: Cut = WHOLE) -> Tensor:
         file, stored = self._files[name], self.entries[name].stored
-        if re.search(self._convention.transposed, name):
-            tensor = cut.of(file.get_tensor(stored).t())
-        else:
-            # Of a part, only that part is read.
-            tensor = file.get_tensor(stored) if cut is WHOLE else cut.of(file.get_slice(stored))
+        # Of a part, only that part is read.
+        part = file.get_tensor(stored) if cut is WHOLE else file.get_slice(stored)
+        transposed = re.search(self._convention.transposed, name)
+        tensor = cut.of_transposed(part) if transposed else cut.of(part)
         if re.search(self._convention.plus_one, name):
             # In float32, so that there is one rounding only: to the compute dtype.
             tensor = tensor.float() + 1

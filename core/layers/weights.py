@@ -40,6 +40,13 @@ class Cut:
             return tensor[:]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
+    def of_transposed(self, tensor: Sliceable) -> Tensor:
+        """The same of a tensor whose transpose is stored."""
+        if self.columns is not None:
+            return tensor[slice(*self.columns)].t()
+        parts = [tensor[:, slice(*span)].t() for span in self.rows]
+        return torch.cat(parts) if parts else tensor[:].t()
+
     @property
     def num_rows(self) -> int:
         """Of the part, where `rows` says so."""
