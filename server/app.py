@@ -26,6 +26,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Scope
 
+from mainspring.core.grammar.messages import AUTO
 from mainspring.core.config import EngineConfig
 from mainspring.core.errors import ErrorKind, RequestError, StartupError
 from mainspring.core.plugins import load_plugins
@@ -121,6 +122,8 @@ class ServerOptions:
     traces: Traces | None = None
     formats: AnswerFormats = field(default_factory=AnswerFormats)
     """How the model writes calls of tools and its thoughts."""
+    grammar_engine: str | None = AUTO
+    """What reads grammars; None: requests with one are refused."""
     notes: tuple[str, ...] = ()
     """What the operator asked for and does not get, one sentence each."""
 
@@ -183,7 +186,7 @@ def create_lifecycle(
     engine = EngineClient(options.engine, on_progress=bars.show, observers=[steps.observe, *observers])
     metrics = Metrics(options.source.model_id, lambda: engine_state(engine), options.vllm_metric_names)
     metrics.registry.register(steps)
-    build = build_model(options.source, options.engine, options.limits, options.compute_type, formats=options.formats)
+    build = build_model(options.source, options.engine, options.limits, options.compute_type, formats=options.formats, grammar_engine=options.grammar_engine)
     return Lifecycle(engine, options.source, metrics, build, loaded=bars.close, announce=announce, spans=spans)
 
 

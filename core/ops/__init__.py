@@ -20,6 +20,7 @@ from torch import Tensor
 from mainspring.core.errors import BackendError, unknown
 from mainspring.core.ops.activation import gelu, gelu_mul, silu_mul
 from mainspring.core.ops.attention import attention, kv_write
+from mainspring.core.ops.bitmask import apply_bitmask
 from mainspring.core.ops.choose import choose
 from mainspring.core.ops.embedding import embedding
 from mainspring.core.ops.logprobs import logprobs
@@ -48,6 +49,7 @@ class Ops:
     logprobs: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor, Tensor]] = logprobs
     choose: Callable[[Tensor, SamplingTensors, Tensor, Tensor], Tensor] = _CHOOSE
     """Over the backend's own `sample` where it overrides only that."""
+    apply_bitmask: Callable[[Tensor, Tensor, Tensor], Tensor] = apply_bitmask
 
 
 def resolve(overrides: Mapping[str, Callable[..., Any]]) -> Ops:
