@@ -114,6 +114,11 @@ class Tokenizer:
         """Whether the token has a meaning for the model and no text for the reader."""
         return token_id in self._special_ids
 
+    def special_ids(self, words: Iterable[str]) -> dict[str, int]:
+        """Those of the words that are special tokens, with their ids."""
+        ids = {self._added[token_id].decode(): token_id for token_id in self._special_ids}
+        return {word: ids[word] for word in words if word in ids}
+
     def _without_doubled_bos(self, ids: list[int], add_special_tokens: bool) -> list[int]:
         doubled = add_special_tokens and len(ids) > 1 and ids[0] == ids[1] == self.special.bos_id
         return ids[1:] if doubled else ids
