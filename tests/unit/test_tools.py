@@ -127,6 +127,12 @@ ANSWERS: list[tuple[str, str, list[Event]]] = [
         "<|message|>{}",
         [Text("I look."), *TIME],
     ),
+    (
+        "harmony",
+        "<|channel|>analysis<|message|>thinking<|end|><|start|>assistant to=functions.time<|channel|>commentary "
+        "<|constrain|>json<|message|>{}<|call|>",
+        [Reasoning("thinking"), *TIME],
+    ),
     ("harmony", "<|channel|>final<|message|>Hello<|return|>", [Text("Hello")]),
     ("harmony", "<|channel|>analysis to=python<|message|>1+1<|call|>", [Reasoning("1+1")]),
     ("harmony", "<|channel|>analysis", []),
