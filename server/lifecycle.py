@@ -225,7 +225,7 @@ def engine_state(engine: EngineClient) -> tuple[Stats, Ready] | None:
 def _load_text(source: ModelSource) -> tuple[Tokenizer, ChatTemplate | None]:
     tokenizer = load_tokenizer(source.path, source.tokenizer_config)
     template = tokenizer.chat_template
-    return tokenizer, None if template is None else ChatTemplate(template, tokenizer.special)
+    return tokenizer, None if template is None else ChatTemplate(template, tokenizer.special, tokenizer.tool_template)
 
 
 def _leaves(group: BaseExceptionGroup[StartupError]) -> list[StartupError]:

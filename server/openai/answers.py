@@ -22,6 +22,7 @@ from mainspring.server.openai.types import (
 from mainspring.server.text.answer import AnswerReader
 from mainspring.server.text.machine import Arguments, CallStart, Event, Reasoning, Text
 from mainspring.server.text.machine import TextMachine as Machine
+from mainspring.server.tools.special_tokens import by_token
 from mainspring.server.tools.structure import forced_format, required_calls, strict_calls
 from mainspring.server.tools.tool import Offer
 
@@ -70,13 +71,12 @@ def reading_of(model: ServedModel, offer: Offer, prompt: str) -> Reading:
         return [*found, tool_format(offer.tools)] if reads_calls else found
 
     markers = tool_format.markers if reads_calls else frozenset[str]()
+    markers |= frozenset() if reasoning is None else reasoning.markers
     constrain = required_calls if offer.required else strict_calls
     structure = constrain(tool_format, offer, reasoning.end if reasoning is not None and begun else "")
-    return Reading(
-        AnswerForm(machines, offer.parallel, tool_format.new_id),
-        markers if reasoning is None else markers | reasoning.markers,
-        structure,
-    )
+    if structure is not None:
+        structure = {**structure, "format": by_token(structure["format"], model.tokenizer.special_ids(markers))}
+    return Reading(AnswerForm(machines, offer.parallel, tool_format.new_id), markers, structure)
 
 
 class MessageStream:

@@ -41,22 +41,23 @@ class _Generation(Extension):
 
 
 class ChatTemplate:
-    """One model's template, compiled once. Safe to use from several threads."""
+    """One model's template, compiled once. Safe to use from several threads. Some models have another for tools."""
 
-    def __init__(self, source: str, special: SpecialTokens) -> None:
+    def __init__(self, source: str, special: SpecialTokens, tool_source: str | None = None) -> None:
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _Generation]
         )
         environment.filters["tojson"] = _to_json
         environment.globals["raise_exception"] = _raise_exception
         environment.globals["strftime_now"] = _strftime_now
-        self.source = source
+        self._for_tools = None if tool_source is None else ChatTemplate(tool_source, special)
+        self.source = source if tool_source is None else f"{source}\n{tool_source}"
         try:
             self._template = environment.from_string(source)
             used = jinja2.meta.find_undeclared_variables(environment.parse(source))
         except jinja2.TemplateSyntaxError as error:
             raise ModelError(f"the model's chat template has a syntax error in line {error.lineno}: {error}") from error
-        self.takes_tools = "tools" in used
+        self.takes_tools = "tools" in used or self._for_tools is not None
         """Whether it writes tools into the prompt itself."""
         self._tokens = {**(special.others or {}), "bos_token": special.bos, "eos_token": special.eos}
 
@@ -71,6 +72,8 @@ class ChatTemplate:
         `tools` are in OpenAI's form, `options` further variables of the template. Raises TemplateError when the
         template refuses the messages, or an option takes the name of something that the server says.
         """
+        if tools and self._for_tools is not None:
+            return self._for_tools.render(messages, tools, options)
         variables = self._variables(tools, options or {})
         if not messages or messages[-1]["role"] != "assistant" or messages[-1].get("tool_calls"):
             return self._render(messages, variables, add_generation_prompt=True)

@@ -28,7 +28,6 @@ class Harmony(ToolParser):
 
     markers: ClassVar[frozenset[str]] = frozenset({_START, _CHANNEL, _CONSTRAIN, _MESSAGE, *_ENDS})
     signs: ClassVar[tuple[tuple[str, ...], ...]] = ((_CHANNEL, _MESSAGE),)
-    trigger: ClassVar[str] = f"{_CHANNEL}commentary to=functions."
     reads_reasoning: ClassVar[bool] = True
 
     def read(self) -> Steps[None]:

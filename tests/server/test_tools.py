@@ -6,6 +6,9 @@ The simulated model says what its prompt quotes, so each test chooses the model'
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -199,6 +202,14 @@ def test_refused_tools(client: openai.OpenAI, fields: dict[str, Any], message: s
     body = {key: fields.pop(key) for key in list(fields) if key == "chat_template_kwargs"}
     with pytest.raises(openai.BadRequestError, match=message):
         ask(client, "x", streams=False, extra_body=body, **fields)
+
+
+def test_the_pages_example_runs(client: openai.OpenAI) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "tools.md").read_text()
+    code = re.findall(r"```python\n(from openai.*?)```", page, flags=re.DOTALL)[0]
+    assert "http://127.0.0.1:3000/v1" in code
+    code = code.replace("http://127.0.0.1:3000/v1", str(client.base_url))
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
 @tgi("1.5 tool_prompt")

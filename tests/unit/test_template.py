@@ -104,8 +104,15 @@ def test_marks_for_training_are_taken_and_not_shown() -> None:
 
 def test_whether_a_template_has_a_place_for_tools() -> None:
     for source, takes in (("{% if tools %}x{% endif %}", True), ("{{ messages }}", False)):
-        template = ChatTemplate(source, SpecialTokens())
+        template = ChatTemplate(source, SPECIAL)
         assert (template.takes_tools, template.source) == (takes, source)
+
+
+def test_a_template_of_its_own_for_tools() -> None:
+    template = ChatTemplate("plain", SPECIAL, "{{ tools[0] }} <tool_call>")
+    assert (template.render([USER]), template.render([USER], [{"a": 1}])) == ("plain", "{'a': 1} <tool_call>")
+    assert template.takes_tools
+    assert "<tool_call>" in template.source
 
 
 def test_options_do_not_take_the_servers_names() -> None:

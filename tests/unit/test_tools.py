@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from mainspring.core.errors import StartupError
 from mainspring.server.text.machine import Arguments, CallStart, Event, Reasoning, Text, TextMachine, joined
 from mainspring.server.tools.formats import TOOL_FORMATS, choose_tool_format
+from mainspring.server.tools.special_tokens import by_token
 from mainspring.server.tools.structure import forced_format, required_calls, strict_calls
 from mainspring.server.tools.tool import Offer, Tool
 
@@ -125,6 +126,12 @@ ANSWERS: list[tuple[str, str, list[Event]]] = [
         "<|channel|>commentary<|message|>I look.<|end|><|start|>assistant to=functions.time<|channel|>commentary"
         "<|message|>{}",
         [Text("I look."), *TIME],
+    ),
+    (
+        "harmony",
+        "<|channel|>analysis<|message|>thinking<|end|><|start|>assistant to=functions.time<|channel|>commentary "
+        "<|constrain|>json<|message|>{}<|call|>",
+        [Reasoning("thinking"), *TIME],
     ),
     ("harmony", "<|channel|>final<|message|>Hello<|return|>", [Text("Hello")]),
     ("harmony", "<|channel|>analysis to=python<|message|>1+1<|call|>", [Reasoning("1+1")]),
@@ -285,7 +292,7 @@ def test_calls_of_strict_tools_are_right_among_words(name: str) -> None:
     format_ = TOOL_FORMATS[name]
     assert strict_calls(format_, Offer(TOOLS)) is None
     structure = strict_calls(format_, Offer((replace(weather, strict=True), time), parallel=False))
-    if name in ("json", "llama3_json", "pythonic"):  # nothing marks a call
+    if name in ("json", "llama3_json", "pythonic", "harmony"):  # nothing marks a call, or every message alike
         assert structure is None
         return
     assert structure is not None
@@ -299,3 +306,35 @@ def test_thoughts_come_before_words_and_strict_calls() -> None:
     structure = strict_calls(TOOL_FORMATS["hermes"], Offer((replace(TOOLS[0], strict=True),)), "</think>")
     assert structure is not None
     assert [part["type"] for part in structure["format"]["elements"]] == ["tag", "triggered_tags"]
+
+
+IDS = {"[TOOL_CALLS]": 7, "[ARGS]": 8, "<escape>": 9, "[/THINK]": 10}
+
+
+def test_special_tokens_are_named_by_id() -> None:
+    required = required_calls(TOOL_FORMATS["mistral_args"], Offer(TOOLS[:1], required=True), "[/THINK]")
+    thoughts, calls = by_token(required["format"], IDS)["elements"]
+    assert thoughts["end"] == {"type": "token", "token": 10}
+    assert thoughts["content"] == {"type": "any_tokens", "exclude_tokens": [10]}
+    (tag,) = calls["tags"]
+    name, args, schema = tag["content"]["elements"]
+    assert (tag["begin"], tag["end"]) == ({"type": "token", "token": 7}, "")
+    assert (name["value"], args, schema["json_schema"]) == ("weather", {"type": "token", "token": 8}, CITY)
+
+
+def test_special_tokens_begin_and_quote() -> None:
+    offer = Offer((replace(TOOLS[0], strict=True),), required=True)
+    strict = strict_calls(TOOL_FORMATS["mistral"], offer)
+    assert strict is not None
+    free = by_token(strict["format"], IDS)
+    assert (free["type"], free["trigger_tokens"]) == ("token_triggered_tags", [7])
+    assert free["tags"][0]["content"]["elements"][0] == {"type": "const_string", "value": "["}
+    gemma = json.dumps(by_token(required_calls(TOOL_FORMATS["functiongemma"], offer)["format"], IDS))
+    assert '"begin": {"type": "token", "token": 9}' in gemma
+
+
+@pytest.mark.parametrize("name", TOOL_FORMATS)
+def test_without_special_tokens_nothing_changes(name: str) -> None:
+    offer = Offer(TOOLS, required=True)
+    structure = required_calls(forced_format(TOOL_FORMATS[name], offer), offer, "</think>")
+    assert by_token(structure["format"], {}) == by_token(structure["format"], {"<other>": 1}) == structure["format"]
