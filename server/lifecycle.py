@@ -12,9 +12,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from mainspring.core.grammar.messages import AUTO
 from mainspring.core.config import EngineConfig
 from mainspring.core.errors import EXIT_STARTUP, ErrorKind, RequestError, StartupError
+from mainspring.core.grammar.messages import AUTO
 from mainspring.core.metrics import Stats
 from mainspring.core.request import Ready
 from mainspring.server.answer_formats import AnswerFormats

@@ -9,7 +9,7 @@ import asyncio
 import threading
 from collections.abc import AsyncGenerator, Coroutine, Iterator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
@@ -17,13 +17,13 @@ import msgspec
 
 from mainspring.core.config import Dtype, EngineConfig, KVDtype
 from mainspring.core.errors import StartupError
-from mainspring.core.metrics import Stats
 from mainspring.core.grammar.messages import GrammarSpec
+from mainspring.core.metrics import Stats
 from mainspring.core.request import FinishReason, Ready, SamplingParams, TokenLogprobs
 from mainspring.server.engine.client import EngineClient, ProgressListener
 from mainspring.server.errors import TemplateError
-from mainspring.server.source import resolve
 from mainspring.server.grammar.guidance import Guidance
+from mainspring.server.source import resolve
 from mainspring.server.text.generation import Generation, Piece, Token, generate
 from mainspring.server.text.template import ChatTemplate, Message
 from mainspring.server.text.tokenizer import load_tokenizer
@@ -146,7 +146,9 @@ class LLM:
         """
         each = _one_by_one(prompts)
         of_each = [params] * len(each) if isinstance(params, SamplingParams | None) else params
-        generations = [replace(self._generation(*pair, stop), grammar=grammar) for pair in zip(each, of_each, strict=True)]
+        generations = [
+            replace(self._generation(*pair, stop), grammar=grammar) for pair in zip(each, of_each, strict=True)
+        ]
         return self._run(self._generate_all(generations))
 
     def chat(

@@ -96,7 +96,7 @@ _SERVE_FLAGS = [
         "--grammar-engine",
         metavar="NAME",
         default="auto",
-        help="Reads grammars: llguidance, xgrammar, or auto for the one that enforces the most.",
+        help="What reads grammars: llguidance, xgrammar, or auto for the first that is installed.",
     ),
     flag("--disable-grammar-support/--no-disable-grammar-support", default=False, help="Refuse grammars."),
     flag("--compute-type", help="For the header x-compute-type.  [default: the backend]"),

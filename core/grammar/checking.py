@@ -15,9 +15,10 @@ from pathlib import Path
 
 import msgspec
 
+from mainspring.core import lifeline
 from mainspring.core.errors import ChannelClosed
 from mainspring.core.frames import pack_frame, read_frame
-from mainspring.core.grammar.messages import AUTO, Check, Checked, CheckStart
+from mainspring.core.grammar.messages import AUTO, Check, Checked, CheckStart, GrammarSpec
 from mainspring.core.grammar.protocol import GrammarEngine, GrammarError
 from mainspring.core.grammar.store import installed, open_engine
 from mainspring.core.request import Grammar, Vocabulary
@@ -31,40 +32,49 @@ class Checker:
         self._vocab_size = vocab_size
         self._engines: dict[str, GrammarEngine] = {}
 
+    def open(self, name: str) -> None:
+        """Loads an engine, so that no request waits for that."""
+        with contextlib.suppress(GrammarError):
+            self._open(self._engine_for(name))
+
     def check(self, asked: Check) -> Checked:
         """Never raises for what a request says."""
-        names = installed() if asked.engine == AUTO else (asked.engine,)
-        best, error = None, "no grammar engine is installed; pip install llguidance"
-        for name in names:
-            try:
-                found = self._read(name, asked)
-            except (GrammarError, MemoryError) as problem:
-                error = error if best is not None or name != names[0] else str(problem) or "it takes too much memory"
-                continue
-            if not found.warnings:
-                return found
-            best = best or found
-        return best or Checked(error=error)
+        try:
+            return self._read(self._engine_for(asked.engine), asked.spec)
+        except MemoryError:
+            return Checked(error="reading it takes too much memory; simplify it")
+        except GrammarError as error:
+            return Checked(error=str(error))
 
-    def _read(self, name: str, asked: Check) -> Checked:
+    def _open(self, name: str) -> GrammarEngine:
         if name not in self._engines:
             self._engines[name] = open_engine(name, self._vocabulary, self._vocab_size)
-        engine = self._engines[name]
-        source = engine.source(asked.spec)
+        return self._engines[name]
+
+    def _engine_for(self, name: str) -> str:
+        there = installed()
+        if name != AUTO:
+            return name
+        if not there:
+            raise GrammarError("no grammar engine is installed; pip install llguidance")
+        return there[0]
+
+    def _read(self, name: str, spec: GrammarSpec) -> Checked:
+        engine = self._open(name)
+        source = engine.source(spec)
         engine.matcher(source)
         return Checked(Grammar(name, source), engine.warnings(source))
 
 
 def main() -> int:
     """Answers frame by frame until standard input ends."""
+    lifeline.tie_to_parent(os.getppid())
     answers = os.dup(sys.stdout.fileno())
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # libraries print
     with contextlib.suppress(ChannelClosed), os.fdopen(answers, "wb") as out:
         start = msgspec.msgpack.decode(read_frame(_read), type=CheckStart)
         checker = Checker(start.vocabulary, start.vocab_size)
-        for name in installed():
-            open_engine(name, start.vocabulary, start.vocab_size)  # so that no request waits for the import
-            break
+        checker.open(start.engine)
         _limit_memory(start.memory_bytes)
         for answer in _answers(checker):
             out.write(pack_frame(msgspec.msgpack.encode(answer)))

@@ -1,8 +1,8 @@
 """The running sequences' places in their grammars: one state for each row of the table, advanced by one call.
 
-A step's mask depends on the token of the step before. So masks are made when the step's forward pass is already with the
-device: by then the step before has ended, its tokens lie on the host, and the device computes on while the mask is made.
-Rows without a grammar wait for nothing but the copy of the others' masks.
+A step's mask depends on the token of the step before. So masks are made when the step's forward pass is already with
+the device: by then the step before has ended, its tokens lie on the host, and the device computes on meanwhile. Rows
+without a grammar wait for nothing but the copy of the others' masks.
 
 Legend: V vocabulary, W words of 32 tokens, G rows of a step that follow a grammar.
 """

@@ -36,6 +36,9 @@ class TagGrammar:
     def _format(self, part: Mapping[str, Any]) -> str:
         kinds: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
             "const_string": lambda each: quoted(each["value"]),
+            "token": lambda each: f"<[{int(each['token'])}]>",
+            "any_tokens": lambda each: f"<[^{','.join(str(int(token)) for token in each['exclude_tokens'])}]>*",
+            "optional": lambda each: f"({self._format(each['content'])})?",
             "json_schema": lambda each: self._rule(f"%json {json.dumps(self._spaced(each['json_schema']))}"),
             "regex": lambda each: self._terminal(_slashed(each["pattern"])),
             "any_text": lambda each: self._terminal(ANY_TEXT),
@@ -44,8 +47,9 @@ class TagGrammar:
             "tag": self._tag,
             "tags_with_separator": self._separated,
             "triggered_tags": self._triggered,
+            "token_triggered_tags": self._token_triggered,
         }
-        kind = part.get("type")
+        kind = str(part.get("type"))
         if kind not in kinds:
             raise GrammarError(f"a structural tag has a part of type {kind!r}; there are {', '.join(kinds)}")
         try:
@@ -55,10 +59,10 @@ class TagGrammar:
 
     def _tag(self, part: Mapping[str, Any]) -> str:
         begin, content, end = part["begin"], part["content"], part["end"]
-        if content.get("type") == "any_text" and end:
+        if content.get("type") == "any_text" and isinstance(end, str) and end:
             # Up to the first end, which belongs to it.
             rule = self._rule(ANY_TEXT, f"[suffix={quoted(end)}]")
-            return f"{quoted(begin)} {rule}" if begin else rule
+            return f"{self._text(begin)} {rule}" if begin else rule
         return " ".join(piece for piece in (self._text(begin), self._format(content), self._text(end)) if piece)
 
     def _separated(self, part: Mapping[str, Any]) -> str:
@@ -85,11 +89,24 @@ class TagGrammar:
             return f"({either} | {words})" if not part.get("at_least_one") else either
         return f"{either}{'+' if part.get('at_least_one') else '*'} {words}"
 
-    def _spaced(self, schema: Any) -> Any:
-        return {**schema, "x-guidance": {"whitespace_pattern": self._whitespace}} if isinstance(schema, dict) else schema
+    def _token_triggered(self, part: Mapping[str, Any]) -> str:
+        """Words, which hold no special token, and tags that begin with one."""
+        either = self._rule(" | ".join(self._tag(tag) for tag in part["tags"]))
+        words = self._terminal(ANY_TEXT)
+        if part.get("stop_after_first"):
+            return f"{words} {either}" if part.get("at_least_one") else f"{words} ({either})?"
+        return f"({words} {either}){'+' if part.get('at_least_one') else '*'} {words}"
 
-    def _text(self, text: str) -> str:
-        return quoted(text) if text else ""
+    def _spaced(self, schema: Any) -> Any:
+        return (
+            {**schema, "x-guidance": {"whitespace_pattern": self._whitespace}} if isinstance(schema, dict) else schema
+        )
+
+    def _text(self, text: str | Mapping[str, Any]) -> str:
+        """A tag's begin, end or separator: words, or a part of its own."""
+        if isinstance(text, str):
+            return quoted(text) if text else ""
+        return self._format(text)
 
     def _rule(self, body: str, attributes: str = "") -> str:
         name = f"rule_{len(self._rules)}"

@@ -5,6 +5,8 @@ expressions under an Earley parser. A schema keyword that it does not enforce is
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from typing import Any
 
 import llguidance
 import llguidance.numpy
@@ -16,7 +18,7 @@ from mainspring.core.grammar.messages import GrammarSpec
 from mainspring.core.grammar.protocol import GrammarError, Mask, Matcher
 from mainspring.core.request import Vocabulary
 
-LIMITS = {
+LIMITS: Mapping[str, Any] = {
     "initial_lexer_fuel": 2_000_000,  # 40 ms
     "step_lexer_fuel": 100_000,  # 7 ms
     "step_max_items": 50_000,
@@ -26,7 +28,7 @@ LIMITS = {
 """Of one grammar, and of one step in it: what a sequence costs others at worst. Times as llguidance gives them."""
 WHITESPACE = r"[ \n]{0,2}"
 """Between two parts of a JSON text: models left free write blanks for ever."""
-JSON_OPTIONS = {"whitespace_flexible": True, "whitespace_pattern": WHITESPACE}
+JSON_OPTIONS: Any = {"whitespace_flexible": True, "whitespace_pattern": WHITESPACE}
 
 
 class LLGuidance:

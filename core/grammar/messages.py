@@ -11,7 +11,7 @@ from mainspring.core.request import Grammar, Vocabulary
 GrammarKind = Literal["json_schema", "regex", "choice", "ebnf", "lark", "structural_tag"]
 
 AUTO = "auto"
-"""Instead of an engine's name: whichever enforces the most."""
+"""Instead of an engine's name: the first that is installed."""
 
 
 class GrammarSpec(msgspec.Struct, frozen=True, array_like=True):
@@ -28,6 +28,8 @@ class CheckStart(msgspec.Struct, frozen=True, array_like=True):
 
     vocabulary: Vocabulary
     vocab_size: int
+    engine: str
+    """Which one to load at once: a name of `store.ENGINES`, or `AUTO`."""
     memory_bytes: int
     """It may grow by so much over what it holds when it is ready."""
 

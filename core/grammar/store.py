@@ -32,7 +32,9 @@ def installed() -> tuple[str, ...]:
 def open_engine(name: str, vocabulary: Vocabulary, vocab_size: int) -> GrammarEngine:
     """Raises `GrammarError` for an engine that is not installed."""
     if name not in ENGINES or find_spec(name) is None:
-        raise GrammarError(f"the grammar engine `{name}` is not installed; there are {', '.join(installed()) or 'none'}")
+        raise GrammarError(
+            f"the grammar engine `{name}` is not installed; there are {', '.join(installed()) or 'none'}"
+        )
     module, kind = ENGINES[name]
     make: Callable[[Vocabulary, int], GrammarEngine] = getattr(import_module(module), kind)
     return make(vocabulary, vocab_size)

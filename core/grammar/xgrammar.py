@@ -1,5 +1,5 @@
-"""XGrammar (Dong et al. 2024, https://github.com/mlc-ai/xgrammar): a pushdown automaton whose context-independent tokens
-are sorted out when the grammar is compiled. It leaves out schema keywords that it does not know, which is told.
+"""XGrammar (Dong et al. 2024, https://github.com/mlc-ai/xgrammar): a pushdown automaton, compiled with masks for all
+tokens that are right or wrong whatever came before. It leaves out schema keywords that it does not know, which is told.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ MOST_WHITESPACE = 2
 
 
 class XGrammar:
-    """A `GrammarEngine`. A source is JSON: `{"kind": "json_schema" | "regex" | "ebnf" | "structural_tag", "text": ...}`."""
+    """A `GrammarEngine`. A source is JSON: `{"kind": ..., "text": ...}`, the kind one of a `GrammarSpec`."""
 
     def __init__(self, vocabulary: Vocabulary, vocab_size: int) -> None:
         special = frozenset(vocabulary.special)
-        words = [b"" if number in special else word for number, word in enumerate(vocabulary.tokens)]
+        # No text spells a special token; a structural tag may name it by its id all the same.
+        words = [b"\xff" + word if number in special else word for number, word in enumerate(vocabulary.tokens)]
         information = xgrammar.TokenizerInfo(
             words, xgrammar.VocabType.RAW, vocab_size=vocab_size, stop_token_ids=list(vocabulary.ends)
         )
@@ -105,4 +106,4 @@ def _keywords(schema: Any) -> set[str]:
         return set().union(*map(_keywords, schema))
     if not isinstance(schema, dict):
         return set()
-    return (UNENFORCED & schema.keys()).union(*map(_keywords, schema.values()))
+    return set(UNENFORCED & schema.keys()).union(*map(_keywords, schema.values()))

@@ -44,6 +44,7 @@ _ASTRAY = (
     "parameters leave none of its tokens"
 )
 
+
 class Scheduler:
     """Owns every live request from `submit` to its last delta."""
 

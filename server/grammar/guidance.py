@@ -1,4 +1,4 @@
-"""Has grammars checked, one after another, by a process that is ended when it takes too long, and remembers what passed.
+"""Has grammars checked, one by one, by a process that is ended when it takes too long, and remembers what passed.
 
 A request waits here for its grammar, and nobody waits for the request.
 """
@@ -117,7 +117,7 @@ class Guidance:
         )
         try:
             async with asyncio.timeout(START_SECONDS):
-                start = CheckStart(self._vocabulary, self._ready.vocab_size, MEMORY_BYTES)
+                start = CheckStart(self._vocabulary, self._ready.vocab_size, self._grammar_engine, MEMORY_BYTES)
                 await _ask(process, start, Checked)
         except BaseException as error:
             await asyncio.shield(self.aclose())

@@ -60,7 +60,7 @@ def of_vllm(fields: Mapping[str, Any]) -> GrammarSpec | None:
         if not isinstance(nested, Mapping):
             raise invalid("`structured_outputs` must be an object", "structured_outputs")
         names = {"json": "guided_json", "regex": "guided_regex", "choice": "guided_choice", "grammar": "guided_grammar"}
-        given |= {names.get(name, name): value for name, value in nested.items() if value is not None}
+        given |= {names.get(str(name), str(name)): value for name, value in nested.items() if value is not None}
     if not given:
         return None
     if len(given) > 1:
