@@ -61,7 +61,8 @@ class Parameter(msgspec.Struct, frozen=True, array_like=True):
 
     def problem(self, value: float) -> str | None:
         """What is wrong with a value, as the end of a sentence; None when nothing is."""
-        low, high = (int(b) if self.kind == "integer" else b for b in (self.minimum, self.maximum))
+        kind = int if self.kind == "integer" else float
+        low, high = kind(self.minimum), kind(self.maximum)
         if self.kind == "integer" and value != value // 1:
             return f"is {value}, which is no integer"
         return None if low <= value <= high else f"is {value}; it must be >= {low} and <= {high}"

@@ -346,7 +346,9 @@ class GraphExecutor:
         flush, bad_N = self._device.flush, not_finite(logits_NV).int()
         flush()
         adjusted_NV = adjust(logits_NV, selection, table.tokens, position_N, max_length=history, flush=flush)
-        adjusted_NV = process(adjusted_NV, selection.processing, table.tokens, position_N, flush=flush)
+        if selection.processing:
+            adjusted_NV = process(adjusted_NV, selection.processing, table.tokens, position_N, flush=flush)
+            bad_N |= not_finite(adjusted_NV)
         adjusted_NV = self._guided(adjusted_NV, selection, results)
         ids_N = self._ops.sample(adjusted_NV, replace(selection.sampling, position=position_N))
         table.append(rows_N, position_N, ids_N)

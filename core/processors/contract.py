@@ -26,11 +26,11 @@ class ProcessedRows:
 
     parameters: Mapping[str, Tensor]
     """[P] each, by the parameter's name: float32, or int32 for integers."""
-    previous_PH: Tensor
+    previous: Tensor
     """[P, H] int32: the last `history` tokens, prompt and output alike, the newest last; -1 before the beginning."""
-    position_P: Tensor
+    position: Tensor
     """[P] int32: where in its sequence the token that is being chosen will stand."""
-    num_prompt_tokens_P: Tensor
+    num_prompt_tokens: Tensor
     """[P] int32."""
 
 

@@ -122,9 +122,9 @@ def process(
         position_P = position_N[stage.rows]
         rows = ProcessedRows(
             parameters=stage.parameters,
-            previous_PH=_previous(tokens, stage.table_rows, position_P, stage.processor.history),
-            position_P=position_P,
-            num_prompt_tokens_P=stage.num_prompt_tokens,
+            previous=_previous(tokens, stage.table_rows, position_P, stage.processor.history),
+            position=position_P,
+            num_prompt_tokens=stage.num_prompt_tokens,
         )
         found_PV = stage.processor.process(given_PV.clone(), rows)
         if stage.asked is not None:

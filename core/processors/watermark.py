@@ -43,7 +43,7 @@ class Watermark(LogitsProcessor):
 
     def process(self, logits_PV: Tensor, rows: ProcessedRows) -> Tensor:
         state_P = key_state(rows.parameters["key"], SALT)
-        hash_PV = token_hashes(state_P, rows.previous_PH[:, -1], logits_PV.shape[-1])
+        hash_PV = token_hashes(state_P, rows.previous[:, -1], logits_PV.shape[-1])
         share_PV = (hash_PV & 0x7FFFFFFF).bitwise_right_shift(7).float()
         green_PV = share_PV < rows.parameters["gamma"][:, None] * 2.0**24
         return logits_PV + torch.where(green_PV, rows.parameters["delta"][:, None], 0.0)
