@@ -22,6 +22,10 @@ _STEP_HOURS = 24
 server's own clock."""
 
 
+class NotMetError(StartupError):
+    """Not all ranks came in time."""
+
+
 @contextmanager
 def listening() -> Iterator[socket.socket]:
     """The socket of rank 0's store, which nothing but this host can reach."""
@@ -34,7 +38,7 @@ def listening() -> Iterator[socket.socket]:
 def meet(shard: Shard, collectives: str, port: int, listener: socket.socket | None = None) -> None:
     """Makes the default process group. Rank 0 brings the `listener`, which it gives away; `port` is the listener's.
 
-    Raises `StartupError` when not all ranks come.
+    Raises `NotMetError` when not all ranks come.
     """
     from torch import distributed
 
@@ -57,7 +61,7 @@ def meet(shard: Shard, collectives: str, port: int, listener: socket.socket | No
             timeout=timedelta(hours=_STEP_HOURS),
         )
     except (distributed.DistError, RuntimeError) as error:
-        raise StartupError(
+        raise NotMetError(
             f"rank {shard.rank} did not meet the others of {shard.world} within {MEETING_SECONDS:.0f} s: {error}; "
             "look at what the other ranks wrote"
         ) from error
