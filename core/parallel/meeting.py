@@ -14,8 +14,8 @@ from mainspring.core.errors import StartupError
 from mainspring.core.parallel.shard import Shard
 
 HOST = "127.0.0.1"
-MEETING_SECONDS = 120.0
-"""What all ranks together may take to start and to open their devices."""
+MEETING_SECONDS = 600.0
+"""What ranks may take to open their devices, which may compile. One that dies or stops meanwhile is seen at once."""
 
 _STEP_HOURS = 24
 """Ranks wait for each other as long as it takes: who is dead or stopped is told by its process, who is slow by the
