@@ -71,6 +71,7 @@ class CpuBackend(Backend):
             block_sizes=(32, 16, 64, 128),
             attention=frozenset({"sliding_window", "softcap", "sinks"}),
             collectives="gloo",
+            ranks_share_device=True,
             default_memory_fraction=0.5,
             verified="L5",
         )
