@@ -185,7 +185,7 @@ class CudaDevice(Device):
 
     def ops(self) -> Mapping[str, Callable[..., Any]]:
         """Triton kernels for what a Llama-like model runs at every step."""
-        from mainspring.backends.cuda.attention import attention, kv_write
+        from mainspring.backends.cuda.attention import attention, kv_write, rotate_and_store
         from mainspring.backends.cuda.sampling import choose, sample
         from mainspring.backends.triton import elementwise
 
@@ -196,6 +196,7 @@ class CudaDevice(Device):
             "silu_mul": elementwise.silu_mul,
             "kv_write": kv_write,
             "attention": attention,
+            "rotate_and_store": rotate_and_store,
         }
         bound = {name: partial(op, overlap=self._overlap) for name, op in overlapping.items()}
         return {**bound, "sample": sample, "choose": choose}

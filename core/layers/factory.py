@@ -48,7 +48,7 @@ class LayerFactory:
 
     def attention(self, config: ModelConfig, layer: int) -> PagedAttention:
         """Attention of one layer, with its window, scale and cap."""
-        return PagedAttention(config, layer, self.ops.attention)
+        return PagedAttention(config, layer, self.ops)
 
     def gated_mlp(self, config: ModelConfig) -> GatedMLP:
         """A gated MLP, from three layers of the checkpoint."""

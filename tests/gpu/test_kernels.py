@@ -1,4 +1,4 @@
-"""Kernels at the shapes that serving gives them, against float64: products of few rows, attention.
+"""Kernels at the shapes that serving gives them, against float64: products of few rows, heads, attention.
 
 What a kernel allocates comes from memory that held NaN a moment ago, so that nothing unwritten passes.
 """
@@ -12,12 +12,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from mainspring.backends.cuda.attention import attention, plan_step
+from mainspring.backends.cuda.attention import attention, plan_step, rotate_and_store
 from mainspring.backends.cuda.linear import Linears
 from mainspring.backends.cuda.overlap import overlap_of
 from mainspring.backends.triton.launch import ALONE, Overlap
 from mainspring.backends.triton.linear import SplitTile, VectorTile, split, vector
 from mainspring.core.backend import AttentionMetadata, KVSpec, PackedLinear, unquantized
+from mainspring.core.ops import heads as reference
 from mainspring.core.ops.attention import PagedKV
 
 ROUNDING = 1e-2
@@ -78,6 +79,25 @@ def test_a_choice_is_measured_once_and_kept(tmp_path: Path) -> None:
     file.write_text("not json")
     assert error(Linears(ALONE, 132, "a card", tmp_path)(x, packed), product(x, weight, None)) < ROUNDING
     assert '"depth": 2048' in file.read_text()
+
+
+@pytest.mark.parametrize("normed", [False, True])
+@pytest.mark.parametrize(("head_dim", "rotary_dim"), [(128, 128), (80, 20)])
+def test_heads_are_normed_rotated_and_stored_in_one(normed: bool, head_dim: int, rotary_dim: int) -> None:
+    tokens, block_size = 65, 32
+    caches = [PagedKV.allocate(KVSpec(1, 8, head_dim, "bfloat16", block_size), 9, "cuda") for _ in range(2)]
+    q, k, v = normal(tokens, 32 + 16, head_dim).split((32, 8, 8), dim=1)
+    slot = torch.randperm(8 * block_size, device="cuda")[:tokens] + block_size
+    slot[-1] = -1
+    metadata = AttentionMetadata(*[slot.int()] * 3, slot, 1, 1, 0)
+    positions, table = torch.arange(tokens, device="cuda"), torch.randn(tokens, rotary_dim, device="cuda")
+    norms = reference.HeadNorms(normal(head_dim), normal(head_dim), 1e-6) if normed else None
+    steps = [reference.HeadsStep(positions, table, cache, 0, metadata) for cache in caches]
+    wanted = reference.rotate_and_store(q, k, v, steps[0], norms)
+    found = rotate_and_store(q, k, v, steps[1], norms, overlap=OVERLAPS["overlapping"])
+    assert error(found, wanted.double()) < ROUNDING
+    assert error(caches[1].keys[0], caches[0].keys[0].double()) < ROUNDING
+    assert torch.equal(caches[1].values[0], caches[0].values[0])
 
 
 @pytest.mark.parametrize("overlap", OVERLAPS.values(), ids=OVERLAPS)
