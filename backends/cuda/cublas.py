@@ -84,9 +84,7 @@ class Cublas:
         preference, found = c_void_p(), c_int()
         self._call("cublasLtMatmulPreferenceCreate", byref(preference))
         space = c_uint64(WORKSPACE_BYTES)
-        self._call(
-            "cublasLtMatmulPreferenceSetAttribute", preference, PREFERENCE_WORKSPACE, byref(space), c_size_t(8)
-        )
+        self._call("cublasLtMatmulPreferenceSetAttribute", preference, PREFERENCE_WORKSPACE, byref(space), c_size_t(8))
         results = (_Result * most)()
         self._call(
             "cublasLtMatmulAlgoGetHeuristic", self._handle, problem.operation, problem.weight, problem.x, problem.out,
@@ -136,9 +134,7 @@ class Cublas:
         return layout
 
     def _set(self, operation: c_void_p, attribute: int, value: c_int | c_uint64) -> None:
-        self._call(
-            "cublasLtMatmulDescSetAttribute", operation, attribute, byref(value), c_size_t(ctypes.sizeof(value))
-        )
+        self._call("cublasLtMatmulDescSetAttribute", operation, attribute, byref(value), c_size_t(ctypes.sizeof(value)))
 
     def _call(self, name: str, *arguments: object) -> None:
         if status := getattr(self._library, name)(*arguments):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,6 +41,8 @@ OLDEST = (8, 0)
 """Compute capability from which bfloat16 and asynchronous copies to shared memory exist; kernels rely on both."""
 OPTIONS = {"graphs": ("on", "off")}
 """`--backend-option`, and the values it takes, the default first."""
+MOST_SEQUENCES = 1 << 16
+"""Rows times kv heads of a step whose attention is dealt out evenly."""
 
 
 def missing_software() -> str:
@@ -125,6 +128,7 @@ class CudaDevice(Device):
         import torch
         import triton
 
+        from mainspring.backends.cuda.cublas import Cublas, CublasError
         from mainspring.backends.cuda.linear import Linears
         from mainspring.backends.cuda.overlap import overlap_of
 
@@ -132,8 +136,13 @@ class CudaDevice(Device):
         self._index = index
         card = torch.cuda.get_device_properties(index)
         self._processors = card.multi_processor_count
+        # Kept as long as the device: captured steps hold its address. One step runs at a time, so all layers share it.
+        self._arrived = torch.zeros(MOST_SEQUENCES, dtype=torch.int32, device=self.torch_device)
         self._overlap = overlap_of((card.major, card.minor))
-        self._linears = Linears(self._overlap, self._processors, card.name, Path(triton.knobs.cache.dir))
+        cublas = None
+        with suppress(CublasError):
+            cublas = Cublas()
+        self._linears = Linears(self._overlap, self._processors, card.name, Path(triton.knobs.cache.dir), cublas=cublas)
         self._capturer: Any = None
         if captures:
             from mainspring.backends.cuda.graphs import Capturer
@@ -205,7 +214,7 @@ class CudaDevice(Device):
         """Host integers only."""
         from mainspring.backends.cuda.attention import plan_step
 
-        return plan_step(metadata, kv.keys[0].shape[2], self._processors)
+        return plan_step(metadata, kv.keys[0].shape[2], self._processors, self._arrived)
 
     def pack(self, scheme: WeightScheme, tensors: Mapping[str, torch.Tensor]) -> PackedLinear:
         """As it is; its shape is remembered."""

@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mainspring.backends.cuda.attention import attention, plan_step, rotate_and_store
+from mainspring.backends.cuda.attention import attention, kv_write, plan_step, rotate_and_store
+from mainspring.backends.cuda.cublas import Cublas
 from mainspring.backends.cuda.linear import Linears
 from mainspring.backends.cuda.overlap import overlap_of
 from mainspring.backends.triton.launch import ALONE, Overlap
@@ -81,6 +82,22 @@ def test_a_choice_is_measured_once_and_kept(tmp_path: Path) -> None:
     assert '"depth": 2048' in file.read_text()
 
 
+@pytest.mark.parametrize(("rows", "size", "depth"), [(33, 1024, 4096), (200, 4096, 2048)])
+@pytest.mark.parametrize("biased", [False, True])
+def test_the_librarys_other_guesses_multiply(rows: int, size: int, depth: int, biased: bool, tmp_path: Path) -> None:
+    x, weight, bias = normal(rows, depth), normal(size, depth), normal(size) if biased else None
+    cublas = Cublas()
+    guesses = cublas.algorithms(x, weight, biased, 8)
+    assert guesses
+    for guess in guesses:
+        assert error(cublas.product(x, weight, bias, guess), product(x, weight, bias)) < ROUNDING
+    packed = PackedLinear(unquantized("bfloat16"), depth, size, weight, bias)
+    for count in (rows, rows - 1):
+        linears = Linears(ALONE, 132, "a card", tmp_path, cublas=cublas)
+        assert error(linears(x[:count], packed), product(x[:count], weight, bias)) < ROUNDING
+    assert len(list(tmp_path.iterdir())) == 1
+
+
 @pytest.mark.parametrize("normed", [False, True])
 @pytest.mark.parametrize(("head_dim", "rotary_dim"), [(128, 128), (80, 20)])
 def test_heads_are_normed_rotated_and_stored_in_one(normed: bool, head_dim: int, rotary_dim: int) -> None:
@@ -101,8 +118,9 @@ def test_heads_are_normed_rotated_and_stored_in_one(normed: bool, head_dim: int,
 
 
 @pytest.mark.parametrize("overlap", OVERLAPS.values(), ids=OVERLAPS)
+@pytest.mark.parametrize("stored", [False, True])
 @pytest.mark.parametrize(("rows", "queries", "context"), [(1, 1, 16384), (9, 1, 1000), (1, 4096, 4096), (3, 700, 1500)])
-def test_attention_of_long_contexts(rows: int, queries: int, context: int, overlap: Overlap) -> None:
+def test_attention_of_long_contexts(rows: int, queries: int, context: int, stored: bool, overlap: Overlap) -> None:
     block_size, blocks = 32, -(-context // 32)
     kv = PagedKV.allocate(KVSpec(1, 8, 128, "bfloat16", block_size), 1 + rows * blocks, "cuda")
     for cache in (kv.keys[0], kv.values[0]):
@@ -115,8 +133,19 @@ def test_attention_of_long_contexts(rows: int, queries: int, context: int, overl
     tokens = rows * queries
     q, k, v = normal(tokens, 32, 128), normal(tokens, 8, 128), normal(tokens, 8, 128)
     metadata = AttentionMetadata(start, length, table, slot, queries, context, rows if queries == 1 else 0)
-    found = attention(q, k, v, kv, 0, plan_step(metadata, 8, 132), scale=128**-0.5, overlap=overlap)
+    arrived = torch.zeros(1024, dtype=torch.int32, device="cuda")
+    plan = plan_step(metadata, 8, 132, arrived)
+    fresh = (None, None) if stored else (k, v)
+    if stored:
+        kv_write(k, v, kv, 0, slot)
+    found = attention(q, *fresh, kv, 0, plan, scale=128**-0.5, overlap=overlap)
     assert found.isfinite().all()
+    # Whoever arrives last: the order of additions is that of positions. And counters are as the next launch needs them.
+    assert all(
+        torch.equal(found, attention(q, None, None, kv, 0, plan, scale=128**-0.5, overlap=overlap))
+        for _ in range(3 * stored)
+    )
+    assert not arrived.any()
     for row in range(rows):
         keys, values = (
             cache[table[row].long()].flatten(0, 1)[:context].double() for cache in (kv.keys[0], kv.values[0])
