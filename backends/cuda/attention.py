@@ -1,7 +1,6 @@
 """Attention and the cache of the contract, on the kernels of `backends/triton`: which rows go to which kernel.
 
-Rows with one token are a decode, whose cache is dealt out evenly to the processors, or in splits of sequences where the
-step's own keys and values are written on the way; all others are ragged. A captured step
+Rows with one token are a decode, whose sequences may be split among processors; all others are ragged. A captured step
 launches what it launched, so which of its rows are which is found on the device.
 """
 
@@ -12,19 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mainspring.backends.triton.attention import (
-    PROGRAMS_PER_PROCESSOR,
-    Cache,
-    Fresh,
-    Rows,
-    Scoring,
-    Tile,
-    decode,
-    num_splits,
-    ragged,
-)
+from mainspring.backends.triton.attention import Cache, Fresh, Rows, Scoring, Tile, decode, num_splits, ragged
 from mainspring.backends.triton.cache import kv_write as write
-from mainspring.backends.triton.decode import Spread, even_decode
 from mainspring.backends.triton.heads import Places
 from mainspring.backends.triton.heads import rotate_and_store as fused
 from mainspring.backends.triton.launch import ALONE, Overlap
@@ -50,14 +38,10 @@ class StepPlan:
     """Whether leading rows with one token each have their own kernel."""
     chunks: bool
     """Whether there may be other rows."""
-    spread: Spread | None = None
-    """How decodes that are in the cache are dealt out; None: in splits."""
 
 
-def plan_step(
-    metadata: AttentionMetadata, num_kv_heads: int, processors: int, arrived: Tensor | None = None
-) -> StepPlan:
-    """From host integers alone: nothing is launched and nothing waits. `arrived`: as `Spread` has it."""
+def plan_step(metadata: AttentionMetadata, num_kv_heads: int, processors: int) -> StepPlan:
+    """From host integers alone: nothing is launched and nothing waits."""
     whole = metadata.max_query <= 1
     num_rows = metadata.kv_length.shape[0]
     return StepPlan(
@@ -66,9 +50,6 @@ def plan_step(
         splits=num_splits(num_rows, num_kv_heads, processors),
         decodes=whole or metadata.num_decodes > 0 or num_rows > FEW_ROWS,
         chunks=not whole,
-        spread=Spread(PROGRAMS_PER_PROCESSOR * processors, arrived)
-        if arrived is not None and num_rows * num_kv_heads <= len(arrived)
-        else None,
     )
 
 
@@ -134,12 +115,7 @@ def attention(
     # Padded tokens beside chunks belong to no row, and nobody else would write their zeros.
     make = torch.zeros if plan.chunks or count < len(q_THD) else torch.empty
     out_THD = make(q_THD.shape, dtype=q_THD.dtype, device=q_THD.device)
-    if plan.decodes and fresh is None and plan.spread is not None:
-        even_decode(
-            q_THD[:count], cache, plan.rows, scoring, out_THD[:count],
-            spread=plan.spread, mixed=plan.chunks, overlap=overlap,
-        )  # fmt: skip
-    elif plan.decodes:
+    if plan.decodes:
         decode(
             q_THD[:count], cache, plan.rows, scoring, out_THD[:count],
             splits=plan.splits, mixed=plan.chunks, fresh=fresh, overlap=overlap,

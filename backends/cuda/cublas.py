@@ -1,7 +1,7 @@
 """Products by cuBLASLt with an algorithm of the caller's choice; torch's own always take its first guess.
 
-The calls and constants are those of cublasLt.h (docs.nvidia.com/cuda/cublas, "Using the cuBLASLt API"). Its matrices are
-stored by columns, so y = x W^T is asked for as y^T = W x^T, and nothing is moved.
+The calls and constants are those of cublasLt.h (docs.nvidia.com/cuda/cublas, "Using the cuBLASLt API"). Its matrices
+are stored by columns, so y = x W^T is asked for as y^T = W x^T, and nothing is moved.
 
 Legend: M rows of x, N output features, K input features.
 """

@@ -11,11 +11,12 @@ Legend: M rows of x, N output features, K input features.
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -27,6 +28,8 @@ from mainspring.backends.cuda.cublas import Algorithm, Cublas, CublasError
 from mainspring.backends.triton.launch import Overlap
 from mainspring.backends.triton.linear import SplitTile, VectorTile, split, vector
 from mainspring.core.backend import PackedLinear
+
+_log = logging.getLogger(__name__)
 
 MOST_ROWS = 32
 """For which kernels of our own are tried."""
@@ -72,12 +75,19 @@ class Shape:
 
 
 def most_rows(rows: int) -> int:
-    """Of the class that so many rows are in. Above MANY_ROWS four classes lie between a number and its double."""
+    """Of the class that so many rows are in."""
     for most in (1, 16, MOST_ROWS):
         if rows <= most:
             return most
-    step = 32 if rows <= MANY_ROWS else (1 << (rows - 1).bit_length() - 1) // 4
-    return triton.cdiv(rows, step) * step
+    return triton.cdiv(rows, 32) * 32 if rows <= MANY_ROWS else triton.next_power_of_2(rows)
+
+
+def classes(rows: int) -> Iterator[int]:
+    """What to measure when so many are first met. Warm-up's largest step stands for all that have many rows, so that
+    nobody waits for a measurement later."""
+    yield rows
+    while (rows := rows // 2) > MANY_ROWS:
+        yield rows
 
 
 class Linears:
@@ -109,8 +119,7 @@ class Linears:
         if shape not in self._tiles:
             if torch.cuda.is_current_stream_capturing():
                 return library(x_MK, weight_NK, bias_N)
-            self._tiles[shape] = self._fastest(shape, x_MK, packed)
-            _write(self._file, self._tiles)
+            self._measure(shape, x_MK, packed)
         return self._run(self._tiles[shape], x_MK, weight_NK, bias_N)
 
     def _run(self, tile: Tile, x_MK: Tensor, weight_NK: Tensor, bias_N: Tensor | None) -> Tensor:
@@ -132,6 +141,23 @@ class Linears:
             with suppress(CublasError):
                 return self._cublas.product(x_MK, weight_NK, bias_N, algorithm)
         return library(x_MK, weight_NK, bias_N)
+
+    def _measure(self, met: Shape, x_MK: Tensor, packed: PackedLinear) -> None:
+        """Where memory does not suffice to measure, the library serves until the next start."""
+        for rows in classes(met.rows):
+            shape = replace(met, rows=rows)
+            if shape in self._tiles:
+                continue
+            # A capture, this measurement's or a step's behind it, can take no memory back that torch has in reserve.
+            torch.cuda.empty_cache()
+            try:
+                self._tiles[shape] = self._fastest(shape, x_MK, packed)
+            except torch.OutOfMemoryError as error:
+                _log.warning("products of %d rows are not measured: %s", rows, error)
+                self._tiles[shape] = None
+            else:
+                _write(self._file, self._tiles)
+            torch.cuda.empty_cache()
 
     def _fastest(self, shape: Shape, x_MK: Tensor, packed: PackedLinear) -> Tile:
         weights = self._weights[(shape.size, shape.depth, packed.data.dtype)] or [packed.data]

@@ -115,7 +115,7 @@ def decode(
     if not num_rows:
         return
     num_kv_heads, block_size = cache.keys.shape[2], cache.keys.shape[1]
-    dims = dims_of(q_THD, cache)
+    dims = _dims(q_THD, cache)
     # A matrix unit takes no fewer than 16 rows.
     padded_group = max(16, triton.next_power_of_2(num_heads // num_kv_heads))
     sizes = (num_rows, num_heads, splits)
@@ -158,7 +158,7 @@ def ragged(
     num_rows = rows.kv_length.shape[0]
     if not num_rows or not q_THD.shape[0]:
         return
-    dims = dims_of(q_THD, cache)
+    dims = _dims(q_THD, cache)
     padded_group = triton.next_power_of_2(q_THD.shape[1] // cache.keys.shape[2])
     tile = tile or ragged_tile(dims["D_PAD"], padded_group, q_THD.dtype)
     # Every row may leave one tile unfilled.
@@ -173,7 +173,7 @@ def ragged(
     )  # fmt: skip
 
 
-def dims_of(q_THD: Tensor, cache: Cache) -> dict[str, int | str]:
+def _dims(q_THD: Tensor, cache: Cache) -> dict[str, int | str]:
     _, num_heads, head_dim = q_THD.shape
     return {
         "H": num_heads,

@@ -21,7 +21,7 @@ def _capped(scores, softcap):
 
 
 @triton.jit
-def visit(
+def _visit(
     q_MD, acc_MD, peak_M, mass_M, keys, values, table, begin, end, position_M, scale, softcap, window, slot_stride,
     S: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, N: tl.constexpr, EDGE: tl.constexpr, CAUSAL: tl.constexpr,
     SOFTCAP: tl.constexpr, WINDOW: tl.constexpr, PRECISION: tl.constexpr,
@@ -75,7 +75,7 @@ def visit(
 
 
 @triton.jit
-def is_decode(query_start, row):
+def _is_decode(query_start, row):
     """Whether this row and all before it have one token each, so that token r is row r's."""
     return (tl.load(query_start + row) == row) & (tl.load(query_start + row + 1) == row + 1)
 
@@ -103,7 +103,7 @@ def decode_kernel(
         BEGIN()
     position = tl.load(kv_length + row) - 1
     if MIXED:
-        position = tl.where(is_decode(query_start, row), position, -1)
+        position = tl.where(_is_decode(query_start, row), position, -1)
     length = position if FRESH else position + 1
     begin = tl.maximum(position + 1 - window, 0) // N * N if WINDOW else 0
     span = tl.cdiv(tl.cdiv(length - begin, SPLITS), N) * N
@@ -144,7 +144,7 @@ def decode_kernel(
             weight_G = tl.exp2(score_G - peak_G)
             mass_G = mass_G * tl.exp2(sunk_G - peak_G) + weight_G
             acc_GD = weight_G[:, None] * v_D.to(tl.float32)[None, :]
-    acc_GD, peak_G, mass_G = visit(
+    acc_GD, peak_G, mass_G = _visit(
         q_GD, acc_GD, peak_G, mass_G, keys, values, table, begin, end,
         tl.zeros((G_PAD,), tl.int32) + position, scale, softcap, window, slot_stride,
         S, D, D_PAD, N, True, WINDOW, SOFTCAP, WINDOW, PRECISION,
@@ -211,7 +211,7 @@ def ragged_kernel(
     if begin >= count:
         return
     if MIXED:
-        if is_decode(query_start, row):
+        if _is_decode(query_start, row):
             return
     length = tl.load(kv_length + row)
 
@@ -240,11 +240,11 @@ def ragged_kernel(
         edge = tl.maximum(low - window + 1, 0) // N * N
     else:
         edge = (low + 1) // N * N
-        acc_MD, peak_M, mass_M = visit(
+        acc_MD, peak_M, mass_M = _visit(
             q_MD, acc_MD, peak_M, mass_M, keys, values, table, 0, edge, position_M, scale, softcap, window, slot_stride,
             S, D, D_PAD, N, False, False, SOFTCAP, WINDOW, PRECISION,
         )  # fmt: skip
-    acc_MD, peak_M, mass_M = visit(
+    acc_MD, peak_M, mass_M = _visit(
         q_MD, acc_MD, peak_M, mass_M, keys, values, table, edge, end, position_M, scale, softcap, window, slot_stride,
         S, D, D_PAD, N, True, True, SOFTCAP, WINDOW, PRECISION,
     )  # fmt: skip

@@ -133,19 +133,12 @@ def test_attention_of_long_contexts(rows: int, queries: int, context: int, store
     tokens = rows * queries
     q, k, v = normal(tokens, 32, 128), normal(tokens, 8, 128), normal(tokens, 8, 128)
     metadata = AttentionMetadata(start, length, table, slot, queries, context, rows if queries == 1 else 0)
-    arrived = torch.zeros(1024, dtype=torch.int32, device="cuda")
-    plan = plan_step(metadata, 8, 132, arrived)
+    plan = plan_step(metadata, 8, 132)
     fresh = (None, None) if stored else (k, v)
     if stored:
         kv_write(k, v, kv, 0, slot)
     found = attention(q, *fresh, kv, 0, plan, scale=128**-0.5, overlap=overlap)
     assert found.isfinite().all()
-    # Whoever arrives last: the order of additions is that of positions. And counters are as the next launch needs them.
-    assert all(
-        torch.equal(found, attention(q, None, None, kv, 0, plan, scale=128**-0.5, overlap=overlap))
-        for _ in range(3 * stored)
-    )
-    assert not arrived.any()
     for row in range(rows):
         keys, values = (
             cache[table[row].long()].flatten(0, 1)[:context].double() for cache in (kv.keys[0], kv.values[0])

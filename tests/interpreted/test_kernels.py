@@ -11,8 +11,6 @@ from torch import Tensor
 
 from mainspring.backends.triton import elementwise
 from mainspring.backends.triton.attention import Cache, Fresh, Rows, Scoring, decode, ragged
-from mainspring.backends.triton.cache import kv_write as write
-from mainspring.backends.triton.decode import Spread, even_decode
 from mainspring.backends.triton.heads import Places
 from mainspring.backends.triton.heads import rotate_and_store as fused
 from mainspring.backends.triton.linear import SplitTile, VectorTile, split, vector
@@ -109,35 +107,6 @@ def test_decodes_write_and_read_the_cache(block_size: int, head_dim: int, splits
     written = given.metadata.slot[given.metadata.slot >= 0]
     for mine, theirs in zip(given.known.keys + given.known.values, (cache.keys, cache.values), strict=True):
         assert torch.equal(mine.view(-1, 2, head_dim)[written], theirs.view(-1, 2, head_dim)[written])
-
-
-@pytest.mark.parametrize("scoring", SCORINGS.values(), ids=SCORINGS)
-@pytest.mark.parametrize("programs", [1, 3, 11, 64])
-@pytest.mark.parametrize(("block_size", "head_dim"), [(16, 64), (64, 48)])
-def test_decodes_dealt_out_evenly(block_size: int, head_dim: int, programs: int, scoring: Scoring) -> None:
-    given = step([170, 1, 0, 33, 64], [1, 1, 1, 1, 1], block_size, head_dim)
-    rows = Rows(given.metadata.query_start, given.metadata.kv_length, given.metadata.block_table)
-    expected = wanted(given, scoring)
-    cache = Cache(given.poisoned.keys[0], given.poisoned.values[0])
-    write(given.k, given.v, cache.keys, cache.values, given.metadata.slot)
-    arrived = torch.zeros(10, dtype=torch.int32)
-    found = torch.full_like(given.q, NAN)
-    even_decode(given.q, cache, rows, scoring, found, spread=Spread(programs, arrived, 16))
-    assert near(found, expected)
-    assert not arrived.any()
-
-
-def test_a_mixed_step_deals_out_its_leading_decodes() -> None:
-    given = step([70, 33, 40], [1, 1, 21], 16, 64)
-    rows = Rows(given.metadata.query_start, given.metadata.kv_length, given.metadata.block_table)
-    expected = wanted(given, SCORINGS["plain"])
-    cache = Cache(given.poisoned.keys[0], given.poisoned.values[0])
-    write(given.k, given.v, cache.keys, cache.values, given.metadata.slot)
-    found = torch.zeros_like(given.q)
-    spread = Spread(7, torch.zeros(6, dtype=torch.int32), 16)
-    even_decode(given.q[:3], cache, rows, SCORINGS["plain"], found[:3], spread=spread, mixed=True)
-    assert near(found[:2], expected[:2])
-    assert not found[2:].any()
 
 
 @pytest.mark.parametrize("scoring", SCORINGS.values(), ids=SCORINGS)
