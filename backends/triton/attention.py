@@ -111,8 +111,8 @@ def decode(
 ) -> None:
     """Attention of rows with one token each: token r belongs to row r. Rows of kv_length 0 get zeros.
 
-    `arrived`: int32 zeros, one a row and kv head at least, zeros again when the kernel is done; launches that may run
-    at the same time need their own. With them splits are merged by the last to arrive, in their order; without, in a
+    `arrived`: int32 zeros, one a row and kv head at least, zeros again when the kernel is done; launches that may run at
+    the same time need their own. With them splits are merged by the last to arrive, in their order; without, in a
     kernel behind.
 
     In a `mixed` step that holds of leading rows, found on the device; tokens of others get zeros, too.
@@ -143,8 +143,7 @@ def decode(
         rows.block_table, rows.query_start, rows.kv_length, sinks, scale, softcap, window,
         *q_THD.stride()[:2], *strides, rows.block_table.stride(0), *cache.keys.stride()[1:3],
         **dims, **scoring.flags(), G_PAD=padded_group, S=block_size, N=positions, SPLITS=splits,
-        FRESH=fresh is not None, MIXED=mixed, GROUP=group, AT_ONCE=at_once,
-        EARLY=overlap.step_inputs_early, BEGIN=overlap.begin,
+        FRESH=fresh is not None, MIXED=mixed, GROUP=group, AT_ONCE=at_once, EARLY=overlap.step_inputs_early, BEGIN=overlap.begin,
         num_warps=warps, num_stages=stages, **overlap.options,
     )  # fmt: skip
     if splits > 1 and not at_once:

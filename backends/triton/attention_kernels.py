@@ -109,8 +109,7 @@ def _merge(
     do_not_specialize_on_alignment=["table", "query_start", "kv_length", "slot"],
 )
 def decode_kernel(
-    out, partial, log_mass, arrived, q, k, v, slot, keys, values, table, query_start, kv_length,
-    sinks, scale, softcap, window,
+    out, partial, log_mass, arrived, q, k, v, slot, keys, values, table, query_start, kv_length, sinks, scale, softcap, window,
     q_token_stride, q_head_stride, k_token_stride, k_head_stride, v_token_stride, v_head_stride,
     table_stride, slot_stride, head_stride,
     H: tl.constexpr, G: tl.constexpr, G_PAD: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, S: tl.constexpr,
