@@ -38,13 +38,9 @@ class StepPlan:
     """Whether leading rows with one token each have their own kernel."""
     chunks: bool
     """Whether there may be other rows."""
-    arrived: Tensor | None = None
-    """As `triton.attention.decode` takes it."""
 
 
-def plan_step(
-    metadata: AttentionMetadata, num_kv_heads: int, processors: int, arrived: Tensor | None = None
-) -> StepPlan:
+def plan_step(metadata: AttentionMetadata, num_kv_heads: int, processors: int) -> StepPlan:
     """From host integers alone: nothing is launched and nothing waits."""
     whole = metadata.max_query <= 1
     num_rows = metadata.kv_length.shape[0]
@@ -54,7 +50,6 @@ def plan_step(
         splits=num_splits(num_rows, num_kv_heads, processors),
         decodes=whole or metadata.num_decodes > 0 or num_rows > FEW_ROWS,
         chunks=not whole,
-        arrived=arrived,
     )
 
 
@@ -123,7 +118,7 @@ def attention(
     if plan.decodes:
         decode(
             q_THD[:count], cache, plan.rows, scoring, out_THD[:count],
-            splits=plan.splits, mixed=plan.chunks, fresh=fresh, arrived=plan.arrived, overlap=overlap,
+            splits=plan.splits, mixed=plan.chunks, fresh=fresh, overlap=overlap,
         )  # fmt: skip
     if plan.chunks:
         tile = prefill_tile(len(q_THD), q_THD.shape[2], q_THD.shape[1] // cache.keys.shape[2], q_THD.dtype)

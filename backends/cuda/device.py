@@ -41,8 +41,6 @@ OLDEST = (8, 0)
 """Compute capability from which bfloat16 and asynchronous copies to shared memory exist; kernels rely on both."""
 OPTIONS = {"graphs": ("on", "off")}
 """`--backend-option`, and the values it takes, the default first."""
-MOST_SPLIT = 1 << 12
-"""Rows times kv heads of a step whose sequences are split; where there are more, none needs to be."""
 
 
 def missing_software() -> str:
@@ -136,8 +134,6 @@ class CudaDevice(Device):
         self._index = index
         card = torch.cuda.get_device_properties(index)
         self._processors = card.multi_processor_count
-        # Kept as long as the device: captured steps hold its address. One step runs at a time, so all layers share it.
-        self._arrived = torch.zeros(MOST_SPLIT, dtype=torch.int32, device=self.torch_device)
         self._overlap = overlap_of((card.major, card.minor))
         cublas = None
         with suppress(CublasError):
@@ -214,7 +210,7 @@ class CudaDevice(Device):
         """Host integers only."""
         from mainspring.backends.cuda.attention import plan_step
 
-        return plan_step(metadata, kv.keys[0].shape[2], self._processors, self._arrived)
+        return plan_step(metadata, kv.keys[0].shape[2], self._processors)
 
     def pack(self, scheme: WeightScheme, tensors: Mapping[str, torch.Tensor]) -> PackedLinear:
         """As it is; its shape is remembered."""

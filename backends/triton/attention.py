@@ -16,8 +16,6 @@ from mainspring.backends.triton.attention_kernels import decode_kernel, merge_ke
 from mainspring.backends.triton.launch import ALONE, Overlap
 
 MAX_SPLITS = 32
-MERGED_ELEMENTS = 8192
-"""Of what splits found, that one program reads at once."""
 PROGRAMS_PER_PROCESSOR = 2
 """Programs that keep a processor's memory pipes full: below that, sequences are split among several."""
 
@@ -106,14 +104,9 @@ def decode(
     splits: int,
     mixed: bool = False,
     fresh: Fresh | None = None,
-    arrived: Tensor | None = None,
     overlap: Overlap = ALONE,
 ) -> None:
     """Attention of rows with one token each: token r belongs to row r. Rows of kv_length 0 get zeros.
-
-    `arrived`: int32 zeros, one a row and kv head at least, zeros again when the kernel is done; launches that may run at
-    the same time need their own. With them splits are merged by the last to arrive, in their order; without, in a
-    kernel behind.
 
     In a `mixed` step that holds of leading rows, found on the device; tokens of others get zeros, too.
     With `fresh` the tokens' keys and values are written to the cache on the way; else they are there already.
@@ -130,23 +123,19 @@ def decode(
     if splits > 1:
         partial = torch.empty((*sizes, head_dim), dtype=torch.float32, device=q_THD.device)
         log_mass = torch.empty(sizes, dtype=torch.float32, device=q_THD.device)
-    group = triton.next_power_of_2(num_heads // num_kv_heads)
-    at_once = 0
-    if splits > 1 and arrived is not None and num_rows * num_kv_heads <= arrived.numel():
-        at_once = max(1, min(splits, MERGED_ELEMENTS // (group * triton.next_power_of_2(head_dim))))
     positions, warps, stages = _decode_tile(dims["D_PAD"], q_THD.dtype)
     sinks, scale, softcap, window = scoring.arguments()
     k_TKD, v_TKD, slot_T = (None, None, None) if fresh is None else (fresh.keys, fresh.values, fresh.slot)
     strides = [0] * 4 if fresh is None else [*fresh.keys.stride()[:2], *fresh.values.stride()[:2]]
     decode_kernel[(num_kv_heads, splits, num_rows)](
-        out_THD, partial, log_mass, arrived, q_THD, k_TKD, v_TKD, slot_T, cache.keys, cache.values,
+        out_THD, partial, log_mass, q_THD, k_TKD, v_TKD, slot_T, cache.keys, cache.values,
         rows.block_table, rows.query_start, rows.kv_length, sinks, scale, softcap, window,
         *q_THD.stride()[:2], *strides, rows.block_table.stride(0), *cache.keys.stride()[1:3],
         **dims, **scoring.flags(), G_PAD=padded_group, S=block_size, N=positions, SPLITS=splits,
-        FRESH=fresh is not None, MIXED=mixed, GROUP=group, AT_ONCE=at_once, EARLY=overlap.step_inputs_early, BEGIN=overlap.begin,
+        FRESH=fresh is not None, MIXED=mixed, EARLY=overlap.step_inputs_early, BEGIN=overlap.begin,
         num_warps=warps, num_stages=stages, **overlap.options,
     )  # fmt: skip
-    if splits > 1 and not at_once:
+    if splits > 1:
         merge_kernel[(num_rows * num_heads,)](
             out_THD, partial, log_mass, D=head_dim, D_PAD=dims["D_PAD"], SPLITS=splits, BEGIN=overlap.begin,
             num_warps=2, **overlap.options,

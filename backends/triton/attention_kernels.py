@@ -80,46 +80,19 @@ def _is_decode(query_start, row):
     return (tl.load(query_start + row) == row) & (tl.load(query_start + row + 1) == row + 1)
 
 
-@triton.jit
-def _merge(
-    partial, log_mass, first_E, e, E: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, SPLITS: tl.constexpr,
-    AT_ONCE: tl.constexpr,
-):  # fmt: skip
-    """[E]: a group's heads side by side, D_PAD elements each, of all splits, each weighted by the mass that it saw."""
-    s, d = tl.arange(0, AT_ONCE), e % D_PAD
-    acc_E, mass_E = tl.zeros((E,), tl.float32), tl.zeros((E,), tl.float32)
-    peak_E = tl.full((E,), float("-inf"), tl.float32)
-    for start in range(0, SPLITS, AT_ONCE):
-        place_SE = first_E[None, :] + start + s[:, None]
-        # What other processors wrote a moment ago is not in this one's own cache.
-        log_SE = tl.load(log_mass + place_SE, cache_modifier=".cg")
-        part_SE = tl.load(partial + place_SE * D + d[None, :], mask=d[None, :] < D, other=0.0, cache_modifier=".cg")
-        highest_E = tl.maximum(peak_E, tl.max(log_SE, 0))
-        shift_E = tl.where(highest_E == float("-inf"), 0.0, highest_E)
-        weight_SE = tl.exp2(log_SE - shift_E[None, :])
-        faded_E = tl.exp2(peak_E - shift_E)
-        acc_E = acc_E * faded_E + tl.sum(part_SE * weight_SE, 0)
-        mass_E = mass_E * faded_E + tl.sum(weight_SE, 0)
-        peak_E = highest_E
-    return acc_E / tl.where(mass_E > 0, mass_E, 1.0)
-
-
 @triton.jit(
     do_not_specialize=["table_stride"],
     do_not_specialize_on_alignment=["table", "query_start", "kv_length", "slot"],
 )
 def decode_kernel(
-    out, partial, log_mass, arrived, q, k, v, slot, keys, values, table, query_start, kv_length, sinks, scale, softcap, window,
+    out, partial, log_mass, q, k, v, slot, keys, values, table, query_start, kv_length, sinks, scale, softcap, window,
     q_token_stride, q_head_stride, k_token_stride, k_head_stride, v_token_stride, v_head_stride,
     table_stride, slot_stride, head_stride,
     H: tl.constexpr, G: tl.constexpr, G_PAD: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, S: tl.constexpr,
     N: tl.constexpr, SPLITS: tl.constexpr, SOFTCAP: tl.constexpr, WINDOW: tl.constexpr, SINKS: tl.constexpr,
-    FRESH: tl.constexpr, MIXED: tl.constexpr, PRECISION: tl.constexpr, GROUP: tl.constexpr, AT_ONCE: tl.constexpr,
-    EARLY: tl.constexpr, BEGIN: tl.constexpr,
+    FRESH: tl.constexpr, MIXED: tl.constexpr, PRECISION: tl.constexpr, EARLY: tl.constexpr, BEGIN: tl.constexpr,
 ):  # fmt: skip
     """One token of each row; program (kv head, split, row). A row of kv_length 0 yields zeros.
-
-    With AT_ONCE the split that arrives last merges all, so many at once; else `merge_kernel` does.
 
     With MIXED so does every row from the first on that has more tokens; `ragged_kernel` comes behind and answers those.
     With FRESH the row's own key and value are not in the cache yet: the first split takes them from k and v, and writes
@@ -184,23 +157,6 @@ def decode_kernel(
         places_G = places_G * SPLITS + split
         tl.store(partial + places_G[:, None] * D + d[None, :], out_GD, mask=loaded_GD)
         tl.store(log_mass + places_G, peak_G + tl.log2(mass_G), mask=g < G)
-        if AT_ONCE:
-            # What all threads of this program stored must be seen before its arrival is.
-            tl.debug_barrier()
-            counter = arrived + row * (H // G) + head
-            before = tl.atomic_add(counter, 1, sem="acq_rel")
-            tl.debug_barrier()
-            if before == SPLITS - 1:
-                e = tl.arange(0, GROUP * D_PAD)
-                # Heads beyond the group are computed from its last one, and not kept.
-                place_E = row.to(tl.int64) * H + head * G + tl.minimum(e // D_PAD, G - 1)
-                merged_E = _merge(
-                    partial, log_mass, place_E * SPLITS, e, GROUP * D_PAD, D, D_PAD, SPLITS, AT_ONCE
-                )  # fmt: skip
-                kept_E = (e // D_PAD < G) & (e % D_PAD < D)
-                tl.store(out + place_E * D + e % D_PAD, merged_E.to(out.dtype.element_ty), mask=kept_E)
-                # The next launch finds the counters as this one did.
-                tl.store(counter, 0)
 
 
 @triton.jit

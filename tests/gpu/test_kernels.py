@@ -133,17 +133,12 @@ def test_attention_of_long_contexts(rows: int, queries: int, context: int, store
     tokens = rows * queries
     q, k, v = normal(tokens, 32, 128), normal(tokens, 8, 128), normal(tokens, 8, 128)
     metadata = AttentionMetadata(start, length, table, slot, queries, context, rows if queries == 1 else 0)
-    arrived = torch.zeros(1024, dtype=torch.int32, device="cuda")
-    plan = plan_step(metadata, 8, 132, arrived)
+    plan = plan_step(metadata, 8, 132)
     fresh = (None, None) if stored else (k, v)
     if stored:
         kv_write(k, v, kv, 0, slot)
     found = attention(q, *fresh, kv, 0, plan, scale=128**-0.5, overlap=overlap)
     assert found.isfinite().all()
-    # Whoever arrives last, splits are added in their order; and counters are as the next launch needs them.
-    for _ in range(3):
-        assert torch.equal(found, attention(q, *fresh, kv, 0, plan, scale=128**-0.5, overlap=overlap))
-    assert not arrived.any()
     for row in range(rows):
         keys, values = (
             cache[table[row].long()].flatten(0, 1)[:context].double() for cache in (kv.keys[0], kv.values[0])
