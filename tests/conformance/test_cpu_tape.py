@@ -64,7 +64,7 @@ def step(rows: int, seed: int, lengths: list[int] | None = None) -> StepTensors:
 
 
 def model(device: CpuDevice, ops: Ops, kv: NativeKV) -> Program:
-    """Two layers with what a decoder has, and torch's ops between: an embedding, a sum."""
+    """Two layers with what a decoder has, and torch's ops between: an embedding, a sum, copies that might be views."""
     draw = torch.Generator().manual_seed(0)
 
     def weight(*shape: int) -> Tensor:
@@ -87,6 +87,7 @@ def model(device: CpuDevice, ops: Ops, kv: NativeKV) -> Program:
             q, k, v = device.quantized_linear(ops.rms_norm(x, norm, 1e-5), qkv).split((64, 32, 32), 1)
             q, k = ops.rope(q.view(-1, HEADS, 16), k.view(-1, 2, 16), inputs.positions, angles)
             attended = ops.attention(q, k, v.view(-1, 2, 16), kv, layer, plan, scale=0.25)
+            attended = attended.to(torch.bfloat16).transpose(1, 2).reshape(-1, 64).float().contiguous()
             x, kept = ops.add_rms_norm(device.quantized_linear(attended.reshape(-1, 64), out), x, norm, 1e-5)
             x = kept + device.quantized_linear(ops.silu_mul(device.quantized_linear(x, up)), down)
         return x, device.quantized_linear(x[inputs.sample_index], head), None

@@ -131,10 +131,9 @@ class Recording(TorchDispatchMode):
     ) -> Any:
         named, schema = kwargs or {}, op._schema
         found = op(*args, **named)
-        views = any(part.alias_info is not None and not part.alias_info.is_write for part in schema.returns)
-        if schema.name in _ALLOCATIONS or views:
-            return found
         results = tuple(found) if isinstance(found, (tuple, list)) else (found,)
+        if schema.name in _ALLOCATIONS or (not schema.is_mutable and _are_views(results, (*args, *named.values()))):
+            return found
         if _unpredictable(op, args) or not all(isinstance(each, Tensor) for each in results):
             raise CannotRecordError(f"{schema.name} asks a tensor for what Python must know")
         self._end_of_kernels()
@@ -191,6 +190,12 @@ class TapedProgram:
             return self._program(inputs, plan)
         self._tapes[key] = Tape(fixed, recording.step, recording.parts(), results)
         return results
+
+
+def _are_views(results: Sequence[Any], args: Sequence[Any]) -> bool:
+    """Whether an op only looked at its arguments' memory. Its schema does not tell: `to` and `reshape` may copy."""
+    places = {each.untyped_storage().data_ptr() for each in args if isinstance(each, Tensor)}
+    return all(isinstance(each, Tensor) and each.untyped_storage().data_ptr() in places for each in results)
 
 
 def _unpredictable(op: Any, args: tuple[Any, ...]) -> bool:
