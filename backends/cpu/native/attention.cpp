@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "crew.hpp"
 #include "lanes.hpp"
 
 struct Attention {
@@ -38,6 +39,7 @@ namespace {
 
 constexpr int64_t TILE = 16;    // queries of a prefill that share what they read of the cache
 constexpr int64_t CHUNK = 256;  // tokens whose scores are held at a time; at least a block
+constexpr int64_t LITTLE = 4096;  // fewer numbers than this are written by one thread
 constexpr int64_t ALONE = 1 << 17;  // fewer products than this are done before a second thread has begun
 
 struct Task {
@@ -261,16 +263,15 @@ void run(const Attention& a) {
     const std::vector<Task> tasks = a.out == nullptr ? std::vector<Task>() : tasks_of(a);
     int64_t work = 0;
     for (const Task& task : tasks) work += task.count * a.lengths[task.row] * a.head_dim * (a.heads / a.kv_heads);
-#pragma omp parallel num_threads(a.threads) if (work > ALONE || a.tokens * a.kv_heads * a.head_dim > ALONE)
-    {
-        if (a.key != nullptr) {
-#pragma omp for schedule(static)
-            for (int64_t token = 0; token < a.tokens; token++) write<T>(a, token);
-        }
+    const int64_t threads = work > ALONE || a.tokens * a.kv_heads * a.head_dim > ALONE ? a.threads : 1;
+    if (a.key != nullptr)
+        each_range(threads, a.tokens, a.tokens * a.kv_heads * a.head_dim < LITTLE, [&](int64_t first, int64_t end) {
+            for (int64_t token = first; token < end; token++) write<T>(a, token);
+        });
+    each(threads, tasks.size(), [&](int64_t at) {
         static thread_local Room room;
-#pragma omp for schedule(dynamic)
-        for (size_t at = 0; at < tasks.size(); at++) attend<T>(a, tasks[at], room);
-    }
+        attend<T>(a, tasks[at], room);
+    });
 }
 
 }  // namespace

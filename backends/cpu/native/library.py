@@ -1,7 +1,7 @@
 """The compiled kernels as Python calls them: plain C functions that take pointers and sizes.
 
-Where torch has loaded the system's OpenMP under its usual name, as its Linux builds have, the loader gives the kernels
-the same one, and both use the same threads.
+Their threads are their own (crew.hpp): the first call that may use several starts them, and they last as long as the
+process.
 """
 
 from __future__ import annotations

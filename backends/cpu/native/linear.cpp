@@ -12,6 +12,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "crew.hpp"
 #include "lanes.hpp"
 
 #if defined(__AVX512VNNI__) && defined(__AVX512BW__)
@@ -46,6 +47,10 @@ inline ints dot(ints total, ints weights, const int8_t* quad) {
     return total;
 #endif
 }
+
+inline int64_t panels_of(const Linear& a) { return (a.outputs + PANEL - 1) / PANEL; }
+
+inline int64_t threads_for(const Linear& a) { return a.inputs * a.outputs > ALONE ? a.threads : 1; }
 
 inline ints load_bytes(const uint8_t* from) {
     ints lanes;
@@ -172,12 +177,14 @@ void panel_int4(const Linear& a, const Quantized& q, int64_t token, int64_t pane
         finish(a, token + r, panel, low[r] * q.scales[token + r], high[r] * q.scales[token + r]);
 }
 
+// `ahead` is fetched meanwhile, a cache line for each input.
 template <int R>
-void panel_float(const Linear& a, int64_t token, int64_t panel) {
+void panel_float(const Linear& a, int64_t token, int64_t panel, const float* ahead) {
     const float* weights = static_cast<const float*>(a.weights) + panel * a.inputs * PANEL;
     const float* x = a.x + token * a.inputs;
     floats low[R] = {}, high[R] = {};
     for (int64_t k = 0; k < a.inputs; k++) {
+        __builtin_prefetch(ahead + k * LANES, 0, 2);
         const floats first = load(weights + k * PANEL), second = load(weights + k * PANEL + LANES);
         for (int r = 0; r < R; r++) {
             low[r] += x[r * a.inputs + k] * first;
@@ -205,13 +212,20 @@ void rows_int4(const Linear& a, const Quantized& q, int64_t panel) {
     for (; at < a.tokens; at++) panel_int4<1>(a, q, at, panel);
 }
 
+// The first tokens wait for the panel to come from memory; meanwhile there is nothing else to fetch. The next ones find
+// it in the cache, so that is when the panel comes that this thread is likely to take next, in halves.
 void rows_float(const Linear& a, int64_t panel) {
+    const float* here = static_cast<const float*>(a.weights) + panel * a.inputs * PANEL;
+    const float* next = panel + a.threads < panels_of(a) ? here + a.threads * a.inputs * PANEL : here;
+    const auto ahead = [&](int64_t at) {
+        return at == 12 ? next : (at == 24 ? next + a.inputs * LANES : here);
+    };
     int64_t at = 0;
-    for (; at + 12 <= a.tokens; at += 12) panel_float<12>(a, at, panel);
-    for (; at + 8 <= a.tokens; at += 8) panel_float<8>(a, at, panel);
-    for (; at + 4 <= a.tokens; at += 4) panel_float<4>(a, at, panel);
-    for (; at + 2 <= a.tokens; at += 2) panel_float<2>(a, at, panel);
-    for (; at < a.tokens; at++) panel_float<1>(a, at, panel);
+    for (; at + 12 <= a.tokens; at += 12) panel_float<12>(a, at, panel, ahead(at));
+    for (; at + 8 <= a.tokens; at += 8) panel_float<8>(a, at, panel, ahead(at));
+    for (; at + 4 <= a.tokens; at += 4) panel_float<4>(a, at, panel, ahead(at));
+    for (; at + 2 <= a.tokens; at += 2) panel_float<2>(a, at, panel, ahead(at));
+    for (; at < a.tokens; at++) panel_float<1>(a, at, panel, ahead(at));
 }
 
 template <typename Rows>
@@ -219,19 +233,10 @@ void run(const Linear& a, int64_t group, Rows rows) {
     static thread_local Quantized memory;
     Quantized& q = memory;  // the caller's, which the threads below share
     q.fit(a, group);
-    const int64_t panels = (a.outputs + PANEL - 1) / PANEL;
-    const bool few = a.tokens <= FEW;
-    if (few)
-        for (int64_t token = 0; token < a.tokens; token++) q.take(a.x + token * a.inputs, token, a.inputs);
-#pragma omp parallel num_threads(a.threads) if (a.inputs * a.outputs > ALONE)
-    {
-        if (!few) {
-#pragma omp for schedule(static)
-            for (int64_t token = 0; token < a.tokens; token++) q.take(a.x + token * a.inputs, token, a.inputs);
-        }
-#pragma omp for schedule(static)
-        for (int64_t panel = 0; panel < panels; panel++) rows(a, q, panel);
-    }
+    each_range(a.threads, a.tokens, a.tokens <= FEW, [&](int64_t first, int64_t end) {
+        for (int64_t token = first; token < end; token++) q.take(a.x + token * a.inputs, token, a.inputs);
+    });
+    each(threads_for(a), panels_of(a), [&](int64_t panel) { rows(a, q, panel); });
 }
 
 }  // namespace
@@ -239,9 +244,7 @@ void run(const Linear& a, int64_t group, Rows rows) {
 extern "C" {
 
 void linear_float(const Linear* a) {
-    const int64_t panels = (a->outputs + PANEL - 1) / PANEL;
-#pragma omp parallel for schedule(static) num_threads(a->threads) if (a->inputs * a->outputs > ALONE)
-    for (int64_t panel = 0; panel < panels; panel++) rows_float(*a, panel);
+    each(threads_for(*a), panels_of(*a), [a](int64_t panel) { rows_float(*a, panel); });
 }
 
 void linear_int8(const Linear* a) { run(*a, (a->inputs + 3) / 4 * 4, rows_int8); }
