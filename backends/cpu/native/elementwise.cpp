@@ -1,4 +1,4 @@
-// The small ops of a decoder in float32: one pass over their input each.
+// The small ops of a decoder in float32: one pass over their input each. And the choice of the likeliest token.
 
 #include "crew.hpp"
 #include "lanes.hpp"
@@ -78,6 +78,25 @@ void rope(const float* heads_in, int64_t stride, const int32_t* positions, const
                     to[half + at] = from[half + at] * cosines[at] + from[at] * sines[at];
                 }
             }
+        }
+    });
+}
+
+// out[row] = the first place of the row's largest number; some place where there is no number.
+void argmax(const float* x, int32_t* out, int64_t rows, int64_t size, int threads) {
+    each_range(threads, rows, rows * size < ALONE, [&](int64_t first, int64_t end) {
+        for (int64_t row = first; row < end; row++) {
+            const float* from = x + row * size;
+            floats most[4] = {all(HIDDEN), all(HIDDEN), all(HIDDEN), all(HIDDEN)};
+            int64_t at = 0;
+            for (; at + 4 * LANES <= size; at += 4 * LANES)
+                for (int part = 0; part < 4; part++) most[part] = larger(load(from + at + part * LANES), most[part]);
+            float found = largest(larger(larger(most[0], most[1]), larger(most[2], most[3])));
+            for (; at < size; at++) found = from[at] > found ? from[at] : found;
+            // Again, out of the cache now, for where it stands.
+            int64_t place = 0;
+            while (place < size && from[place] != found) place++;
+            out[row] = int32_t(place < size ? place : 0);
         }
     });
 }

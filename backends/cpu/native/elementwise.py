@@ -1,6 +1,7 @@
 """The small ops by the compiled kernels, for float32 that lies as they want it; else by torch.
 
-Legend: T packed tokens, E hidden size, I intermediate size, H query heads, K kv heads, D head dim, P positions.
+Legend: T packed tokens, E hidden size, I intermediate size, H query heads, K kv heads, D head dim, P positions,
+N rows that choose a token, V vocabulary.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from mainspring.backends.cpu import elementwise
 from mainspring.backends.cpu.native.library import Kernels
+from mainspring.core.ops.sample import SamplingTensors, sample
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,20 +60,40 @@ class Elementwise:
         head_dim = q_THD.shape[2]
         if not (cos_sin_PR.shape[1] == head_dim and positions_T.dtype == torch.int32 and dense(q_THD) and dense(k_TKD)):
             return elementwise.rope(q_THD, k_TKD, positions_T, cos_sin_PR)
-        positions, table = positions_T.contiguous().data_ptr(), cos_sin_PR.data_ptr()
-        out = []
-        for x in (q_THD, k_TKD):
-            tokens, heads, _ = x.shape
-            turned = x.new_empty(x.shape)
-            self.kernels.rope(
-                x.data_ptr(), x.stride(0), positions, table, turned.data_ptr(), heads * head_dim, tokens, heads,
-                head_dim, self.kernels.threads,
-            )  # fmt: skip
-            out.append(turned)
-        return out[0], out[1]
+        positions_T = positions_T.contiguous()
+        if behind(q_THD, k_TKD):
+            heads = q_THD.shape[1] + k_TKD.shape[1]
+            together = q_THD.as_strided((len(q_THD), heads, head_dim), q_THD.stride())
+            turned = self._turned(together, positions_T, cos_sin_PR)
+            return turned[:, : q_THD.shape[1]], turned[:, q_THD.shape[1] :]
+        return self._turned(q_THD, positions_T, cos_sin_PR), self._turned(k_TKD, positions_T, cos_sin_PR)
+
+    def _turned(self, x_THD: Tensor, positions_T: Tensor, cos_sin_PR: Tensor) -> Tensor:
+        tokens, heads, head_dim = x_THD.shape
+        turned_THD = x_THD.new_empty(x_THD.shape)
+        self.kernels.rope(
+            x_THD.data_ptr(), x_THD.stride(0), positions_T.data_ptr(), cos_sin_PR.data_ptr(), turned_THD.data_ptr(),
+            heads * head_dim, tokens, heads, head_dim, self.kernels.threads,
+        )  # fmt: skip
+        return turned_THD
+
+    def sample(self, logits_NV: Tensor, sampling: SamplingTensors) -> Tensor:
+        """As `core.ops.sample.sample`: rows that are all greedy by the kernel, others by torch."""
+        if sampling.any_sampled or logits_NV.dtype != torch.float32 or not logits_NV.is_contiguous():
+            return sample(logits_NV, sampling, peek=True)
+        ids_N = torch.empty(len(logits_NV), dtype=torch.int32)
+        self.kernels.argmax(logits_NV.data_ptr(), ids_N.data_ptr(), *logits_NV.shape, self.kernels.threads)
+        return ids_N
 
 
 def dense(x_THD: Tensor) -> bool:
     """Whether the heads of a token lie in one piece, in float32."""
     _, head_stride, dim_stride = x_THD.stride()
     return x_THD.dtype == torch.float32 and dim_stride == 1 and head_stride == x_THD.shape[2]
+
+
+def behind(q_THD: Tensor, k_TKD: Tensor) -> bool:
+    """Whether each token's keys begin where its queries end, as where one product gave both."""
+    ends = q_THD.data_ptr() + q_THD.shape[1] * q_THD.shape[2] * q_THD.element_size()
+    one = k_TKD.untyped_storage().data_ptr() == q_THD.untyped_storage().data_ptr()
+    return one and k_TKD.data_ptr() == ends and k_TKD.stride() == q_THD.stride()

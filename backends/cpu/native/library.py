@@ -50,6 +50,7 @@ class Kernels:
     add_rms_norm: Callable[..., Any]
     silu_mul: Callable[..., Any]
     rope: Callable[..., Any]
+    argmax: Callable[..., Any]
 
 
 def open_library(path: Path, threads: int) -> Kernels:
@@ -74,4 +75,5 @@ def open_library(path: Path, threads: int) -> Kernels:
         add_rms_norm=function("add_rms_norm", pointer, pointer, pointer, c_float, pointer, pointer, size, size, c_int),
         silu_mul=function("silu_mul", pointer, pointer, size, size, c_int),
         rope=function("rope", pointer, size, pointer, pointer, pointer, size, size, size, size, c_int),
+        argmax=function("argmax", pointer, pointer, size, size, c_int),
     )
