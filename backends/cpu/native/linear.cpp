@@ -177,14 +177,12 @@ void panel_int4(const Linear& a, const Quantized& q, int64_t token, int64_t pane
         finish(a, token + r, panel, low[r] * q.scales[token + r], high[r] * q.scales[token + r]);
 }
 
-// `ahead` is fetched meanwhile, a cache line for each input.
 template <int R>
-void panel_float(const Linear& a, int64_t token, int64_t panel, const float* ahead) {
+void panel_float(const Linear& a, int64_t token, int64_t panel) {
     const float* weights = static_cast<const float*>(a.weights) + panel * a.inputs * PANEL;
     const float* x = a.x + token * a.inputs;
     floats low[R] = {}, high[R] = {};
     for (int64_t k = 0; k < a.inputs; k++) {
-        __builtin_prefetch(ahead + k * LANES, 0, 2);
         const floats first = load(weights + k * PANEL), second = load(weights + k * PANEL + LANES);
         for (int r = 0; r < R; r++) {
             low[r] += x[r * a.inputs + k] * first;
@@ -212,20 +210,13 @@ void rows_int4(const Linear& a, const Quantized& q, int64_t panel) {
     for (; at < a.tokens; at++) panel_int4<1>(a, q, at, panel);
 }
 
-// The first tokens wait for the panel to come from memory; meanwhile there is nothing else to fetch. The next ones find
-// it in the cache, so that is when the panel comes that this thread is likely to take next, in halves.
 void rows_float(const Linear& a, int64_t panel) {
-    const float* here = static_cast<const float*>(a.weights) + panel * a.inputs * PANEL;
-    const float* next = panel + a.threads < panels_of(a) ? here + a.threads * a.inputs * PANEL : here;
-    const auto ahead = [&](int64_t at) {
-        return at == 12 ? next : (at == 24 ? next + a.inputs * LANES : here);
-    };
     int64_t at = 0;
-    for (; at + 12 <= a.tokens; at += 12) panel_float<12>(a, at, panel, ahead(at));
-    for (; at + 8 <= a.tokens; at += 8) panel_float<8>(a, at, panel, ahead(at));
-    for (; at + 4 <= a.tokens; at += 4) panel_float<4>(a, at, panel, ahead(at));
-    for (; at + 2 <= a.tokens; at += 2) panel_float<2>(a, at, panel, ahead(at));
-    for (; at < a.tokens; at++) panel_float<1>(a, at, panel, ahead(at));
+    for (; at + 12 <= a.tokens; at += 12) panel_float<12>(a, at, panel);
+    for (; at + 8 <= a.tokens; at += 8) panel_float<8>(a, at, panel);
+    for (; at + 4 <= a.tokens; at += 4) panel_float<4>(a, at, panel);
+    for (; at + 2 <= a.tokens; at += 2) panel_float<2>(a, at, panel);
+    for (; at < a.tokens; at++) panel_float<1>(a, at, panel);
 }
 
 template <typename Rows>
