@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 
 COMPILERS = ("c++", "g++", "clang++")
-FLAGS = ("-std=c++17", "-O3", "-pthread", "-fPIC", "-shared", "-fno-math-errno")
+FLAGS = ("-std=c++17", "-O3", "-fopenmp", "-fPIC", "-shared", "-fno-math-errno")
 TIMEOUT_SECONDS = 120
 
 

@@ -12,8 +12,11 @@ import torch
 from torch import Tensor
 
 from mainspring.backends.cpu import elementwise
-from mainspring.backends.cpu.native.library import Kernels
+from mainspring.backends.cpu.native.library import Kernel, Kernels, Norm, Rope, SiluMul
 from mainspring.core.ops.sample import SamplingTensors, sample
+
+ELEMENT = 4
+"""Multiplications that an element takes as long as."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +29,11 @@ class Elementwise:
         """As `core.ops.norm.rms_norm`."""
         if x.dtype != torch.float32 or not x.is_contiguous():
             return elementwise.rms_norm(x, weight, epsilon)
-        out, size = torch.empty_like(x), x.shape[-1]
-        self.kernels.add_rms_norm(
-            x.data_ptr(), None, weight.data_ptr(), epsilon, out.data_ptr(), None, x.numel() // size, size,
-            self.kernels.threads,
+        out, size = self.kernels.empty(*x.shape), x.shape[-1]
+        record = Norm(
+            x.data_ptr(), None, weight.data_ptr(), out.data_ptr(), None, x.numel() // size, size, epsilon
         )  # fmt: skip
+        self.kernels.run(Kernel.NORM, record, ELEMENT * x.numel())
         return out
 
     def add_rms_norm(
@@ -39,11 +42,12 @@ class Elementwise:
         """As `core.ops.norm.add_rms_norm`."""
         if x_TE.dtype != torch.float32 or not (x_TE.is_contiguous() and residual_TE.is_contiguous()):
             return elementwise.add_rms_norm(x_TE, residual_TE, weight_E, epsilon)
-        normed_TE, total_TE = torch.empty_like(x_TE), torch.empty_like(x_TE)
-        self.kernels.add_rms_norm(
-            x_TE.data_ptr(), residual_TE.data_ptr(), weight_E.data_ptr(), epsilon, normed_TE.data_ptr(),
-            total_TE.data_ptr(), x_TE.shape[0], x_TE.shape[1], self.kernels.threads,
+        normed_TE, total_TE = self.kernels.empty(*x_TE.shape), self.kernels.empty(*x_TE.shape)
+        record = Norm(
+            x_TE.data_ptr(), residual_TE.data_ptr(), weight_E.data_ptr(), normed_TE.data_ptr(), total_TE.data_ptr(),
+            x_TE.shape[0], x_TE.shape[1], epsilon,
         )  # fmt: skip
+        self.kernels.run(Kernel.NORM, record, ELEMENT * x_TE.numel())
         return normed_TE, total_TE
 
     def silu_mul(self, x_T2I: Tensor) -> Tensor:
@@ -51,8 +55,9 @@ class Elementwise:
         if x_T2I.dtype != torch.float32 or not x_T2I.is_contiguous() or x_T2I.dim() != 2:
             return elementwise.silu_mul(x_T2I)
         tokens, size = x_T2I.shape[0], x_T2I.shape[1] // 2
-        out_TI = x_T2I.new_empty(tokens, size)
-        self.kernels.silu_mul(x_T2I.data_ptr(), out_TI.data_ptr(), tokens, size, self.kernels.threads)
+        out_TI = self.kernels.empty(tokens, size)
+        record = SiluMul(x_T2I.data_ptr(), out_TI.data_ptr(), tokens, size)
+        self.kernels.run(Kernel.SILU_MUL, record, ELEMENT * out_TI.numel())
         return out_TI
 
     def rope(self, q_THD: Tensor, k_TKD: Tensor, positions_T: Tensor, cos_sin_PR: Tensor) -> tuple[Tensor, Tensor]:
@@ -60,22 +65,15 @@ class Elementwise:
         head_dim = q_THD.shape[2]
         if not (cos_sin_PR.shape[1] == head_dim and positions_T.dtype == torch.int32 and dense(q_THD) and dense(k_TKD)):
             return elementwise.rope(q_THD, k_TKD, positions_T, cos_sin_PR)
-        positions_T = positions_T.contiguous()
-        if behind(q_THD, k_TKD):
-            heads = q_THD.shape[1] + k_TKD.shape[1]
-            together = q_THD.as_strided((len(q_THD), heads, head_dim), q_THD.stride())
-            turned = self._turned(together, positions_T, cos_sin_PR)
-            return turned[:, : q_THD.shape[1]], turned[:, q_THD.shape[1] :]
-        return self._turned(q_THD, positions_T, cos_sin_PR), self._turned(k_TKD, positions_T, cos_sin_PR)
-
-    def _turned(self, x_THD: Tensor, positions_T: Tensor, cos_sin_PR: Tensor) -> Tensor:
-        tokens, heads, head_dim = x_THD.shape
-        turned_THD = x_THD.new_empty(x_THD.shape)
-        self.kernels.rope(
-            x_THD.data_ptr(), x_THD.stride(0), positions_T.data_ptr(), cos_sin_PR.data_ptr(), turned_THD.data_ptr(),
-            heads * head_dim, tokens, heads, head_dim, self.kernels.threads,
-        )  # fmt: skip
-        return turned_THD
+        positions, table = positions_T.contiguous().data_ptr(), cos_sin_PR.data_ptr()
+        out = []
+        for x in (q_THD, k_TKD):
+            tokens, heads, _ = x.shape
+            turned = self.kernels.empty(*x.shape)
+            record = Rope(x.data_ptr(), positions, table, turned.data_ptr(), x.stride(0), tokens, heads, head_dim)
+            self.kernels.run(Kernel.ROPE, record, ELEMENT * x.numel())
+            out.append(turned)
+        return out[0], out[1]
 
     def sample(self, logits_NV: Tensor, sampling: SamplingTensors) -> Tensor:
         """As `core.ops.sample.sample`: rows that are all greedy by the kernel, others by torch."""
@@ -90,10 +88,3 @@ def dense(x_THD: Tensor) -> bool:
     """Whether the heads of a token lie in one piece, in float32."""
     _, head_stride, dim_stride = x_THD.stride()
     return x_THD.dtype == torch.float32 and dim_stride == 1 and head_stride == x_THD.shape[2]
-
-
-def behind(q_THD: Tensor, k_TKD: Tensor) -> bool:
-    """Whether each token's keys begin where its queries end, as where one product gave both."""
-    ends = q_THD.data_ptr() + q_THD.shape[1] * q_THD.shape[2] * q_THD.element_size()
-    one = k_TKD.untyped_storage().data_ptr() == q_THD.untyped_storage().data_ptr()
-    return one and k_TKD.data_ptr() == ends and k_TKD.stride() == q_THD.stride()
