@@ -1,6 +1,7 @@
 """The small ops by the compiled kernels, for float32 that lies as they want it; else by torch.
 
-Legend: T packed tokens, E hidden size, I intermediate size, H query heads, K kv heads, D head dim, P positions.
+Legend: T packed tokens, E hidden size, I intermediate size, H query heads, K kv heads, D head dim, P positions,
+N rows that choose a token, V vocabulary.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from mainspring.backends.cpu import elementwise
 from mainspring.backends.cpu.native.library import Kernel, Kernels, Norm, Rope, SiluMul
+from mainspring.core.ops.sample import SamplingTensors, sample
 
 ELEMENT = 4
 """Multiplications that an element takes as long as."""
@@ -72,6 +74,14 @@ class Elementwise:
             self.kernels.run(Kernel.ROPE, record, ELEMENT * x.numel())
             out.append(turned)
         return out[0], out[1]
+
+    def sample(self, logits_NV: Tensor, sampling: SamplingTensors) -> Tensor:
+        """As `core.ops.sample.sample`: rows that are all greedy by the kernel, others by torch."""
+        if sampling.any_sampled or logits_NV.dtype != torch.float32 or not logits_NV.is_contiguous():
+            return sample(logits_NV, sampling, peek=True)
+        ids_N = torch.empty(len(logits_NV), dtype=torch.int32)
+        self.kernels.argmax(logits_NV.data_ptr(), ids_N.data_ptr(), *logits_NV.shape, self.kernels.threads)
+        return ids_N
 
 
 def dense(x_THD: Tensor) -> bool:

@@ -97,6 +97,8 @@ class Kernels:
 
     play: Callable[..., Any]
     """Calls, how many of them, threads."""
+    argmax: Callable[..., Any]
+    """Logits, ids, rows, size of the vocabulary, threads: the likeliest token of each row."""
     threads: int
     recorder: Recorder | None = None
     """Who is told of each call. One thread at a time runs steps, and so may set this."""
@@ -120,4 +122,5 @@ def open_library(path: Path, threads: int) -> Kernels:
     except OSError as error:
         raise CannotBuildError(f"the compiled kernels cannot be loaded: {error}") from error
     library.play.argtypes, library.play.restype = (c_void_p, c_int64, c_int64), None
-    return Kernels(library.play, threads)
+    library.argmax.argtypes, library.argmax.restype = (c_void_p, c_void_p, c_int64, c_int64, c_int64), None
+    return Kernels(library.play, library.argmax, threads)
