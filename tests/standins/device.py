@@ -49,7 +49,7 @@ def on_host(value: Any) -> Any:
 class StandIn:
     """The one device of this process."""
 
-    def __init__(self, name: str, allowed: Iterable[str], *, lazy: bool = False) -> None:
+    def __init__(self, name: str, allowed: Iterable[str], *, lazy: bool = False, module: object = None) -> None:
         self.name = name
         self.allowed = frozenset(allowed)
         self.lazy = lazy
@@ -57,7 +57,7 @@ class StandIn:
         self.compiled: set[Any] = set()
         self._gathered: list[Any] | None = [] if lazy else None
         self._recording: list[Callable[[], None]] | None = None
-        self._libraries = _install(self)
+        self._libraries = _install(self, module or DeviceModule())
 
     @property
     def compilations(self) -> int:
@@ -196,13 +196,12 @@ class DeviceModule:
         return 1
 
 
-ALLOCATIONS = ("empty", "empty_strided", "as_strided")
 KEY = "PrivateUse1"
 
 
-def _install(device: StandIn) -> tuple[torch.library.Library, ...]:
+def _install(device: StandIn, module: object) -> tuple[torch.library.Library, ...]:
     """Makes torch know the device. The libraries must live as long as it does."""
-    _setup_privateuseone_for_python_backend(device.name, DeviceModule())
+    _setup_privateuseone_for_python_backend(device.name, module)
     everything = torch.library.Library("_", "IMPL")
     everything.fallback(device.run, KEY)
     aten = torch.library.Library("aten", "IMPL")

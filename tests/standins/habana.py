@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from torch.nn import functional
 
 from mainspring.backends.gaudi.cards import GAUDI3, Card
 from mainspring.backends.gaudi.device import GaudiBackend
-from mainspring.core.backend import DeviceInfo, Unavailable
+from mainspring.core.backend import Capabilities, DeviceInfo, Unavailable
 from tests.standins.collectives import register
 from tests.standins.device import GIB, StandIn, on_device, on_host
 from tests.standins.recorder import Recorder, install
@@ -230,6 +231,10 @@ class GaudiStandIn(GaudiBackend):
         """Host memory under the name `hpu`."""
         name = "stand-in: host memory under torch's Python device"
         return [DeviceInfo(i, name, GAUDI3.arch, 128 * GIB) for i in range(2)]
+
+    def in_float32(self, device: DeviceInfo) -> Capabilities:
+        """Its capabilities with one dtype, for the host's sake."""
+        return replace(super().capabilities(device), compute_dtypes=("float32",), kv_dtypes=("float32",))
 
 
 def _nothing_missing(found: Sequence[Card]) -> None:
