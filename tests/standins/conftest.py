@@ -7,7 +7,6 @@ are collected by nobody else.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,12 +23,3 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
         return True if ASKED.partition("-")[0] != vendor else None
     return None
 
-
-@pytest.fixture(autouse=True)
-def _quiet() -> Iterator[None]:
-    """torch says that its device of this kind, and some ops, are new."""
-    import warnings
-
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="index_reduce", category=UserWarning)
-        yield

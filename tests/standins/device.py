@@ -29,7 +29,9 @@ class StandInTensor(torch.Tensor):
 
 def on_device(host: Tensor) -> StandInTensor:
     """A tensor of the device over these values; views of them alias."""
-    tensor: Any = torch._C._acc.create_empty_tensor(tuple(host.shape), host.dtype)
+    # A view of a weight that was made outside of inference mode must be no inference tensor inside.
+    with torch.inference_mode(False):
+        tensor: Any = torch._C._acc.create_empty_tensor(tuple(host.shape), host.dtype)
     tensor.__class__ = StandInTensor
     tensor.host = host
     return tensor  # type: ignore[no-any-return]
@@ -104,6 +106,20 @@ class StandIn:
             self._recording.append(_repetition(op, host_args, host_kwargs, result))
         mine = {id(x.host): x for x in (*args, *kwargs.values()) if isinstance(x, StandInTensor)}
         return _returned(result, mine)
+
+    def own(self, name: str, behaviour: Callable[..., Any], *given: Any) -> Any:
+        """An op of the vendor's own, told by what it does to values."""
+        self.calls[name] += 1
+        signature = (name, _signature(given))
+        if self._gathered is not None:
+            self._gathered.append(signature)
+        else:
+            self.compiled.add(signature)
+        host_args = on_host(given)
+        result = behaviour(*host_args)
+        if self._recording is not None:
+            self._recording.append(_repetition(behaviour, host_args, {}, result))
+        return _returned(result, {})
 
     def copy(self, source: Tensor, target: Tensor) -> Tensor:
         """Between host and device, or on the device from dtype to dtype."""

@@ -20,7 +20,7 @@ from mainspring.backends.gaudi.cards import GAUDI3, Card
 from mainspring.backends.gaudi.device import GaudiBackend
 from mainspring.core.backend import Capabilities, DeviceInfo, Unavailable
 from tests.standins.collectives import register
-from tests.standins.device import GIB, StandIn, on_device, on_host
+from tests.standins.device import GIB, StandIn
 from tests.standins.recorder import Recorder, install
 
 ALLOWED = """
@@ -79,6 +79,16 @@ def fp8_gemm(
     return (result if bias is None else result + bias.float()).to(out)
 
 
+def fused_sdpa(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: float, causal: bool, scale: float, mode: str, *rest: Any
+) -> Tensor:
+    """Attention with an additive mask; query heads may share heads of keys."""
+    assert q.dim() == 4 and q.shape[1] % k.shape[1] == 0 and q.dtype == k.dtype == v.dtype == mask.dtype
+    assert mask.shape == (1, 1, q.shape[2], k.shape[2]) and dropout == 0 and not causal
+    assert mode.lower() in ("none", "fast", "fp32")
+    return functional.scaled_dot_product_attention(q, k, v, mask, scale=scale, enable_gqa=True)
+
+
 class Event:
     """`torch.hpu.Event`: all is done when it returns."""
 
@@ -117,8 +127,7 @@ class Bridge:
             op = getattr(torch.ops.hpu, name).default
             named = {part.name: part.default_value for part in op._schema.arguments}
             named |= dict(zip(named, args, strict=False)) | kwargs
-            result = behaviour(*map(on_host, named.values()))
-            return tuple(map(on_device, result)) if isinstance(result, tuple) else on_device(result)
+            return self.device.own(f"hpu::{name}", behaviour, *named.values())
 
         return run
 
@@ -175,12 +184,8 @@ class Bridge:
 
         return FusedSDPA
 
-    def _attend(self, *given: Any) -> Tensor:
-        q, k, v, mask, dropout, causal, scale, mode, *_ = map(on_host, given)
-        assert q.dim() == 4 and q.shape[1] % k.shape[1] == 0 and q.dtype == k.dtype == v.dtype == mask.dtype
-        assert mask.shape == (1, 1, q.shape[2], k.shape[2]) and dropout == 0 and not causal
-        assert mode.lower() in ("none", "fast", "fp32")
-        return on_device(functional.scaled_dot_product_attention(q, k, v, mask, scale=scale, enable_gqa=True))
+    def _attend(self, *given: Any) -> Any:
+        return self.device.own("FusedSDPA", fused_sdpa, *given)
 
 
 class _Nothing:

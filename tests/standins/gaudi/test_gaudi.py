@@ -18,6 +18,8 @@ from mainspring.core.ops.quantized import quantize_weight
 from tests.standins.habana import GaudiStandIn, bridge
 from tests.standins.served import Served
 
+# The host's own word about one of its ops.
+pytestmark = pytest.mark.filterwarnings("ignore:index_reduce:UserWarning")
 LAZY = os.environ["STANDIN"] == "gaudi-lazy"
 
 
