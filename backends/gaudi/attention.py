@@ -11,6 +11,7 @@ D head dim, S tokens a block.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -19,8 +20,10 @@ from torch import Tensor
 from mainspring.backends.bucketed.attention import LOWEST, FusedAttention, Scores, capped, composed, fused_prefill
 from mainspring.backends.bucketed.cache import BlockMajorKV
 from mainspring.backends.bucketed.steps import StepPlan, plan_step
-from mainspring.backends.gaudi.vendor import BlockSoftmax
 from mainspring.core.backend import AttentionMetadata
+
+BlockSoftmax = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, ...]]
+"""Scores [NB, K, G, 1, S], bias [NB, 1, 1, 1, S] and group [NB] of blocks: weights, largest score and sum of each."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import torch
 
     from mainspring.backends.bucketed.attention import FusedAttention
+    from mainspring.backends.gaudi.attention import BlockSoftmax
     from mainspring.core.backend import Program
 
 PACKAGE = "habana_frameworks"
@@ -27,9 +28,6 @@ REMEDY = (
     "use the container or the installer of Intel Gaudi software (docs.habana.ai), which bring habana-torch-plugin and "
     "its torch, then pip install 'mainspring[gaudi]' there"
 )
-
-BlockSoftmax = Callable[["torch.Tensor", "torch.Tensor", "torch.Tensor"], tuple["torch.Tensor", ...]]
-"""Scores [NB, K, G, 1, S], bias [NB, 1, 1, 1, S] and group [NB] of blocks: weights, largest score and sum of each."""
 
 
 class VendorMissing(Exception):

@@ -192,7 +192,7 @@ HERE = Installation()
 
 
 def find(chips: Sequence[Chip], here: Installation = HERE) -> type[Vendor]:
-    """The software to use. Where there is no chip, only what may be a placeholder is imported. Raises `VendorMissing`."""
+    """The software to use. Without a chip, only what may be a placeholder is imported. Raises `VendorMissing`."""
     if not here.has("torch"):
         raise VendorMissing("torch is not installed")
     missing = "and the machine shows no Trainium or Inferentia 2" if not chips else f"though there is a {chips[0].arch}"

@@ -21,12 +21,12 @@ from mainspring.backends.neuron.vendor import NeuronXla, TorchNeuron
 from mainspring.core.backend import DeviceInfo, Unavailable
 from tests.standins.collectives import register
 from tests.standins.device import GIB, DeviceModule, StandIn
-from tests.standins.recorder import Recorder, install
+from tests.standins.recorder import Recorder, install, require
 
 MECHANICAL = """
-    _index_put_impl_ _reshape_alias contiguous copy detach index_put lift_fresh matmul reshape t unbind view __lshift__
-    __rshift__ scaled_dot_product_attention bitwise_left_shift bitwise_right_shift
-""".split()
+    __lshift__ __rshift__ _index_put_impl_ _reshape_alias bitwise_left_shift bitwise_right_shift contiguous copy detach
+    index_put lift_fresh matmul reshape scaled_dot_product_attention t unbind view
+""".split()  # noqa: SIM905  a list of names is read in lines
 """What torch makes of the IR's ops on its way to a device, and StableHLO's shifts, which the IR forgot."""
 
 
@@ -46,7 +46,7 @@ class NeuronModule(DeviceModule):
     """`torch.neuron`."""
 
     def __init__(self, recorder: Recorder) -> None:
-        self.synchronize = recorder.function("torch.neuron.synchronize", "(device=None)", lambda *given: None)
+        self.synchronize = recorder.function("torch.neuron.synchronize", lambda device=None: None)
 
 
 class Runtime:
@@ -60,17 +60,15 @@ class Runtime:
 
     def _native(self) -> dict[str, dict[str, Any]]:
         of, device = self.recorder.function, self.device
-        torch.compile = of(  # type: ignore[assignment]
-            "torch.compile", "(model, *, fullgraph, dynamic, backend)", self._compile
-        )
+        torch.compile = of("torch.compile", self._compile)  # type: ignore[assignment]
         package = {
-            "memory_allocated": of("memory_allocated", "(device=None)", lambda *given: GIB),
-            "get_dynamo_metrics": of("get_dynamo_metrics", "()", lambda: sorted(map(hash, device.compiled))),
+            "memory_allocated": of("memory_allocated", lambda device=None: GIB),
+            "get_dynamo_metrics": of("get_dynamo_metrics", lambda: sorted(map(hash, device.compiled))),
         }
         return {"torch_neuronx": package, "nki": {}}
 
-    def _compile(self, program: Any, fullgraph: bool, dynamic: bool, backend: str) -> Any:
-        assert (fullgraph, dynamic, backend) == (True, False, "neuron")
+    def _compile(self, program: Any, *, fullgraph: bool, dynamic: bool, backend: str) -> Any:
+        require((fullgraph, dynamic, backend) == (True, False, "neuron"), f"{backend}, dynamic {dynamic}")
 
         def run(*args: Any) -> Any:
             with self.device.graph():
@@ -81,22 +79,22 @@ class Runtime:
     def _xla(self) -> dict[str, dict[str, Any]]:
         of, device = self.recorder.function, self.device
         top = {
-            "device": of("torch_xla.device", "(index=None)", lambda *given: torch.device("neuron:0")),
-            "sync": of("torch_xla.sync", "(wait=False, reset_scope=True)", lambda *given: device.flush()),
+            "device": of("torch_xla.device", lambda index=None: torch.device("neuron:0")),
+            "sync": of("torch_xla.sync", lambda wait=False, reset_scope=True: device.flush()),
         }
         memory = {"bytes_used": GIB, "bytes_limit": 16 * GIB}
         model = {
-            "wait_device_ops": of("wait_device_ops", "(devices=None)", lambda *given: None),
-            "get_memory_info": of("get_memory_info", "(device=None)", lambda *given: memory),
+            "wait_device_ops": of("wait_device_ops", lambda devices=None: None),
+            "get_memory_info": of("get_memory_info", lambda device=None: memory),
         }
-        metrics = {"counter_value": of("counter_value", "(name)", self._counter)}
+        metrics = {"counter_value": of("counter_value", self._counter)}
         return {
             "torch_xla": top, "torch_xla.core": {}, "torch_xla.core.xla_model": model, "torch_xla.debug": {},
             "torch_xla.debug.metrics": metrics,
         }  # fmt: skip
 
     def _counter(self, name: str) -> int | None:
-        assert name == "UncachedCompile"
+        require(name == "UncachedCompile", f"counter {name}")
         return self.device.compilations or None
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from mainspring.core.conformance.checks import check_backend
 from tests.standins.aws import NeuronStandIn, runtime
 from tests.standins.served import Served
 
@@ -22,17 +21,6 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         made = Served(NeuronStandIn(), tmp_path_factory.mktemp("tiny"), patch)
         yield made
         made.served.executor.close()
-
-
-@pytest.mark.skipif(LEGACY, reason="the ops are the same in both ways")
-def test_conforms() -> None:
-    report = check_backend(NeuronStandIn(), address="tests.standins.aws:NeuronStandIn")
-    assert report.ok, [problem for finding in report.findings for problem in finding.problems]
-    assert "stand-in" in report.device
-    assert report.level == "L2"
-    native = {finding.subject for finding in report.findings if finding.cases and finding.origin == "native"}
-    assert {"attention", "attention, sliding window", "attention, softcap", "attention, sinks", "kv_write"} <= native
-    assert runtime().device.calls["scaled_dot_product_attention"]
 
 
 def test_generations_are_those_of_transformers(served: Served) -> None:
