@@ -111,7 +111,8 @@ class Habana:
 
     def block_softmax(self) -> BlockSoftmax | None:
         """The softmax inside blocks, where this release has it."""
-        return _op("block_softmax")
+        softmax: BlockSoftmax | None = _op("block_softmax")
+        return softmax
 
     def fp8_ops(self) -> tuple[Callable[..., Any], Callable[..., Any]] | None:
         """cast_to_fp8_v2 and fp8_gemm_v2, where this release has both."""

@@ -119,5 +119,5 @@ class NeuronStandIn(NeuronBackend):
 
     def devices(self) -> list[DeviceInfo] | Unavailable:
         """Host memory under the name `neuron`."""
-        name = "stand-in: host memory under torch's Python device"
+        name = "host memory under torch's Python device"
         return [DeviceInfo(i, name, "stand-in", 16 * GIB) for i in range(2)]

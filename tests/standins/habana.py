@@ -236,11 +236,19 @@ class GaudiStandIn(GaudiBackend):
 
     def devices(self) -> list[DeviceInfo] | Unavailable:
         """Host memory under the name `hpu`."""
-        name = "stand-in: host memory under torch's Python device"
-        return [DeviceInfo(i, name, GAUDI3.arch, 128 * GIB) for i in range(2)]
+        name = "host memory under torch's Python device"
+        return [DeviceInfo(i, name, "stand-in", GAUDI3.hbm_bytes) for i in range(2)]
 
-    def in_float32(self, device: DeviceInfo) -> Capabilities:
-        """Its capabilities with one dtype, for the host's sake."""
+    def capabilities(self, device: DeviceInfo) -> Capabilities:
+        """A Gaudi 3's."""
+        return super().capabilities(replace(device, arch=GAUDI3.arch))
+
+
+class Float32StandIn(GaudiStandIn):
+    """With one dtype, for the host's sake."""
+
+    def capabilities(self, device: DeviceInfo) -> Capabilities:
+        """A Gaudi 3's, narrowed."""
         return replace(super().capabilities(device), compute_dtypes=("float32",), kv_dtypes=("float32",))
 
 
