@@ -245,11 +245,13 @@ class GaudiStandIn(GaudiBackend):
 
 
 class Float32StandIn(GaudiStandIn):
-    """With one dtype, for the host's sake."""
+    """With one dtype and small blocks, for the host's sake: blocks of 128 are the kept report's."""
 
     def capabilities(self, device: DeviceInfo) -> Capabilities:
         """A Gaudi 3's, narrowed."""
-        return replace(super().capabilities(device), compute_dtypes=("float32",), kv_dtypes=("float32",))
+        return replace(
+            super().capabilities(device), compute_dtypes=("float32",), kv_dtypes=("float32",), block_sizes=(32,)
+        )
 
 
 def _nothing_missing(found: Sequence[Card]) -> None:
