@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -125,6 +126,7 @@ class CudaDevice(Device):
         import torch
         import triton
 
+        from mainspring.backends.cuda.cublas import Cublas, CublasError
         from mainspring.backends.cuda.linear import Linears
         from mainspring.backends.cuda.overlap import overlap_of
 
@@ -133,7 +135,10 @@ class CudaDevice(Device):
         card = torch.cuda.get_device_properties(index)
         self._processors = card.multi_processor_count
         self._overlap = overlap_of((card.major, card.minor))
-        self._linears = Linears(self._overlap, self._processors, card.name, Path(triton.knobs.cache.dir))
+        cublas = None
+        with suppress(CublasError):
+            cublas = Cublas()
+        self._linears = Linears(self._overlap, self._processors, card.name, Path(triton.knobs.cache.dir), cublas=cublas)
         self._capturer: Any = None
         if captures:
             from mainspring.backends.cuda.graphs import Capturer
@@ -185,7 +190,7 @@ class CudaDevice(Device):
 
     def ops(self) -> Mapping[str, Callable[..., Any]]:
         """Triton kernels for what a Llama-like model runs at every step."""
-        from mainspring.backends.cuda.attention import attention, kv_write
+        from mainspring.backends.cuda.attention import attention, kv_write, rotate_and_store
         from mainspring.backends.cuda.sampling import choose, sample
         from mainspring.backends.triton import elementwise
 
@@ -196,6 +201,7 @@ class CudaDevice(Device):
             "silu_mul": elementwise.silu_mul,
             "kv_write": kv_write,
             "attention": attention,
+            "rotate_and_store": rotate_and_store,
         }
         bound = {name: partial(op, overlap=self._overlap) for name, op in overlapping.items()}
         return {**bound, "sample": sample, "choose": choose}

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -59,6 +60,7 @@ class Capturer:
 
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
+        self._alive: WeakSet[_Captured] = WeakSet()
         self._stream = torch.cuda.Stream()
         self._used = False
 
@@ -87,6 +89,9 @@ class Capturer:
 
     def _capture(self, program: Program, inputs: StepTensors, plan: AttentionPlan) -> _Captured:
         """Nothing runs, so the host does this while the device runs what was enqueued."""
+        if not self._alive:
+            # A pool that has lost its last graph is torch's to take apart, and takes no new one.
+            self._pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.stream(self._stream):
             if not self._used:
@@ -100,7 +105,9 @@ class Capturer:
                 result = program(inputs, plan)
             finally:
                 graph.capture_end()
-        return _Captured(graph, tuple(None if part is None else _borrowed(part) for part in result))
+        captured = _Captured(graph, tuple(None if part is None else _borrowed(part) for part in result))
+        self._alive.add(captured)
+        return captured
 
 
 class _Captured:

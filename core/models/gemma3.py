@@ -29,13 +29,13 @@ class Gemma3Attention(nn.Module):
         self.attention = make.attention(config, layer)
 
     def forward(self, x_TE: Tensor, positions_T: Tensor, step: AttentionStep) -> Tensor:
-        q_THD, k_TKD, v_TKD = self.attention.split(self.qkv_proj(x_TE))
-        q_THD, k_TKD = self.rotary(self.q_norm(q_THD), self.k_norm(k_TKD), positions_T)
-        out_TE: Tensor = self.o_proj(self.attention(q_THD, k_TKD, v_TKD, step))
+        heads = self.attention.rotated(self.qkv_proj(x_TE), positions_T, step, self.rotary, (self.q_norm, self.k_norm))
+        out_TE: Tensor = self.o_proj(heads)
         return out_TE
 
 
 class Gemma3(CausalLM):
+    shards = True
     convention = Convention(
         # The multimodal checkpoints hold the text model under a prefix, which changed places once.
         renamed=((r"^language_model\.", ""), (r"^model\.language_model\.", "model.")),
@@ -52,7 +52,7 @@ class Gemma3(CausalLM):
             return SandwichNormBlock(config, make, Gemma3Attention(config, make, layer, rotary), make.gated_mlp(config))
 
         self.model = Decoder(
-            make.embedding(config.vocab_size, config),
+            make.token_embedding(config),
             [block(layer) for layer in range(config.num_layers)],
             make.rms_norm(config.hidden_size, config),
         )

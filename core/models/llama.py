@@ -25,13 +25,14 @@ class LlamaAttention(nn.Module):
         self.attention = make.attention(config, layer)
 
     def forward(self, x_TE: Tensor, positions_T: Tensor, step: AttentionStep) -> Tensor:
-        q_THD, k_TKD, v_TKD = self.attention.split(self.qkv_proj(x_TE))
-        q_THD, k_TKD = self.rotary(q_THD, k_TKD, positions_T)
-        out_TE: Tensor = self.o_proj(self.attention(q_THD, k_TKD, v_TKD, step))
+        heads = self.attention.rotated(self.qkv_proj(x_TE), positions_T, step, self.rotary)
+        out_TE: Tensor = self.o_proj(heads)
         return out_TE
 
 
 class Llama(CausalLM):
+    shards = True
+
     def __init__(self, config: ModelConfig, make: LayerFactory) -> None:
         super().__init__()
         rotary = make.rotary(config.rope)
@@ -40,7 +41,7 @@ class Llama(CausalLM):
             return PreNormBlock(config, make, LlamaAttention(config, make, layer, rotary), make.gated_mlp(config))
 
         self.model = Decoder(
-            make.embedding(config.vocab_size, config),
+            make.token_embedding(config),
             [block(layer) for layer in range(config.num_layers)],
             make.rms_norm(config.hidden_size, config),
         )
