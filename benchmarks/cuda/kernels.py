@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mainspring.backends.cuda.attention import prefill_tile
+from mainspring.backends.cuda.tiles import prefill_tile
 from mainspring.backends.cuda.linear import MOST_ROWS, Shape, Tile, candidates
 from mainspring.backends.cuda.overlap import overlap_of
 from mainspring.backends.triton.attention import Cache, Fresh, Rows, Scoring, decode, num_splits, ragged
