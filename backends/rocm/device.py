@@ -23,7 +23,9 @@ from mainspring.core.errors import BackendError
 if TYPE_CHECKING:
     from mainspring.core.config import EngineConfig
 
-REMEDY = "install torch's ROCm build and Triton from PyTorch's own index (pytorch.org says which), then mainspring[rocm]"
+REMEDY = (
+    "install torch's ROCm build and Triton from PyTorch's own index (pytorch.org says which), then mainspring[rocm]"
+)
 
 
 def missing_software() -> str:
@@ -69,9 +71,7 @@ class RocmBackend(Backend):
             return Unavailable(
                 f"kernels were not compiled for {found[0].arch}", f"use one of {', '.join(CHIPS)}, or --backend cpu"
             )
-        return [
-            DeviceInfo(index, f"AMD GPU {gpu.arch}", gpu.arch, gpu.total_bytes, gpu.uuid) for index, gpu in fitting
-        ]
+        return [DeviceInfo(index, f"AMD GPU {gpu.arch}", gpu.arch, gpu.total_bytes, gpu.uuid) for index, gpu in fitting]
 
     def capabilities(self, device: DeviceInfo) -> Capabilities:
         """As on any of torch's GPUs. Caches of 8 bits wait for scales in the kernels."""

@@ -20,7 +20,9 @@ from mainspring.core.errors import BackendError
 if TYPE_CHECKING:
     from mainspring.core.config import EngineConfig
 
-REMEDY = "install torch's XPU build and its Triton from PyTorch's own index (pytorch.org says which), then mainspring[xpu]"
+REMEDY = (
+    "install torch's XPU build and its Triton from PyTorch's own index (pytorch.org says which), then mainspring[xpu]"
+)
 
 
 def missing_software() -> str:

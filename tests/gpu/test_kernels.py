@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from mainspring.backends.cuda.linear import Linears
+from mainspring.backends.cuda.overlap import overlap_of
 from mainspring.backends.cuda.tiles import prefill_tile
 from mainspring.backends.torch_gpu.attention import attention, plan_step
 from mainspring.backends.torch_gpu.tuning import Tuning
-from mainspring.backends.cuda.linear import Linears
-from mainspring.backends.cuda.overlap import overlap_of
 from mainspring.backends.triton.launch import ALONE, Overlap
 from mainspring.backends.triton.linear import SplitTile, VectorTile, split, vector
 from mainspring.core.backend import AttentionMetadata, KVSpec, PackedLinear, unquantized
@@ -97,7 +97,17 @@ def test_attention_of_long_contexts(rows: int, queries: int, context: int, overl
     tokens = rows * queries
     q, k, v = normal(tokens, 32, 128), normal(tokens, 8, 128), normal(tokens, 8, 128)
     metadata = AttentionMetadata(start, length, table, slot, queries, context, rows if queries == 1 else 0)
-    found = attention(q, k, v, kv, 0, plan_step(metadata, 8, 132), scale=128**-0.5, tuning=Tuning(132, prefill=prefill_tile), overlap=overlap)
+    found = attention(
+        q,
+        k,
+        v,
+        kv,
+        0,
+        plan_step(metadata, 8, 132),
+        scale=128**-0.5,
+        tuning=Tuning(132, prefill=prefill_tile),
+        overlap=overlap,
+    )
     assert found.isfinite().all()
     for row in range(rows):
         keys, values = (
