@@ -21,4 +21,4 @@ class Runtime:
     capture: Mapping[str, object] = field(default_factory=dict)
     """What `capture_begin` takes besides the pool."""
     lends: bool = False
-    """Whether tensors can be made of an address (the CUDA Array Interface), so that graphs share their results' memory."""
+    """Whether tensors can be made of an address (the CUDA Array Interface): graphs then share their results' memory."""

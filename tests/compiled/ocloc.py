@@ -24,7 +24,7 @@ def build(spirv: bytes, device: str) -> tuple[int, int, str]:
         done = subprocess.run(
             [*command, "-output", "code", "-out_dir", folder], capture_output=True, text=True, timeout=300, check=False
         )
-        built = [file for file in Path(folder).glob("*.bin")]
+        built = list(Path(folder).glob("*.bin"))
         said = done.stdout + done.stderr
         if done.returncode or not built:
             return 0, 0, said.strip()[-300:] or f"ocloc ended with {done.returncode}"
