@@ -118,6 +118,8 @@ class Capabilities:
     graphs: Literal["none", "capture", "ahead_of_time"] = "none"
     collectives: str | None = None
     """Name of the torch.distributed backend (`nccl`, `gloo`, `hccl`, `xccl`); None: one device only."""
+    ranks_share_device: bool = False
+    """Several ranks may open one device and divide its memory, as processes on one host do. False: a device a rank."""
     samples_on_device: bool = True
     samples_in_program: bool = False
     """The programs of buckets choose tokens, too: the op `sample` runs inside, told that any row may want any stage but
@@ -412,7 +414,7 @@ class Device(ABC):
 
     def communicator(self, ranks: Sequence[int]) -> Communicator:
         """Collectives among `ranks`. The default is torch.distributed under `Capabilities.collectives`."""
-        from mainspring.core.parallel import TorchCommunicator
+        from mainspring.core.parallel.communicator import TorchCommunicator
 
         return TorchCommunicator(ranks)
 

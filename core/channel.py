@@ -12,7 +12,6 @@ What messages mean is `core/request.py`; who waits for whom is `core/engine.py` 
 from __future__ import annotations
 
 import shutil
-import struct
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ import zmq.asyncio
 
 from mainspring.core.config import EngineConfig
 from mainspring.core.errors import ChannelClosed, ErrorKind, RequestError, StartupError
+from mainspring.core.frames import pack_frame, read_frame
 from mainspring.core.request import FromEngine, RequestId, ToEngine
 
 MAX_FRAME_BYTES = 64 << 20
@@ -53,13 +53,9 @@ class EngineStart(msgspec.Struct, frozen=True, kw_only=True):
     """What host work (scheduling, a busy machine) may add to a step's own bound before the engine counts as hung."""
 
 
-_LENGTH = struct.Struct(">I")
-
-
 def pack_start(start: EngineStart) -> bytes:
-    """The start frame with its length in front, so that the pipe can stay open behind it."""
-    body = msgspec.msgpack.encode(start)
-    return _LENGTH.pack(len(body)) + body
+    """The start frame."""
+    return pack_frame(msgspec.msgpack.encode(start))
 
 
 def read_start(read: Callable[[int], bytes]) -> EngineStart:
@@ -67,19 +63,10 @@ def read_start(read: Callable[[int], bytes]) -> EngineStart:
 
     Raises `ChannelClosed` when the writer went away first.
     """
-    (size,) = _LENGTH.unpack(_read_exactly(read, _LENGTH.size))
-    return msgspec.msgpack.decode(_read_exactly(read, size), type=EngineStart)
-
-
-def _read_exactly(read: Callable[[int], bytes], size: int) -> bytes:
-    parts: list[bytes] = []
-    while size > 0:
-        part = read(size)
-        if not part:
-            raise ChannelClosed("standard input ended before the engine's configuration was complete")
-        parts.append(part)
-        size -= len(part)
-    return b"".join(parts)
+    try:
+        return msgspec.msgpack.decode(read_frame(read), type=EngineStart)
+    except ChannelClosed as error:
+        raise ChannelClosed("standard input ended before the engine's configuration was complete") from error
 
 
 @dataclass(frozen=True, slots=True)

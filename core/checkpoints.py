@@ -23,7 +23,7 @@ from torch import Tensor
 from mainspring.core.config import ModelConfig
 from mainspring.core.errors import ModelError
 from mainspring.core.gguf_file import GGUFFile
-from mainspring.core.layers.weights import Shape
+from mainspring.core.layers.weights import WHOLE, Cut, Shape
 from mainspring.core.models.causal import Convention
 
 
@@ -48,8 +48,8 @@ class Checkpoint(ABC):
         """By the model's names; a tensor that no model's name fits keeps its own."""
 
     @abstractmethod
-    def read(self, name: str) -> Tensor:
-        """A tensor by the model's name, on the host, in the shape of its entry, of any floating dtype."""
+    def read(self, name: str, cut: Cut = WHOLE) -> Tensor:
+        """A tensor by the model's name, or a part of it: on the host, of any floating dtype; shaped as its entry."""
 
 
 class Safetensors(Checkpoint):
@@ -62,10 +62,12 @@ class Safetensors(Checkpoint):
         for file in _shards(directory):
             self._open(file)
 
-    def read(self, name: str) -> Tensor:
-        tensor: Tensor = self._files[name].get_tensor(self.entries[name].stored)
-        if re.search(self._convention.transposed, name):
-            tensor = tensor.t()
+    def read(self, name: str, cut: Cut = WHOLE) -> Tensor:
+        file, stored = self._files[name], self.entries[name].stored
+        # Of a part, only that part is read.
+        part = file.get_tensor(stored) if cut is WHOLE else file.get_slice(stored)
+        transposed = re.search(self._convention.transposed, name)
+        tensor = cut.of_transposed(part) if transposed else cut.of(part)
         if re.search(self._convention.plus_one, name):
             # In float32, so that there is one rounding only: to the compute dtype.
             tensor = tensor.float() + 1
@@ -105,11 +107,19 @@ class GGUF(Checkpoint):
             if not stored.startswith(("rope_freqs.", "rope_factors_")):
                 self.entries[names.get(stored, stored)] = Entry(stored, tensor.shape, tensor.num_bytes)
 
-    def read(self, name: str) -> Tensor:
-        stored = self.entries[name].stored
-        tensor = torch.from_numpy(self._file.read(stored))
-        part = stored.split(".")[-2]
-        return _halves(tensor, self._num_heads[part]) if self._interleaved and part in self._num_heads else tensor
+    def read(self, name: str, cut: Cut = WHOLE) -> Tensor:
+        entry = self.entries[name]
+        if len(entry.shape) == 1:  # a quantized vector has no rows to cut
+            return cut.of(self._unrotated(entry, torch.from_numpy(self._file.read(entry.stored))))
+        tensor = self._unrotated(entry, torch.from_numpy(self._file.read(entry.stored, cut.rows)))
+        return Cut(columns=cut.columns).of(tensor)
+
+    def _unrotated(self, entry: Entry, tensor: Tensor) -> Tensor:
+        """In the order of our rope; the tensor has all of its rows, or those of some heads."""
+        part = entry.stored.split(".")[-2]
+        if not self._interleaved or part not in self._num_heads:
+            return tensor
+        return _halves(tensor, self._num_heads[part] * tensor.shape[0] // entry.shape[0])
 
     def _model_names(self, wanted: Iterable[str], num_layers: int) -> dict[str, str]:
         """GGUF's name for each name that the model wants, the other way round."""

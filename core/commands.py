@@ -15,12 +15,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from mainspring.core.backend import Backend, Capabilities, Unavailable
-from mainspring.core.config import EngineConfig, ModelConfig
+from mainspring.core.config import EngineConfig
 from mainspring.core.conformance.matrix import markdown, reports, table
 from mainspring.core.errors import StartupError
 from mainspring.core.plan import Plan, draft
-from mainspring.core.plugins import Choice, load_plugins
-from mainspring.core.setting import settle
+from mainspring.core.plugins import load_plugins
+from mainspring.core.setting import Setting, settle
 
 
 def backends(console: Console) -> int:
@@ -79,18 +79,20 @@ def check(console: Console, config: EngineConfig) -> int:
             console.print(f"[red]cannot start[/]: {escape(reason)}", soft_wrap=True)
         return 71
     choice, model = setting.choice, setting.model
-    plan = draft(config, model, choice.backend.capabilities(choice.device), choice.device)
-    _print_plan(console, choice, model, plan)
+    plan = draft(setting.config, model, choice.backend.capabilities(choice.device), setting.smallest)
+    _print_plan(console, setting, plan)
     for reason in plan.reasons:
         console.print(f"[red]cannot start[/]: {escape(reason)}", soft_wrap=True)
     return 71 if plan.reasons else 0
 
 
-def _print_plan(console: Console, choice: Choice, model: ModelConfig, plan: Plan) -> None:
+def _print_plan(console: Console, setting: Setting, plan: Plan) -> None:
+    choice, model, world = setting.choice, setting.model, len(setting.devices)
+    ranks = f"{world} x " if world > 1 else ""
     console.print(
-        f"{model.architecture} on {choice.backend.name}: {choice.device.name} ({choice.reason})", markup=False
+        f"{model.architecture} on {choice.backend.name}: {ranks}{choice.device.name} ({choice.reason})", markup=False
     )
-    sizes = Table("part", "bytes", "", title="Memory")
+    sizes = Table("part", "bytes", "", title="Memory" if world == 1 else "Memory of each rank")
     for part, size in (
         ("device", plan.total_bytes),
         ("usable", plan.usable_bytes),

@@ -266,8 +266,12 @@ def serve(start: EngineStart, channel: EngineChannel) -> int:
 def compose(start: EngineStart, channel: EngineChannel) -> tuple[Engine, Executor, Ready]:
     """Everything the engine process consists of, put together. Raises `StartupError` with every reason at once."""
     setting = settle(start.config)
-    plan = make_plan(setting.config, setting.model, setting.choice.backend, setting.choice.device)
-    executor = build_executor(setting, plan, lambda phase, done, total: channel.send(Progress(phase, done, total)))
+    plan = make_plan(setting.config, setting.model, setting.choice.backend, setting.smallest)
+
+    def progress(phase: str, done: int, total: int) -> None:
+        channel.send(Progress(phase, done, total))
+
+    executor = build_executor(setting, plan, progress, start.grace_seconds)
     ready = describe(setting, plan, executor)
     scheduler = build_scheduler(setting, executor, ready.max_length)
     engine = Engine(
@@ -281,8 +285,8 @@ def compose(start: EngineStart, channel: EngineChannel) -> tuple[Engine, Executo
     return engine, executor, ready
 
 
-def build_executor(setting: Setting, plan: Plan, progress: ProgressCallback) -> Executor:
-    """The backend's own executor where it has one, else the core's over the backend's device."""
+def build_executor(setting: Setting, plan: Plan, progress: ProgressCallback, grace_seconds: float = 5.0) -> Executor:
+    """The backend's own executor where it has one, else the core's over the backend's device, or over several."""
     config, model = setting.config, setting.model
     backend, device = setting.choice.backend, setting.choice.device
     own = backend.executor(
@@ -290,6 +294,10 @@ def build_executor(setting: Setting, plan: Plan, progress: ProgressCallback) -> 
     )
     if own is not None:
         return own
+    if len(setting.devices) > 1:
+        from mainspring.core.parallel import leading
+
+        return leading.build_executor(setting, plan, progress, grace_seconds)
     from mainspring.core.execution import loading  # imports torch, which a backend's own executor may do without
 
     opened = backend.open(device.index, 0, 1, config)
@@ -348,6 +356,7 @@ def describe(setting: Setting, plan: Plan, executor: Executor) -> Ready:
         device=executor.device_name(),
         dtype=plan.dtype,
         notes=notes,
+        num_shard=len(setting.devices),
     )
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import msgspec
+
 from mainspring.core.architectures import linear_shapes, parameter_count
 from mainspring.core.backend import (
     KV_DTYPE_BYTES,
@@ -22,6 +24,7 @@ from mainspring.core.backend import (
 )
 from mainspring.core.config import Dtype, EngineConfig, KVDtype, ModelConfig
 from mainspring.core.errors import StartupError, unknown
+from mainspring.core.parallel.shard import obstacles, part_of, worlds
 from mainspring.core.quantization import SCHEMES
 
 MARGIN = 0.02
@@ -44,7 +47,7 @@ class Requirement:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How the server will run. Sizes in bytes."""
+    """How the server will run. Sizes in bytes, and of one rank where there are several."""
 
     dtype: Dtype
     scheme: WeightScheme
@@ -57,6 +60,8 @@ class Plan:
     """The share of it that serving may take."""
     weight_bytes: int
     workspace_bytes: int
+    sharers: int
+    """Ranks that divide the device's memory."""
     requirements: tuple[Requirement, ...]
     notes: tuple[str, ...]
 
@@ -93,21 +98,25 @@ def draft(config: EngineConfig, model: ModelConfig, capabilities: Capabilities, 
     """The plan whether or not it can work: unmet requirements are in it."""
     dtype, dtype_note = _compute_dtype(config, model, capabilities)
     scheme, unknown_scheme = _weight_scheme(config, dtype)
+    world = config.num_shard or 1
+    held = part_of(model, world)
+    sharers = world if capabilities.ranks_share_device else 1
     spec = KVSpec(
         layers=model.num_layers,
-        heads=model.num_kv_heads,
+        heads=held.num_kv_heads,
         head_dim=model.head_dim,
         dtype=_kv_dtype(config, dtype, capabilities),
         block_size=config.block_size or capabilities.block_sizes[0],
     )
     max_length = min(config.max_length or model.max_position, model.max_position)
-    weights = weight_bytes(model, scheme, dtype)
-    workspace = workspace_bytes(config, model, max_length)
-    usable = int(device.total_bytes * (config.memory_fraction or capabilities.default_memory_fraction))
+    weights = weight_bytes(held, scheme, dtype)
+    workspace = workspace_bytes(config, msgspec.structs.replace(held, vocab_size=model.vocab_size), max_length)
+    usable = int(device.total_bytes * (config.memory_fraction or capabilities.default_memory_fraction)) // sharers
     wanted = config.num_blocks or blocks_wanted(config, spec, max_length)
     num_blocks = config.num_blocks or max(0, min(wanted, (usable - weights - workspace) // spec.block_bytes()))
     fitting, length_note = _fitting_length(config, max_length, num_blocks, spec)
     needs = [*unknown_scheme, *_capability_needs(config, model, capabilities, scheme, dtype, spec)]
+    needs += _rank_needs(model, capabilities, scheme, world)
     needs += _memory_needs(num_blocks, spec, usable, weights, workspace, fitting)
     return Plan(
         dtype=dtype,
@@ -119,6 +128,7 @@ def draft(config: EngineConfig, model: ModelConfig, capabilities: Capabilities, 
         usable_bytes=usable,
         weight_bytes=weights,
         workspace_bytes=workspace,
+        sharers=sharers,
         requirements=tuple(needs),
         notes=tuple(note for note in (dtype_note, length_note) if note),
     )
@@ -165,7 +175,7 @@ def blocks_that_fit(plan: Plan, config: EngineConfig, free: int, total: int) -> 
     if config.num_blocks is not None:
         return config.num_blocks
     share = int(total * plan.usable_bytes / plan.total_bytes) - plan.weight_bytes
-    room = min(share, free - int(total * MARGIN)) - plan.workspace_bytes
+    room = min(share, (free - int(total * MARGIN)) // plan.sharers) - plan.workspace_bytes
     return max(0, min(room // plan.kv.block_bytes(), blocks_wanted(config, plan.kv, plan.max_length)))
 
 
@@ -236,6 +246,21 @@ def _capability_needs(
     if config.max_length is not None and config.max_length > model.max_position:
         what, remedy = "context", f"use --max-total-tokens {model.max_position} or less"
         yield Requirement(what, str(config.max_length), str(model.max_position), remedy)
+
+
+def _rank_needs(
+    model: ModelConfig, capabilities: Capabilities, scheme: WeightScheme, world: int
+) -> Iterator[Requirement]:
+    if world == 1:
+        return
+    what = f"--num-shard {world}"
+    remedy = None if capabilities.collectives else "leave it out or use another backend"
+    yield Requirement(what, "collectives among ranks", capabilities.collectives or "none", remedy)
+    group_size = scheme.group_size or 1
+    found = obstacles(model, world, group_size)
+    fitting = ", ".join(map(str, worlds(model, group_size)))
+    remedy = f"this model takes --num-shard {fitting}" if found else None
+    yield Requirement(what, "equal parts for all ranks", ", ".join(found) or "them", remedy)
 
 
 def _attention_features(model: ModelConfig) -> Iterator[AttentionFeature]:

@@ -170,6 +170,8 @@ class Ready(msgspec.Struct, frozen=True, tag="ready", array_like=True):
     dtype: str
     notes: tuple[str, ...] = ()
     """Fallbacks and choices worth telling the operator, one sentence each."""
+    num_shard: int = 1
+    """Devices that hold a part of the model each."""
 
 
 class StartupFailed(msgspec.Struct, frozen=True, tag="failed", array_like=True):

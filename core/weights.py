@@ -18,7 +18,7 @@ from mainspring.core.backend import Device, ProgressCallback, WeightScheme, unqu
 from mainspring.core.checkpoints import GGUF, Checkpoint, Safetensors
 from mainspring.core.config import Dtype, ModelConfig
 from mainspring.core.errors import ModelError
-from mainspring.core.layers.weights import Packing, Shape, WeightLayer
+from mainspring.core.layers.weights import WHOLE, Cut, Packing, Shape, WeightLayer
 from mainspring.core.models.causal import CausalLM
 from mainspring.core.quantization import head_scheme
 
@@ -72,8 +72,8 @@ def fill_dummy(model: CausalLM, seed: int, device: Device, dtype: torch.dtype, s
     for at, layer in weight_layers(model).items():
         shapes = layer.sources(at)
 
-        def draw(name: str, shapes: Mapping[str, Shape] = shapes) -> Tensor:
-            return _dummy(name, shapes[name], numbers)
+        def draw(name: str, cut: Cut = WHOLE, *, shapes: Mapping[str, Shape] = shapes) -> Tensor:
+            return cut.of(_dummy(name, shapes[name], numbers))
 
         layer.fill(at, draw, packing)
 

@@ -12,9 +12,10 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 
+import pluggy
 import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -29,6 +30,7 @@ from mainspring.core.config import EngineConfig
 from mainspring.core.errors import ErrorKind, RequestError, StartupError
 from mainspring.core.plugins import load_plugins
 from mainspring.core.request import Ready
+from mainspring.server.answer_formats import AnswerFormats, plugin_formats
 from mainspring.server.engine.client import EngineClient, Observer
 from mainspring.server.http import clouds, docs, probes
 from mainspring.server.http.answers import json_response
@@ -117,6 +119,8 @@ class ServerOptions:
     compute_type: str | None = None
     """For the header x-compute-type; None takes the backend's name."""
     traces: Traces | None = None
+    formats: AnswerFormats = field(default_factory=AnswerFormats)
+    """How the model writes calls of tools and its thoughts."""
     notes: tuple[str, ...] = ()
     """What the operator asked for and does not get, one sentence each."""
 
@@ -179,7 +183,7 @@ def create_lifecycle(
     engine = EngineClient(options.engine, on_progress=bars.show, observers=[steps.observe, *observers])
     metrics = Metrics(options.source.model_id, lambda: engine_state(engine), options.vllm_metric_names)
     metrics.registry.register(steps)
-    build = build_model(options.source, options.engine, options.limits, options.compute_type)
+    build = build_model(options.source, options.engine, options.limits, options.compute_type, formats=options.formats)
     return Lifecycle(engine, options.source, metrics, build, loaded=bars.close, announce=announce, spans=spans)
 
 
@@ -195,7 +199,11 @@ async def serve(options: ServerOptions) -> int:
     recorder = None
     if options.traces is not None:
         recorder = start_tracing(options.traces.endpoint, options.traces.service_name)
-    lifecycle, app = _compose(options, listener, recorder)
+    try:
+        lifecycle, app = _compose(options, listener, recorder)
+    except StartupError:
+        listener.close()
+        raise
     server = HTTPServer(app, options.connections, options.certificate)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     await _first_of(stop, lifecycle.ended, serving)
@@ -252,12 +260,23 @@ def _compose(
     plugins = load_plugins()
     for problem in plugins.problems:
         _log.warning("%s", problem)
+    options = _with_plugin_formats(options, plugins.manager)
     summary = _summary(options, listener)
     _log.debug("listening at %s, loading %s", summary.url, options.source.model_id)
     observers = [*chain.from_iterable(plugins.manager.hook.mainspring_observers())]
     lifecycle = create_lifecycle(options, observers, announce=summary.show, spans=recorder)
     extra_routes = [*chain.from_iterable(plugins.manager.hook.mainspring_routes())]
     return lifecycle, create_app(lifecycle, options.limits.payload_limit, extra_routes, access=options.access)
+
+
+def _with_plugin_formats(options: ServerOptions, manager: pluggy.PluginManager) -> ServerOptions:
+    """Raises StartupError for a format that nobody has, before anything is loaded."""
+    found = plugin_formats(manager)
+    for problem in found.problems:
+        _log.warning("%s", problem)
+    formats = replace(options.formats, tool_plugins=found.tools, reasoning_plugins=found.reasoning)
+    formats.choose(None)
+    return replace(options, formats=formats)
 
 
 def _summary(options: ServerOptions, listener: socket.socket) -> Summary:

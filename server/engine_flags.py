@@ -31,6 +31,12 @@ def engine_flags(command: Command) -> Command:
 _ENGINE_FLAGS = [
     flag("--backend", default="auto", help="What computes; `mainspring backends` lists them."),
     flag("--device-index", default=0, type=click.IntRange(min=0), help="Which of the backend's devices."),
+    flag(
+        "--num-shard",
+        type=POSITIVE,
+        help="Devices that hold a part of the model each, from --device-index on.  [default: 1; all with --sharded]",
+    ),
+    flag("--sharded", type=click.BOOL, help="`true` without --num-shard: all devices of the backend hold a part."),
     flag("--revision", help="Branch, tag or commit of a hub model."),
     flag("--dtype", type=click.Choice(["auto", "float32", "float16", "bfloat16"]), default="auto"),
     flag(
@@ -77,6 +83,7 @@ def engine_config(model: str, flags: Mapping[str, Any]) -> EngineConfig:
         revision=flags["revision"],
         backend=flags["backend"],
         device_index=flags["device_index"],
+        num_shard=_num_shard(flags["num_shard"], sharded=flags["sharded"]),
         dtype=flags["dtype"],
         kv_dtype=kv_dtype.replace("fp8", "float8"),
         quantize=flags["quantize"],
@@ -97,6 +104,12 @@ def engine_config(model: str, flags: Mapping[str, Any]) -> EngineConfig:
         compile=flags["compile"],
         backend_options=_backend_options(flags["backend_option"]),
     )
+
+
+def _num_shard(number: int | None, *, sharded: bool | None) -> int | None:
+    if sharded and number == 1:
+        raise click.BadParameter("1 is no sharding; leave --sharded out or name more", param_hint="--num-shard")
+    return 1 if number is None and not sharded else number
 
 
 def _backend_options(pairs: Sequence[str]) -> dict[str, str]:

@@ -16,6 +16,7 @@ from mainspring.core.config import EngineConfig
 from mainspring.core.errors import EXIT_STARTUP, ErrorKind, RequestError, StartupError
 from mainspring.core.metrics import Stats
 from mainspring.core.request import Ready
+from mainspring.server.answer_formats import AnswerFormats
 from mainspring.server.engine.client import EngineClient
 from mainspring.server.errors import NotReadyError
 from mainspring.server.model import Limits, ServedModel
@@ -181,11 +182,18 @@ class Lifecycle:
 
 
 def build_model(
-    source: ModelSource, engine: EngineConfig, limits: RequestLimits, compute_type: str | None = None
+    source: ModelSource,
+    engine: EngineConfig,
+    limits: RequestLimits,
+    compute_type: str | None = None,
+    *,
+    formats: AnswerFormats | None = None,
 ) -> Callable[[Ready, Tokenizer, ChatTemplate | None], ServedModel]:
     """How the served model is put together once the engine has said what it can do."""
 
     def build(ready: Ready, tokenizer: Tokenizer, template: ChatTemplate | None) -> ServedModel:
+        source_text = None if template is None else template.source
+        tool_format, reasoning_format = (formats or AnswerFormats()).choose(source_text)
         return ServedModel(
             id=source.model_id,
             created=int(time.time()),
@@ -195,6 +203,8 @@ def build_model(
             limits=limits.resolve(ready, engine.max_waiting_requests),
             vocab_size=ready.vocab_size,
             compute_type=compute_type or ready.backend,
+            tool_format=tool_format,
+            reasoning_format=reasoning_format,
         )
 
     return build
@@ -208,7 +218,7 @@ def engine_state(engine: EngineClient) -> tuple[Stats, Ready] | None:
 def _load_text(source: ModelSource) -> tuple[Tokenizer, ChatTemplate | None]:
     tokenizer = load_tokenizer(source.path, source.tokenizer_config)
     template = tokenizer.chat_template
-    return tokenizer, None if template is None else ChatTemplate(template, tokenizer.special)
+    return tokenizer, None if template is None else ChatTemplate(template, tokenizer.special, tokenizer.tool_template)
 
 
 def _leaves(group: BaseExceptionGroup[StartupError]) -> list[StartupError]:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mainspring.server.reasoning.parser import ReasoningParser
 from mainspring.server.text.template import ChatTemplate
 from mainspring.server.text.tokenizer import Tokenizer
+from mainspring.server.tools.parser import ToolParser
+from mainspring.server.tools.plain_json import PlainJson
 
 MAX_STOP_CHARACTERS = 1000
 """Of one stop string; with the bound on their number this bounds the work of looking for them."""
@@ -47,3 +50,9 @@ class ServedModel:
     """Of the engine: what token ids in requests are checked against."""
     compute_type: str
     """For the header x-compute-type: what does the work."""
+    constrains: bool = False
+    """Whether the engine can hold an answer to a grammar."""
+    tool_format: type[ToolParser] = PlainJson
+    """How it writes calls of tools."""
+    reasoning_format: type[ReasoningParser] | None = None
+    """How it writes its thoughts; None where it has none, or they are to stay in the text."""

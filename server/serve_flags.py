@@ -86,6 +86,12 @@ _SERVE_FLAGS = [
     flag("--otlp-service-name", default="mainspring", help="The name that traces are sent under."),
     flag("--access-log/--no-access-log", default=False, help="Log a line a request."),
     flag("--vllm-metric-names/--no-vllm-metric-names", default=False, help="Metrics also under `vllm:` names."),
+    flag(
+        "--tool-call-parser",
+        metavar="NAME",
+        help="How the model writes calls.  [default: as its template says]",
+    ),
+    flag("--reasoning-parser", metavar="NAME", help="How it writes thoughts; `none` leaves them in.  [default: too]"),
     flag("--compute-type", help="For the header x-compute-type.  [default: the backend]"),
     click.option("--env", "-e", is_flag=True, help="Print the versions of everything that matters, and exit."),
 ]
@@ -93,6 +99,7 @@ _SERVE_FLAGS = [
 
 def server_options(source: ModelSource, flags: Mapping[str, Any], notes: Sequence[str]) -> ServerOptions:
     """Everything that `serve` was told. Raises click.UsageError for flags that contradict one another."""
+    from mainspring.server.answer_formats import AnswerFormats
     from mainspring.server.app import Access, ServerOptions, Traces
     from mainspring.server.http.auth import KeyRing
     from mainspring.server.http.connection import ConnectionLimits
@@ -116,6 +123,7 @@ def server_options(source: ModelSource, flags: Mapping[str, Any], notes: Sequenc
         pre_stop_seconds=flags["pre_stop_seconds"],
         vllm_metric_names=flags["vllm_metric_names"],
         compute_type=flags["compute_type"],
+        formats=AnswerFormats(flags["tool_call_parser"], flags["reasoning_parser"]),
         traces=Traces(flags["otlp_endpoint"], flags["otlp_service_name"]) if flags["otlp_endpoint"] else None,
         notes=tuple(notes),
     )

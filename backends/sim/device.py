@@ -37,6 +37,8 @@ class SimOptions(msgspec.Struct, frozen=True):
     """Probability that a sequence ends at a position."""
     vocabulary: str = ""
     """The tokens that come out, as `first-last`, the last one not included; empty: all."""
+    quote: int | None = None
+    """A token id: a prompt that has it twice is answered with what stands between the last two, and the end."""
     buckets: bool | None = None
     """Take only some shapes of steps; None: as the machine does."""
     budget: Annotated[int, msgspec.Meta(ge=1)] | None = None
@@ -99,6 +101,7 @@ class SimBackend(Backend):
             buckets=make_buckets(request) if bucketed else None,
             budget_tokens=options.budget,
             verify=options.verify,
+            quote=options.quote,
         )
         self._load(options.loading, request.progress)
         return SimExecutor(spec, self._clock, self._sleep)

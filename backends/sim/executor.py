@@ -7,7 +7,7 @@ wrong, they disagree, and every later token of the sequence is wrong, as on a re
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from mainspring.backends.sim.faults import Faults
@@ -39,6 +39,8 @@ class Row:
     """Whether its draw needs more than the state (`Vocabulary.draw_allowed`)."""
     spoilt: bool
     """Whether a fault makes its numbers not finite."""
+    script: list[int] | None = None
+    """What it was told to answer; None: whatever comes."""
     lost: bool = False
     """Whether a step of it was lost: what follows is rubbish until it is admitted again."""
     position: int = 0
@@ -88,6 +90,8 @@ class SimSpec:
     buckets: Buckets | None = None
     budget_tokens: int | None = None
     """Tokens past which a step is out of memory."""
+    quote: int | None = None
+    """The token that quotes: a prompt with two of them says its own answer."""
     verify: bool = True
     """Read the cache; without, tokens come from the sequences alone and a wrong plan goes unnoticed."""
 
@@ -175,8 +179,18 @@ class SimExecutor:
             salt=salt_of(params, admission.seed),
             may_end=not params.ignore_eos,
             has_rules=bool(params.logit_bias or params.min_tokens),
+            script=self._quoted(admission.tokens[: admission.num_prompt_tokens]),
             spoilt=bool(marked) and not marked.isdisjoint(admission.tokens[: admission.num_prompt_tokens]),
         )
+
+    def _quoted(self, prompt: Sequence[int]) -> list[int] | None:
+        quote = self._spec.quote
+        if quote is None or not self._spec.vocabulary.eos_token_ids:
+            return None
+        places = [position for position, token in enumerate(prompt) if token == quote]
+        if len(places) < 2:
+            return None
+        return [*prompt[places[-2] + 1 : places[-1]], self._spec.vocabulary.eos_token_ids[0]]
 
     def _set_block(self, table: list[int], index: int, block: int) -> None:
         if index > len(table):
@@ -239,8 +253,10 @@ class SimExecutor:
 
     def _sample(self, row: Row) -> int:
         vocabulary = self._spec.vocabulary
-        if row.has_rules:
-            generated = len(row.tokens) - row.num_prompt_tokens
+        generated = len(row.tokens) - row.num_prompt_tokens
+        if row.script is not None and generated < len(row.script):
+            token = row.script[generated]
+        elif row.has_rules:
             token = vocabulary.draw_allowed(row.state, row.salt, row.params, generated=generated)
         else:
             token = vocabulary.draw(row.state, row.salt, may_end=row.may_end)

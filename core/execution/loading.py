@@ -10,6 +10,7 @@ import torch
 from mainspring.core.architectures import NO_PLUGINS
 from mainspring.core.backend import (
     Capabilities,
+    Communicator,
     Device,
     DeviceInfo,
     KVCache,
@@ -25,6 +26,7 @@ from mainspring.core.execution.sampling import SamplingTable
 from mainspring.core.execution.table import StateTable
 from mainspring.core.models import CausalLM, build_model
 from mainspring.core.ops import Ops, resolve
+from mainspring.core.parallel.shard import ALONE, Shard, part_of
 from mainspring.core.plan import Plan, blocks_that_fit
 from mainspring.core.quantization import unsupported
 from mainspring.core.weights import fill_dummy, load_weights
@@ -40,14 +42,20 @@ def build_executor(
     capabilities: Capabilities,
     progress: ProgressCallback,
     model_plugins: Mapping[str, str] = NO_PLUGINS,
+    shard: Shard = ALONE,
+    group: Communicator | None = None,
 ) -> GraphExecutor:
     """Loads the model, sizes the KV cache by what memory is left, and warms up.
+
+    With a `group`, all its ranks must do this at once: they agree on the cache's size, and warm up together.
 
     Raises `StartupError` when the device cannot run the model's shapes or its memory is too small. The device stays the
     caller's to close until this returns.
     """
-    built, ops = _load_model(config, model, plan, device, progress=progress, model_plugins=model_plugins)
-    num_blocks = _num_blocks(config, plan, device)
+    built, ops = _load_model(
+        config, model, plan, device, progress=progress, model_plugins=model_plugins, shard=shard, group=group
+    )
+    num_blocks = _agreed(_num_blocks(config, plan, device, group), device, group)
     max_length = min(plan.max_length, (num_blocks - 1) * plan.kv.block_size)
     blocks = -(-max_length // plan.kv.block_size)
     buckets = device.buckets(ShapeLimits(config.max_batch_tokens, config.max_sequences, blocks))
@@ -84,13 +92,15 @@ def _load_model(
     *,
     progress: ProgressCallback,
     model_plugins: Mapping[str, str],
+    shard: Shard,
+    group: Communicator | None,
 ) -> tuple[CausalLM, Ops]:
     scheme = None if config.quantize is None else plan.scheme
-    if scheme is not None and (reasons := unsupported(model, scheme, device)):
+    if scheme is not None and (reasons := unsupported(part_of(model, shard.world), scheme, device)):
         raise StartupError([f"--quantize {config.quantize}: {reason}" for reason in reasons])
     dtype: torch.dtype = getattr(torch, plan.dtype)
     ops = resolve(device.ops())
-    built = build_model(model, ops, device, dtype, plan.max_length, plugins=model_plugins)
+    built = build_model(model, ops, device, dtype, plan.max_length, plugins=model_plugins, shard=shard, group=group)
     if config.load_format == "dummy":
         fill_dummy(built, config.seed, device, dtype, scheme)
     else:
@@ -98,8 +108,9 @@ def _load_model(
     return built, ops
 
 
-def _num_blocks(config: EngineConfig, plan: Plan, device: Device) -> int:
+def _num_blocks(config: EngineConfig, plan: Plan, device: Device, group: Communicator | None) -> int:
     """KV blocks for the memory that is left beside the weights. Block 0 is nobody's, so one alone serves nothing."""
+    _agreed(0, device, group)  # ranks may share memory, so all weights must be there
     free, total = device.memory()
     num_blocks = blocks_that_fit(plan, config, free, total)
     if num_blocks < 2:
@@ -109,6 +120,13 @@ def _num_blocks(config: EngineConfig, plan: Plan, device: Device) -> int:
             "--max-batch-prefill-tokens or use --quantize"
         )
     return num_blocks
+
+
+def _agreed(number: int, device: Device, group: Communicator | None) -> int:
+    """The smallest that any rank gives. The first call is also where a device's collectives load what they need."""
+    if group is None:
+        return number
+    return int(group.all_gather(torch.tensor([number], device=device.torch_device), dim=0).min())
 
 
 def _allocate(device: Device, spec: KVSpec, num_blocks: int) -> KVCache:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mainspring.core.backend import AttentionPlan, KVCache
 from mainspring.core.config import ModelConfig
+from mainspring.core.parallel.shard import ALONE, Shard, part_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,11 +24,14 @@ class AttentionStep:
 
 
 class PagedAttention(nn.Module):
-    """Causal attention of one layer: writes the step's keys and values, attends to all that the cache holds."""
+    """Causal attention of one layer, over this rank's heads: writes the step's keys and values, attends to all that the
+    cache holds.
+    """
 
-    def __init__(self, config: ModelConfig, layer: int, attention: Callable[..., Tensor]) -> None:
+    def __init__(self, config: ModelConfig, layer: int, attention: Callable[..., Tensor], shard: Shard = ALONE) -> None:
         super().__init__()
-        self.num_heads, self.num_kv_heads, self.head_dim = config.num_heads, config.num_kv_heads, config.head_dim
+        held = part_of(config, shard.world)
+        self.num_heads, self.num_kv_heads, self.head_dim = held.num_heads, held.num_kv_heads, config.head_dim
         self.layer = layer
         self.scale = config.head_dim**-0.5 if config.attention_scale is None else config.attention_scale
         self.window = config.window(layer)

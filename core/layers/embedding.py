@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mainspring.core.backend import PackedLinear
 from mainspring.core.layers.linear import Matmul
+from mainspring.core.layers.vocabulary import Vocabulary
 from mainspring.core.layers.weights import Packing, Read, Shape, WeightLayer, declared
 from mainspring.core.ops import Ops
 
@@ -19,27 +20,30 @@ from mainspring.core.ops import Ops
 class Embedding(WeightLayer):
     """Rows of a table."""
 
-    def __init__(self, num_rows: int, size: int, ops: Ops) -> None:
+    def __init__(self, rows: Vocabulary, size: int, ops: Ops) -> None:
         super().__init__()
-        self.weight = declared(num_rows, size)
+        self.rows = rows
+        self.weight = declared(rows.held, size)
         self._embedding = ops.embedding
 
     def forward(self, index_T: Tensor) -> Tensor:
         """[T] -> [T, E]."""
-        return self._embedding(index_T, self.weight)
+        index_T, here_T1 = self.rows.own(index_T)
+        return self.rows.summed(self._embedding(index_T, self.weight), here_T1)
 
     def sources(self, path: str) -> Mapping[str, Shape]:
-        return {f"{path}.weight": tuple(self.weight.shape)}
+        return {f"{path}.weight": (self.rows.size, self.weight.shape[1])}
 
     def fill(self, path: str, read: Read, packing: Packing) -> None:
-        self.weight = nn.Parameter(packing.place(read(f"{path}.weight")), requires_grad=False)
+        table = self.rows.filled_up(packing.place(read(f"{path}.weight", self.rows.cut)))
+        self.weight = nn.Parameter(table, requires_grad=False)
 
 
 class ScaledEmbedding(Embedding):
     """Rows of a table times a factor, which is rounded to the compute dtype as it was in training (Gemma)."""
 
-    def __init__(self, num_rows: int, size: int, ops: Ops, scale: float) -> None:
-        super().__init__(num_rows, size, ops)
+    def __init__(self, rows: Vocabulary, size: int, ops: Ops, scale: float) -> None:
+        super().__init__(rows, size, ops)
         self.scale = scale
 
     def forward(self, index_T: Tensor) -> Tensor:
@@ -57,20 +61,22 @@ class Head(WeightLayer):
     packed: PackedLinear
     """Set by `fill`."""
 
-    def __init__(self, vocab_size: int, size: int, matmul: Matmul) -> None:
+    def __init__(self, rows: Vocabulary, size: int, matmul: Matmul) -> None:
         super().__init__()
-        self.weight = declared(vocab_size, size)
+        self._rows = rows
+        self.weight = declared(rows.held, size)
         self._matmul = matmul
 
     def forward(self, hidden_NE: Tensor) -> Tensor:
         """[N, E] -> [N, V] float32."""
-        return self._matmul(hidden_NE, self.packed).float()
+        return self._rows.gathered(self._matmul(hidden_NE, self.packed)).float()
 
     def sources(self, path: str) -> Mapping[str, Shape]:
-        return {f"{path}.weight": tuple(self.weight.shape)}
+        return {f"{path}.weight": (self._rows.size, self.weight.shape[1])}
 
     def fill(self, path: str, read: Read, packing: Packing) -> None:
-        self.packed = packing.pack(packing.head, {"weight": read(f"{path}.weight")})
+        table = self._rows.filled_up(read(f"{path}.weight", self._rows.cut))
+        self.packed = packing.pack(packing.head, {"weight": table})
 
 
 class TiedHead(WeightLayer):
@@ -83,11 +89,12 @@ class TiedHead(WeightLayer):
         super().__init__()
         # In a tuple, so that torch does not take the embedding for a child of this module too.
         self._embedding = (embedding,)
+        self._rows = embedding.rows
         self._matmul = matmul
 
     def forward(self, hidden_NE: Tensor) -> Tensor:
         """[N, E] -> [N, V] float32."""
-        return self._matmul(hidden_NE, self.packed).float()
+        return self._rows.gathered(self._matmul(hidden_NE, self.packed)).float()
 
     def sources(self, path: str) -> Mapping[str, Shape]:
         return {}

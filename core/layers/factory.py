@@ -2,60 +2,106 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 from torch import Tensor
 
-from mainspring.core.backend import Device
+from mainspring.core.backend import Communicator, Device
 from mainspring.core.config import ModelConfig, RopeConfig
 from mainspring.core.errors import ModelError
 from mainspring.core.layers.attention import PagedAttention
 from mainspring.core.layers.embedding import Embedding, Head, ScaledEmbedding, TiedHead
-from mainspring.core.layers.linear import Linear, MergedLinear
+from mainspring.core.layers.linear import Linear, MergedLinear, RowLinear
 from mainspring.core.layers.mlp import GatedMLP
 from mainspring.core.layers.norm import LayerNorm, RMSNorm
 from mainspring.core.layers.rope import Rotary, rope_table
+from mainspring.core.layers.vocabulary import Vocabulary
 from mainspring.core.ops import Ops
+from mainspring.core.parallel.shard import ALONE, Shard, Span
+
+Spans = TypeVar("Spans")
 
 
 @dataclass(frozen=True, slots=True)
 class LayerFactory:
-    """The ops and the device that layers are bound to, once; and the longest sequence served, in tokens."""
+    """The ops and the device that layers are bound to, once; and the longest sequence served, in tokens.
+
+    Here is also how a model is dealt out to ranks, so that models need not know: `qkv`, `merged_qkv`, `gate_up`,
+    `merged_gate_up` and `up` compute a part of their output features, `attention_output` and `down` take that part in
+    and add over ranks, and the rows of `token_embedding` and `head` are dealt out. Everything else is on every rank
+    whole, `linear` too.
+    """
 
     ops: Ops
     device: Device
     max_length: int
+    shard: Shard = ALONE
+    group: Communicator | None = None
+    """Among all ranks; None where there is one."""
 
     def linear(self, in_features: int, out_features: int, bias: bool = False) -> Linear:
-        """One linear layer of the checkpoint."""
+        """One linear layer of the checkpoint, whole."""
         return Linear(in_features, out_features, bias, self.device.quantized_linear)
-
-    def merged_linear(self, in_features: int, parts: Mapping[str, int], bias: bool = False) -> MergedLinear:
-        """Several of the checkpoint as one."""
-        return MergedLinear(in_features, parts, bias, self.device.quantized_linear)
 
     def qkv(self, config: ModelConfig) -> MergedLinear:
         """Projections to queries, keys and values, from three layers of the checkpoint."""
         queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
         parts = {"q_proj": queries, "k_proj": keys, "v_proj": keys}
-        return self.merged_linear(config.hidden_size, parts, config.qkv_bias)
+        query_span, key_span = self._head_spans(config)
+        spans = {"q_proj": query_span, "k_proj": key_span, "v_proj": key_span}
+        return MergedLinear(
+            config.hidden_size, parts, config.qkv_bias, self.device.quantized_linear, spans=self._dealt(spans)
+        )
+
+    def merged_qkv(self, config: ModelConfig) -> Linear:
+        """The same where the checkpoint has them in one."""
+        queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+        query_span, key_span = self._head_spans(config)
+        spans = query_span, _shifted(key_span, queries), _shifted(key_span, queries + keys)
+        features = queries + 2 * keys
+        return Linear(
+            config.hidden_size, features, config.qkv_bias, self.device.quantized_linear, spans=self._dealt(spans) or ()
+        )
 
     def attention_output(self, config: ModelConfig) -> Linear:
         """The projection from heads back to the hidden size."""
-        return self.linear(config.num_heads * config.head_dim, config.hidden_size, config.output_bias)
+        return self._row_linear(config.num_heads * config.head_dim, config.hidden_size, config.output_bias)
 
     def attention(self, config: ModelConfig, layer: int) -> PagedAttention:
         """Attention of one layer, with its window, scale and cap."""
-        return PagedAttention(config, layer, self.ops.attention)
+        return PagedAttention(config, layer, self.ops.attention, self.shard)
 
     def gated_mlp(self, config: ModelConfig) -> GatedMLP:
         """A gated MLP, from three layers of the checkpoint."""
-        parts = {"gate_proj": config.intermediate_size, "up_proj": config.intermediate_size}
-        gate_up = self.merged_linear(config.hidden_size, parts, config.mlp_bias)
-        down = self.linear(config.intermediate_size, config.hidden_size, config.mlp_bias)
-        return GatedMLP(gate_up, down, self.gated_activation(config))
+        return GatedMLP(self.gate_up(config), self.down(config), self.gated_activation(config))
+
+    def gate_up(self, config: ModelConfig) -> MergedLinear:
+        """The two inputs of a gated MLP, from two layers of the checkpoint."""
+        parts = dict.fromkeys(("gate_proj", "up_proj"), config.intermediate_size)
+        spans = dict.fromkeys(parts, self.shard.share(config.intermediate_size))
+        return MergedLinear(
+            config.hidden_size, parts, config.mlp_bias, self.device.quantized_linear, spans=self._dealt(spans)
+        )
+
+    def merged_gate_up(self, config: ModelConfig) -> Linear:
+        """The same where the checkpoint has them in one."""
+        features, gate = config.intermediate_size, self.shard.share(config.intermediate_size)
+        spans = self._dealt((gate, _shifted(gate, features))) or ()
+        return Linear(config.hidden_size, 2 * features, config.mlp_bias, self.device.quantized_linear, spans=spans)
+
+    def up(self, config: ModelConfig) -> Linear:
+        """The input of an MLP without a gate."""
+        spans = self._dealt((self.shard.share(config.intermediate_size),)) or ()
+        return Linear(
+            config.hidden_size, config.intermediate_size, config.mlp_bias, self.device.quantized_linear, spans=spans
+        )
+
+    def down(self, config: ModelConfig) -> Linear:
+        """The output of an MLP."""
+        return self._row_linear(config.intermediate_size, config.hidden_size, config.mlp_bias)
 
     def gated_activation(self, config: ModelConfig) -> Callable[[Tensor], Tensor]:
         """The op that joins gate and up, packed side by side."""
@@ -83,20 +129,48 @@ class LayerFactory:
             raise ModelError("the model rotates its heads, but its config names no rope; add rope_theta")
         return Rotary(rope_table(rope, self.max_length).to(self.device.torch_device), self.ops.rope)
 
-    def embedding(self, num_rows: int, config: ModelConfig) -> Embedding:
-        """A table of `num_rows` hidden states, scaled where the model scales them."""
+    def token_embedding(self, config: ModelConfig) -> Embedding:
+        """The table of tokens, scaled where the model scales it."""
+        rows = self._vocabulary(config)
         if config.embedding_scale is None:
-            return Embedding(num_rows, config.hidden_size, self.ops)
-        return ScaledEmbedding(num_rows, config.hidden_size, self.ops, config.embedding_scale)
+            return Embedding(rows, config.hidden_size, self.ops)
+        return ScaledEmbedding(rows, config.hidden_size, self.ops, config.embedding_scale)
+
+    def position_embedding(self, config: ModelConfig) -> Embedding:
+        """The table of learned positions."""
+        return Embedding(Vocabulary(config.max_position), config.hidden_size, self.ops)
 
     def head(self, config: ModelConfig, embedding: Embedding) -> Head | TiedHead:
         """The output projection: the embedding's own table, or one apart."""
         if config.tied_embeddings:
             return TiedHead(embedding, self.device.quantized_linear)
-        return Head(config.vocab_size, config.hidden_size, self.device.quantized_linear)
+        return Head(self._vocabulary(config), config.hidden_size, self.device.quantized_linear)
+
+    def _vocabulary(self, config: ModelConfig) -> Vocabulary:
+        return Vocabulary(config.vocab_size, self.shard, self.group)
+
+    def _head_spans(self, config: ModelConfig) -> tuple[Span, Span]:
+        """Features of this rank's query heads, and of its key or value heads."""
+        queries, keys = self.shard.share(config.num_heads), self.shard.kv_heads(config.num_kv_heads)
+        size = config.head_dim
+        return (queries[0] * size, queries[1] * size), (keys[0] * size, keys[1] * size)
+
+    def _dealt(self, spans: Spans) -> Spans | None:
+        """None where this rank holds everything."""
+        return None if self.group is None else spans
+
+    def _row_linear(self, in_features: int, out_features: int, bias: bool) -> Linear:
+        if self.group is None:
+            return self.linear(in_features, out_features, bias)
+        matmul = self.device.quantized_linear
+        return RowLinear(in_features, out_features, bias, matmul, shard=self.shard, group=self.group)
 
     def _gelu(self, x: Tensor, *, tanh: bool) -> Tensor:
         return self.ops.gelu(x, tanh)
 
     def _gelu_mul(self, x: Tensor, *, tanh: bool) -> Tensor:
         return self.ops.gelu_mul(x, tanh)
+
+
+def _shifted(span: Span, by: int) -> Span:
+    return span[0] + by, span[1] + by

@@ -3,17 +3,66 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from mainspring.core.backend import Device, PackedLinear, WeightScheme
+from mainspring.core.parallel.shard import Span
 
 Shape = tuple[int, ...]
-Read = Callable[[str], Tensor]
-"""A checkpoint tensor by its name, in the shape that `WeightLayer.sources` gave; on the host, of any float dtype."""
+
+
+class Sliceable(Protocol):
+    """A tensor, or one in a file."""
+
+    def __getitem__(self, index: slice | tuple[slice, ...]) -> Tensor: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """The part of a checkpoint's tensor that a layer holds, where other ranks hold the rest."""
+
+    rows: Sequence[Span] = ()
+    """Spans of dimension 0, one behind the other; empty: all."""
+    columns: Span | None = None
+    """Or the span of dimension 1; None: all."""
+
+    def of(self, tensor: Sliceable) -> Tensor:
+        """The part, a view where it is one piece."""
+        if self.columns is not None:
+            return tensor[:, slice(*self.columns)]
+        parts = [tensor[slice(*span)] for span in self.rows]
+        if not parts:
+            return tensor[:]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def of_transposed(self, tensor: Sliceable) -> Tensor:
+        """The same of a tensor whose transpose is stored."""
+        if self.columns is not None:
+            return tensor[slice(*self.columns)].t()
+        parts = [tensor[:, slice(*span)].t() for span in self.rows]
+        return torch.cat(parts) if parts else tensor[:].t()
+
+    @property
+    def num_rows(self) -> int:
+        """Of the part, where `rows` says so."""
+        return sum(end - start for start, end in self.rows)
+
+
+WHOLE = Cut()
+
+
+class Read(Protocol):
+    """A checkpoint tensor by its name, or a part of it, on the host and of any float dtype.
+
+    Its whole has the shape that `WeightLayer.sources` gave.
+    """
+
+    def __call__(self, name: str, cut: Cut = WHOLE) -> Tensor: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +91,11 @@ class WeightLayer(nn.Module, ABC):
 
     @abstractmethod
     def sources(self, path: str) -> Mapping[str, Shape]:
-        """Checkpoint tensors that the layer at this module path is made of, and their shapes."""
+        """Checkpoint tensors that the layer at this module path is made of, and the shapes that they have there."""
 
     @abstractmethod
     def fill(self, path: str, read: Read, packing: Packing) -> None:
-        """Reads those tensors and takes them in."""
+        """Reads those tensors, or this rank's parts of them, and takes them in."""
 
 
 def declared(*shape: int) -> nn.Parameter:

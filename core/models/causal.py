@@ -44,6 +44,10 @@ class CausalLM(nn.Module, ABC):
 
     convention: ClassVar[Convention] = Convention()
 
+    shards: ClassVar[bool] = False
+    """Whether ranks can hold a part of it each: all its layers that read or write heads, or features of the MLP, are
+    made by the factory's calls that deal them out."""
+
     @abstractmethod
     def forward(self, tokens_T: Tensor, positions_T: Tensor, step: AttentionStep) -> Tensor:
         """Final hidden states [T, E], normed. The step's keys and values are in the cache afterwards."""

@@ -34,6 +34,7 @@ class Gemma2Attention(nn.Module):
 
 
 class Gemma2(CausalLM):
+    shards = True
     convention = Convention(plus_one=r"norm\.weight$")
 
     def __init__(self, config: ModelConfig, make: LayerFactory) -> None:
@@ -44,7 +45,7 @@ class Gemma2(CausalLM):
             return SandwichNormBlock(config, make, Gemma2Attention(config, make, layer, rotary), make.gated_mlp(config))
 
         self.model = Decoder(
-            make.embedding(config.vocab_size, config),
+            make.token_embedding(config),
             [block(layer) for layer in range(config.num_layers)],
             make.rms_norm(config.hidden_size, config),
         )

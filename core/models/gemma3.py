@@ -36,6 +36,7 @@ class Gemma3Attention(nn.Module):
 
 
 class Gemma3(CausalLM):
+    shards = True
     convention = Convention(
         # The multimodal checkpoints hold the text model under a prefix, which changed places once.
         renamed=((r"^language_model\.", ""), (r"^model\.language_model\.", "model.")),
@@ -52,7 +53,7 @@ class Gemma3(CausalLM):
             return SandwichNormBlock(config, make, Gemma3Attention(config, make, layer, rotary), make.gated_mlp(config))
 
         self.model = Decoder(
-            make.embedding(config.vocab_size, config),
+            make.token_embedding(config),
             [block(layer) for layer in range(config.num_layers)],
             make.rms_norm(config.hidden_size, config),
         )

@@ -16,8 +16,8 @@ from mainspring.core.models.causal import CausalLM, Convention
 class GPT2Attention(nn.Module):
     def __init__(self, config: ModelConfig, make: LayerFactory, layer: int) -> None:
         super().__init__()
-        self.c_attn = make.linear(config.hidden_size, 3 * config.hidden_size, bias=True)
-        self.c_proj = make.linear(config.hidden_size, config.hidden_size, bias=True)
+        self.c_attn = make.merged_qkv(config)
+        self.c_proj = make.attention_output(config)
         self.attention = make.attention(config, layer)
 
     def forward(self, x_TE: Tensor, step: AttentionStep) -> Tensor:
@@ -29,8 +29,8 @@ class GPT2Attention(nn.Module):
 class GPT2MLP(nn.Module):
     def __init__(self, config: ModelConfig, make: LayerFactory) -> None:
         super().__init__()
-        self.c_fc = make.linear(config.hidden_size, config.intermediate_size, bias=True)
-        self.c_proj = make.linear(config.intermediate_size, config.hidden_size, bias=True)
+        self.c_fc = make.up(config)
+        self.c_proj = make.down(config)
         self.activation = make.activation(config)
 
     def forward(self, x_TE: Tensor) -> Tensor:
@@ -55,8 +55,8 @@ class GPT2Block(nn.Module):
 class GPT2Decoder(nn.Module):
     def __init__(self, config: ModelConfig, make: LayerFactory) -> None:
         super().__init__()
-        self.wte = make.embedding(config.vocab_size, config)
-        self.wpe = make.embedding(config.max_position, config)
+        self.wte = make.token_embedding(config)
+        self.wpe = make.position_embedding(config)
         self.h = nn.ModuleList(GPT2Block(config, make, layer) for layer in range(config.num_layers))
         self.ln_f = make.layer_norm(config)
 
@@ -69,6 +69,7 @@ class GPT2Decoder(nn.Module):
 
 
 class GPT2(CausalLM):
+    shards = True
     convention = Convention(
         # The original checkpoints have no prefix, and masks among their tensors.
         renamed=((r"^(?!transformer\.|lm_head\.)", "transformer."),),

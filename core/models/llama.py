@@ -32,6 +32,8 @@ class LlamaAttention(nn.Module):
 
 
 class Llama(CausalLM):
+    shards = True
+
     def __init__(self, config: ModelConfig, make: LayerFactory) -> None:
         super().__init__()
         rotary = make.rotary(config.rope)
@@ -40,7 +42,7 @@ class Llama(CausalLM):
             return PreNormBlock(config, make, LlamaAttention(config, make, layer, rotary), make.gated_mlp(config))
 
         self.model = Decoder(
-            make.embedding(config.vocab_size, config),
+            make.token_embedding(config),
             [block(layer) for layer in range(config.num_layers)],
             make.rms_norm(config.hidden_size, config),
         )

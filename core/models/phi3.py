@@ -21,8 +21,7 @@ from mainspring.core.models.causal import CausalLM
 class Phi3Attention(nn.Module):
     def __init__(self, config: ModelConfig, make: LayerFactory, layer: int, rotary: Rotary) -> None:
         super().__init__()
-        heads = config.num_heads + 2 * config.num_kv_heads
-        self.qkv_proj = make.linear(config.hidden_size, heads * config.head_dim)
+        self.qkv_proj = make.merged_qkv(config)
         self.o_proj = make.attention_output(config)
         self.rotary = rotary
         self.attention = make.attention(config, layer)
@@ -36,11 +35,12 @@ class Phi3Attention(nn.Module):
 
 def phi3_mlp(config: ModelConfig, make: LayerFactory) -> GatedMLP:
     """Gate and up come as one tensor."""
-    gate_up = make.linear(config.hidden_size, 2 * config.intermediate_size)
-    return GatedMLP(gate_up, make.linear(config.intermediate_size, config.hidden_size), make.gated_activation(config))
+    return GatedMLP(make.merged_gate_up(config), make.down(config), make.gated_activation(config))
 
 
 class Phi3(CausalLM):
+    shards = True
+
     def __init__(self, config: ModelConfig, make: LayerFactory) -> None:
         super().__init__()
         rotary = make.rotary(config.rope)
@@ -49,7 +49,7 @@ class Phi3(CausalLM):
             return PreNormBlock(config, make, Phi3Attention(config, make, layer, rotary), phi3_mlp(config, make))
 
         self.model = Decoder(
-            make.embedding(config.vocab_size, config),
+            make.token_embedding(config),
             [block(layer) for layer in range(config.num_layers)],
             make.rms_norm(config.hidden_size, config),
         )

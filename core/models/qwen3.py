@@ -34,6 +34,8 @@ class Qwen3Attention(nn.Module):
 
 
 class Qwen3(CausalLM):
+    shards = True
+
     def __init__(self, config: ModelConfig, make: LayerFactory) -> None:
         super().__init__()
         rotary = make.rotary(config.rope)
@@ -42,7 +44,7 @@ class Qwen3(CausalLM):
             return PreNormBlock(config, make, Qwen3Attention(config, make, layer, rotary), make.gated_mlp(config))
 
         self.model = Decoder(
-            make.embedding(config.vocab_size, config),
+            make.token_embedding(config),
             [block(layer) for layer in range(config.num_layers)],
             make.rms_norm(config.hidden_size, config),
         )

@@ -9,17 +9,17 @@ from dataclasses import dataclass, field
 from msgspec import UNSET, UnsetType
 
 from mainspring.core.errors import ErrorKind, RequestError
+from mainspring.core.request import FinishReason
+from mainspring.server.openai.answers import FINISH_WORDS, whole_message
 from mainspring.server.openai.identity import Identity
 from mainspring.server.openai.logprobs import chat_logprobs, completion_logprobs, echoed_offset, prompt_logprobs
 from mainspring.server.openai.parse import Call
-from mainspring.server.openai.stream import FINISH_WORDS, usage
+from mainspring.server.openai.stream import usage
 from mainspring.server.openai.types import (
-    AssistantMessage,
     ChatChoice,
     ChatCompletion,
     Completion,
     CompletionChoice,
-    FinishWord,
     PromptLogprobs,
 )
 from mainspring.server.service import Timing
@@ -32,13 +32,13 @@ class _Answer:
     text: list[str] = field(default_factory=list)
     tokens: list[Token] = field(default_factory=list)
     prompt: tuple[Token, ...] = ()
-    finish: FinishWord | None = None
+    finish: FinishReason | None = None
 
     def mean_logprob(self) -> float:
         logprobs = [token.logprobs.logprob for token in self.tokens if token.logprobs is not None]
         return sum(logprobs) / max(len(logprobs), 1)
 
-    def finish_word(self) -> FinishWord:
+    def finish_reason(self) -> FinishReason:
         if self.finish is None:
             raise RequestError(ErrorKind.INTERNAL, "a sequence ended without a finish reason")
         return self.finish
@@ -50,15 +50,11 @@ async def collect_chat(
     """The whole chat completion."""
     answers = await _answers(pieces, call)
     with_logprobs = call.num_top_logprobs is not None
-    choices = [
-        ChatChoice(
-            index,
-            AssistantMessage("".join(answer.text)),
-            chat_logprobs(answer.tokens, identity.tokenizer) if with_logprobs else None,
-            answer.finish_word(),
-        )
-        for index, answer in enumerate(answers)
-    ]
+    choices = []
+    for index, answer in enumerate(answers):
+        message, finish = whole_message(call.form, "".join(answer.text), answer.finish_reason())
+        logprobs = chat_logprobs(answer.tokens, identity.tokenizer) if with_logprobs else None
+        choices.append(ChatChoice(index, message, logprobs, finish))
     return ChatCompletion(
         id=identity.id,
         created=identity.created,
@@ -95,7 +91,7 @@ async def _answers(pieces: AsyncGenerator[Piece, None], call: Call) -> list[_Ans
             answer.tokens.extend(piece.tokens)
             answer.prompt = piece.prompt or answer.prompt
             if piece.finish is not None:
-                answer.finish = FINISH_WORDS[piece.finish.reason]
+                answer.finish = piece.finish.reason
     return answers
 
 
@@ -124,7 +120,7 @@ def _completion_choice(index: int, answer: _Answer, call: Call, tokenizer: Token
         index,
         echo + "".join(answer.text),
         logprobs,
-        answer.finish_word(),
+        FINISH_WORDS[answer.finish_reason()],
         _prompt_logprobs(answer, call, tokenizer),
     )
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mainspring.core.request import SamplingParams
 from mainspring.server.errors import FieldError, TemplateError, UnknownModelError, UnsupportedError, invalid
 from mainspring.server.http.body import parse_wire
 from mainspring.server.model import ServedModel
+from mainspring.server.openai.answers import AnswerForm, reading_of
+from mainspring.server.openai.tools import call_for_template, offer_of, tools_of, with_tool_names, with_tools_in_text
 from mainspring.server.openai.types import ChatRequest, CompletionRequest, Message, SamplingFields
 from mainspring.server.text.generation import Generation
+from mainspring.server.text.template import ChatTemplate
 from mainspring.server.text.tokenizer import TooManyTokens
 
 _ANY_MODEL = (None, "", "tgi", "dummy")
@@ -29,17 +32,7 @@ _SHARED_UNSUPPORTED = (
     "watermark",
     "adapter_id",
 )
-_CHAT_UNSUPPORTED = (
-    "tools",
-    "functions",
-    "function_call",
-    "audio",
-    "prediction",
-    "reasoning_effort",
-    "web_search_options",
-    "chat_template",
-    "chat_template_kwargs",
-)
+_CHAT_UNSUPPORTED = ("functions", "function_call", "audio", "prediction", "web_search_options", "chat_template")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +52,8 @@ class Call:
     """Of each prompt's sequences, how many are answered with: those of the highest mean log-probability. None: all."""
     num_prompt_logprobs: int | None = None
     """None: none in vLLM's form; those of an echo are in OpenAI's."""
+    form: AnswerForm = field(default_factory=AnswerForm)
+    """Of chats: how to tell thoughts, words and calls apart."""
 
 
 def parse_chat(body: bytes, model: ServedModel) -> Call:
@@ -70,17 +65,23 @@ def chat_call(request: ChatRequest, model: ServedModel) -> Call:
     """A chat request, checked. Raises RequestError."""
     if request.top_logprobs is not None and not request.logprobs:
         raise invalid("`top_logprobs` needs `logprobs: true`", "top_logprobs")
+    offer = offer_of(request)
     prompt = chat_prompt(request, model)
+    reading = reading_of(model, offer, prompt)
+    if offer.required and not model.constrains:
+        raise UnsupportedError("tool_choice")
     tokens = _encode(prompt, model, add_special_tokens=False)
     max_tokens = request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens
     num_top_logprobs = (request.top_logprobs or 0) if request.logprobs else None
+    generation = _generation(request, tokens, max_tokens, num_top_logprobs, model)
     return Call(
-        generations=[_generation(request, tokens, max_tokens, num_top_logprobs, model)],
+        generations=[replace(generation, markers=reading.markers, structure=reading.structure)],
         prompt_characters=len(prompt),
         stream=bool(request.stream),
         include_usage=request.stream_options is not None and request.stream_options.include_usage,
         num_top_logprobs=num_top_logprobs,
         num_prompt_logprobs=request.prompt_logprobs,
+        form=reading.form,
     )
 
 
@@ -88,13 +89,38 @@ def chat_prompt(request: ChatRequest, model: ServedModel) -> str:
     """The messages as the model's template writes them. Raises RequestError for what no prompt can be made of."""
     _check_shared(request, model)
     _refuse(request, _CHAT_UNSUPPORTED)
-    if request.tool_choice not in (None, "none", "auto"):
-        raise UnsupportedError("tool_choice")
     if request.modalities not in (None, ["text"]):
         raise UnsupportedError("modalities")
     if model.template is None:
         raise TemplateError("this model has no chat template; use /v1/completions")
-    return model.template.render([_template_message(i, m) for i, m in enumerate(request.messages)])
+    messages = with_tool_names([_template_message(i, m) for i, m in enumerate(request.messages)])
+    tools = tools_of(request) if request.tool_choice != "none" else ()
+    if tools and not model.template.takes_tools:
+        messages, tools = with_tools_in_text(messages, tools, request.tool_prompt), ()
+    options = dict(request.chat_template_kwargs or {})
+    if request.reasoning_effort is not None:
+        options["reasoning_effort"] = request.reasoning_effort
+    return _render(model.template, messages, [tool.for_template() for tool in tools] or None, options)
+
+
+def _render(
+    template: ChatTemplate,
+    messages: list[dict[str, Any]],
+    tools: list[dict[str, Any]] | None,
+    options: dict[str, Any],
+) -> str:
+    """Templates take the arguments of earlier calls for objects, a few for the text that the client sent."""
+    if not any(message.get("tool_calls") for message in messages):
+        return template.render(messages, tools, options)
+    try:
+        return template.render([_with_objects(message) for message in messages], tools, options)
+    except TemplateError:
+        return template.render(messages, tools, options)
+
+
+def _with_objects(message: dict[str, Any]) -> dict[str, Any]:
+    calls = message.get("tool_calls")
+    return {**message, "tool_calls": [call_for_template(call) for call in calls]} if calls else message
 
 
 def parse_completion(body: bytes, model: ServedModel) -> Call:
@@ -156,9 +182,9 @@ def _check_shared(request: SamplingFields, model: ServedModel) -> None:
 
 
 def _refuse(request: SamplingFields, fields: Sequence[str]) -> None:
-    for field in fields:
-        if getattr(request, field):  # null, false and empty ask for nothing
-            raise UnsupportedError(field)
+    for name in fields:
+        if getattr(request, name):  # null, false and empty ask for nothing
+            raise UnsupportedError(name)
 
 
 def _template_message(number: int, message: Message) -> dict[str, Any]:
@@ -175,7 +201,12 @@ def _template_message(number: int, message: Message) -> dict[str, Any]:
         content = "".join(part.text or "" for part in content)
     if content is None and not message.tool_calls:
         raise invalid(f"`messages.{number}.content` is missing", f"messages.{number}.content")
-    optional = {"name": message.name, "tool_calls": message.tool_calls, "tool_call_id": message.tool_call_id}
+    optional = {
+        "name": message.name,
+        "tool_calls": message.tool_calls,
+        "tool_call_id": message.tool_call_id,
+        "reasoning_content": message.reasoning_content,
+    }
     return {
         "role": message.role,
         "content": content or "",

@@ -8,8 +8,8 @@ from dataclasses import replace
 
 from msgspec import UNSET
 
-from mainspring.core.request import FinishReason
 from mainspring.server.http import sse
+from mainspring.server.openai.answers import FINISH_WORDS, MessageStream
 from mainspring.server.openai.identity import Identity
 from mainspring.server.openai.logprobs import chat_logprobs, completion_logprobs, echoed_offset
 from mainspring.server.openai.parse import Call
@@ -20,31 +20,31 @@ from mainspring.server.openai.types import (
     Completion,
     CompletionChoice,
     CompletionLogprobs,
-    FinishWord,
     PromptTokensDetails,
     Usage,
 )
 from mainspring.server.service import Timing
 from mainspring.server.text.generation import Piece
 
-FINISH_WORDS: dict[FinishReason, FinishWord] = {
-    FinishReason.EOS: "stop",
-    FinishReason.STOP: "stop",
-    FinishReason.LENGTH: "length",
-}
+_NOTHING = ChatDelta()
 
 
 async def stream_chat(
     pieces: AsyncGenerator[Piece, None], call: Call, timing: Timing, identity: Identity
 ) -> AsyncGenerator[bytes, None]:
     """Events of a chat completion. Each choice's first delta names the role, its last chunk the finish reason."""
-    opened: set[int] = set()
+    messages: dict[int, MessageStream] = {}
     async with aclosing(pieces):
         async for piece in pieces:
-            first = piece.index not in opened
-            opened.add(piece.index)
-            if first or _says_something(piece, call):
-                yield sse.event(_chat_chunk(identity, [_chat_choice(piece, first, call, identity)]))
+            message = messages.get(piece.index)
+            first = message is None
+            if message is None:
+                message = messages[piece.index] = MessageStream(call.form)
+            delta = message.push(piece.text, ended=piece.finish is not None)
+            says = delta != _NOTHING or piece.finish is not None
+            if first or says or (call.num_top_logprobs is not None and piece.tokens):
+                choice = _chat_choice(piece, _opened(delta) if first else delta, message, call, identity)
+                yield sse.event(_chat_chunk(identity, [choice]))
     if call.include_usage:
         yield sse.event(_chat_chunk(identity, [], usage(timing)))
     yield sse.DONE
@@ -88,11 +88,18 @@ def _says_something(piece: Piece, call: Call) -> bool:
     return bool(piece.text) or piece.finish is not None or (call.num_top_logprobs is not None and bool(piece.tokens))
 
 
-def _chat_choice(piece: Piece, first: bool, call: Call, identity: Identity) -> ChatChunkChoice:
+def _opened(delta: ChatDelta) -> ChatDelta:
+    """A choice's first delta: it names the role, and has a content even where that is still empty."""
+    content = delta.content or ("" if delta.tool_calls is UNSET else None)
+    return ChatDelta("assistant", content, delta.reasoning_content, delta.tool_calls)
+
+
+def _chat_choice(
+    piece: Piece, delta: ChatDelta, message: MessageStream, call: Call, identity: Identity
+) -> ChatChunkChoice:
     logprobs = chat_logprobs(piece.tokens, identity.tokenizer) if call.num_top_logprobs is not None else None
-    finish = None if piece.finish is None else FINISH_WORDS[piece.finish.reason]
-    content = piece.text if piece.text or first else UNSET
-    return ChatChunkChoice(piece.index, ChatDelta("assistant" if first else UNSET, content), logprobs, finish)
+    finish = None if piece.finish is None else message.finish_word(piece.finish.reason)
+    return ChatChunkChoice(piece.index, delta, logprobs, finish)
 
 
 def _chat_chunk(identity: Identity, choices: list[ChatChunkChoice], used: Usage | None = None) -> ChatChunk:

@@ -17,10 +17,11 @@ from mainspring.server.http.body import Finite, Signed32, Signed64, Unsigned32, 
 from mainspring.server.http.slices import check_slices
 from mainspring.server.model import MAX_STOP_CHARACTERS
 
-FinishWord = Literal["stop", "length"]
+FinishWord = Literal["stop", "length", "tool_calls"]
 MAX_STOPS = 16
 MAX_N = 8
 MAX_LOGPROBS = 20
+MAX_TOOLS = 128
 MAX_ITEMS = 4096
 """Messages, parts of one, prompts, biased tokens: more than anybody means, and few enough to be checked in no time."""
 
@@ -126,6 +127,67 @@ class Message(WireModel):
     name: str | None = None
     tool_calls: Annotated[list[dict[str, Any]], _BRIEF] | None = None
     tool_call_id: str | None = None
+    reasoning_content: str | None = None
+    """The thoughts of an earlier answer, for templates that show them."""
+
+
+class Function(WireModel):
+    """What a tool does, and its arguments' JSON schema: `parameters`, in TGI's dialect also `arguments`."""
+
+    name: Annotated[str, Field(pattern=r"^[\w.:/-]{1,128}$")]
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    arguments: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class ToolSpec(WireModel):
+    """A tool that the answer may call. Functions are the only kind."""
+
+    type: Literal["function"] = "function"
+    function: Function
+
+
+class NamedFunction(WireModel):
+    """A tool by its name."""
+
+    name: str
+
+
+class NamedTool(WireModel):
+    """This tool and no other, once."""
+
+    type: Literal["function"] = "function"
+    function: NamedFunction
+
+
+class AllowedTools(WireModel):
+    """Some of the request's tools."""
+
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[NamedTool], Field(fail_fast=True, max_length=MAX_TOOLS)]
+
+
+class AllowedToolsChoice(WireModel):
+    """OpenAI's `allowed_tools`."""
+
+    type: Literal["allowed_tools"]
+    allowed_tools: AllowedTools
+
+
+def _choice_form(choice: object) -> str:
+    if not isinstance(choice, dict):
+        return "str"
+    return "allowed_tools" if choice.get("type") == "allowed_tools" else "function"
+
+
+ToolChoice = Annotated[
+    Annotated[str, Tag("str")]
+    | Annotated[NamedTool, Tag("function")]
+    | Annotated[AllowedToolsChoice, Tag("allowed_tools")],
+    Discriminator(_choice_form),
+]
+"""`auto`, `none`, `required`, in TGI's dialect a tool's name; or an object that names tools."""
 
 
 class ChatRequest(SamplingFields):
@@ -135,21 +197,23 @@ class ChatRequest(SamplingFields):
     max_completion_tokens: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
-    # without tools there is nothing that these could change
-    parallel_tool_calls: Ignored = None
-    tool_prompt: Ignored = None
+    tools: Annotated[list[ToolSpec], Field(fail_fast=True, max_length=MAX_TOOLS)] | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    tool_prompt: str | None = None
+    """TGI's: what goes before the tools, where the model's template has no place for them."""
+    reasoning_effort: Annotated[str, Field(max_length=32)] | None = None
+    """For templates that have the variable."""
+    chat_template_kwargs: Annotated[dict[str, Any], BeforeValidator(_not_too_many)] | None = None
+    """Further variables of the template: `enable_thinking` for one."""
     # known, and not there
-    tools: Absent = None
     functions: Absent = None
     function_call: Absent = None
-    tool_choice: Annotated[Any, Field(description="Only `none` and `auto` yet")] = None
     audio: Absent = None
     modalities: Annotated[Any, Field(description="Only `text`")] = None
     prediction: Absent = None
-    reasoning_effort: Absent = None
     web_search_options: Absent = None
     chat_template: Absent = None
-    chat_template_kwargs: Absent = None
 
 
 class CompletionRequest(SamplingFields):
@@ -217,9 +281,39 @@ PromptLogprobs = list[dict[str, PromptLogprob] | None]
 """By token id, one entry a token of the prompt; null for the first."""
 
 
+class FunctionCall(msgspec.Struct, frozen=True):
+    name: str
+    arguments: str
+
+
+class ToolCall(msgspec.Struct, frozen=True):
+    id: str
+    function: FunctionCall
+    type: Literal["function"] = "function"
+
+
+class FunctionDelta(msgspec.Struct, frozen=True):
+    """The name comes once, the arguments bit by bit."""
+
+    arguments: str
+    name: str | UnsetType = UNSET
+
+
+class ToolCallDelta(msgspec.Struct, frozen=True):
+    """More of the call with this index; `id` and `type` with its first."""
+
+    index: int
+    function: FunctionDelta
+    id: str | UnsetType = UNSET
+    type: Literal["function"] | UnsetType = UNSET
+
+
 class AssistantMessage(msgspec.Struct, frozen=True):
-    content: str
+    content: str | None
+    """Null where the answer is calls and nothing else."""
     role: Literal["assistant"] = "assistant"
+    reasoning_content: str | UnsetType = UNSET
+    tool_calls: list[ToolCall] | UnsetType = UNSET
 
 
 class ChatChoice(msgspec.Struct, frozen=True):
@@ -244,7 +338,9 @@ class ChatCompletion(msgspec.Struct, frozen=True, kw_only=True):
 
 class ChatDelta(msgspec.Struct, frozen=True):
     role: Literal["assistant"] | UnsetType = UNSET
-    content: str | UnsetType = UNSET
+    content: str | UnsetType | None = UNSET
+    reasoning_content: str | UnsetType = UNSET
+    tool_calls: list[ToolCallDelta] | UnsetType = UNSET
 
 
 class ChatChunkChoice(msgspec.Struct, frozen=True):

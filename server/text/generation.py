@@ -7,9 +7,10 @@ A protocol's `parse.py` makes a `Generation`; `generate` submits it and yields `
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from typing import Any
 
 from mainspring.core.errors import ErrorKind, RequestError
 from mainspring.core.request import Delta, FinishReason, SamplingParams, Start, TokenLogprobs
@@ -32,6 +33,10 @@ class Generation:
     priority: int = 0
     timeout: float | None = None
     cache_salt: str = ""
+    structure: Mapping[str, Any] | None = None
+    """What the answer must be, as a structural tag; None: anything."""
+    markers: frozenset[str] = frozenset()
+    """Special tokens that stay in the text, for the machines that read it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +84,7 @@ class SequenceText:
         self._matcher = StopMatcher(generation.stops, generation.keep_stop)
         self._keep_stop = generation.keep_stop
         self._min_tokens = generation.params.min_tokens
+        self._markers = generation.markers
         self._num_tokens = 0
         self._seed = 0
         self.finished = False
@@ -117,16 +123,17 @@ class SequenceText:
         A token that the engine stopped at (`ends_here`) is reported and has no text.
         """
         self._num_tokens += 1
-        if ends_here or self._tokenizer.is_special(token_id):
-            special = self._tokenizer.is_special(token_id)
-            return Token(token_id, self._tokenizer.token_text(token_id), special, logprobs), "", False
-        text = self._detokenizer.push(token_id)
+        special = self._tokenizer.is_special(token_id)
+        name = self._tokenizer.token_text(token_id) if ends_here or special else ""
+        if ends_here or (special and name not in self._markers):
+            return Token(token_id, name, special, logprobs), "", False
+        text = name if special else self._detokenizer.push(token_id)
         if self._num_tokens < self._min_tokens:
-            return Token(token_id, text, False, logprobs), text, False
+            return Token(token_id, text, special, logprobs), text, False
         found = self._matcher.push(text)
         # Where stop strings are kept nothing is held back, so the two differ only behind the end of a stop string.
         own_text = found.text if self._keep_stop else text
-        return Token(token_id, own_text, False, logprobs), found.text, found.stop is not None
+        return Token(token_id, own_text, special, logprobs), found.text, found.stop is not None
 
 
 def prompt_tokens(tokenizer: Tokenizer, ids: Sequence[int], found: Sequence[TokenLogprobs]) -> tuple[Token, ...]:

@@ -13,7 +13,10 @@ from datetime import datetime
 from typing import Any, NoReturn
 
 import jinja2
-from jinja2.ext import loopcontrols
+import jinja2.meta
+from jinja2 import nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from mainspring.core.errors import ModelError
@@ -27,45 +30,74 @@ Message = Mapping[str, Any]
 """`role`, `content` (a string), and what else the template may look at."""
 
 
-class ChatTemplate:
-    """One model's template, compiled once. Safe to use from several threads."""
+class _Generation(Extension):
+    """`{% generation %}`, with which templates mark the assistant's words for training: what is inside, as it is."""
 
-    def __init__(self, source: str, special: SpecialTokens) -> None:
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+    tags = {"generation"}  # noqa: RUF012  jinja2 declares it so
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+class ChatTemplate:
+    """One model's template, compiled once. Safe to use from several threads. Some models have another for tools."""
+
+    def __init__(self, source: str, special: SpecialTokens, tool_source: str | None = None) -> None:
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _Generation]
+        )
         environment.filters["tojson"] = _to_json
         environment.globals["raise_exception"] = _raise_exception
         environment.globals["strftime_now"] = _strftime_now
+        self._for_tools = None if tool_source is None else ChatTemplate(tool_source, special)
+        self.source = source if tool_source is None else f"{source}\n{tool_source}"
         try:
             self._template = environment.from_string(source)
+            used = jinja2.meta.find_undeclared_variables(environment.parse(source))
         except jinja2.TemplateSyntaxError as error:
             raise ModelError(f"the model's chat template has a syntax error in line {error.lineno}: {error}") from error
+        self.takes_tools = "tools" in used or self._for_tools is not None
+        """Whether it writes tools into the prompt itself."""
         self._tokens = {**(special.others or {}), "bos_token": special.bos, "eos_token": special.eos}
 
-    def render(self, messages: Sequence[Message]) -> str:
+    def render(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> str:
         """The prompt. A last message of the assistant is continued instead of answered.
 
-        Raises TemplateError when the template refuses the messages.
+        `tools` are in OpenAI's form, `options` further variables of the template. Raises TemplateError when the
+        template refuses the messages, or an option takes the name of something that the server says.
         """
-        if not messages or messages[-1]["role"] != "assistant":
-            return self._render(messages, add_generation_prompt=True)
+        if tools and self._for_tools is not None:
+            return self._for_tools.render(messages, tools, options)
+        variables = self._variables(tools, options or {})
+        if not messages or messages[-1]["role"] != "assistant" or messages[-1].get("tool_calls"):
+            return self._render(messages, variables, add_generation_prompt=True)
         # The end of the content is found by a mark that no message can hold.
         mark = secrets.token_hex(16)
         last = {**messages[-1], "content": f"{messages[-1].get('content') or ''}{mark}"}
-        text = self._render([*messages[:-1], last], add_generation_prompt=False)
+        text = self._render([*messages[:-1], last], variables, add_generation_prompt=False)
         prompt, found, _ = text.rpartition(mark)
         if not found:
             raise TemplateError("the model's chat template leaves out the last message, so it cannot be continued")
         return prompt
 
-    def _render(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
+    def _variables(self, tools: Sequence[Mapping[str, Any]] | None, options: Mapping[str, Any]) -> dict[str, Any]:
+        own: dict[str, Any] = {"tools": tools, "documents": None, **self._tokens}
+        taken = sorted({"messages", "add_generation_prompt", *own} & set(options))
+        if taken:
+            raise TemplateError(f"the template's variable `{taken[0]}` is the server's to set; leave it out")
+        return {**own, **options}
+
+    def _render(self, messages: Sequence[Message], variables: Mapping[str, Any], *, add_generation_prompt: bool) -> str:
         pieces, length = [], 0
         try:
             for piece in self._template.generate(
-                messages=messages,
-                tools=None,
-                documents=None,
-                add_generation_prompt=add_generation_prompt,
-                **self._tokens,
+                variables, messages=messages, add_generation_prompt=add_generation_prompt
             ):
                 length += len(piece)
                 if length > MAX_PROMPT_CHARACTERS:
@@ -80,8 +112,14 @@ class ChatTemplate:
         return "".join(pieces)
 
 
-def _to_json(value: Any, indent: int | None = None, ensure_ascii: bool = False) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent)
+def _to_json(
+    value: Any,
+    indent: int | None = None,
+    ensure_ascii: bool = False,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def _raise_exception(message: str) -> NoReturn:

@@ -46,11 +46,19 @@ class TooManyTokens(Exception):
 class Tokenizer:
     """Encodes prompts and knows each token's bytes. Safe to use from several threads."""
 
-    def __init__(self, encoder: Encoder, special: SpecialTokens, chat_template: str | None = None) -> None:
+    def __init__(
+        self,
+        encoder: Encoder,
+        special: SpecialTokens,
+        chat_template: str | None = None,
+        tool_template: str | None = None,
+    ) -> None:
         self._encoder = encoder
         self.special = special
         self.chat_template = chat_template
         """Jinja source, or None for a model without one."""
+        self.tool_template = tool_template
+        """That for chats with tools, where it is one of its own."""
         self.vocab_size: int = encoder.get_vocab_size(with_added_tokens=True)
         added = encoder.get_added_tokens_decoder()
         self._special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
@@ -106,6 +114,11 @@ class Tokenizer:
         """Whether the token has a meaning for the model and no text for the reader."""
         return token_id in self._special_ids
 
+    def special_ids(self, words: Iterable[str]) -> dict[str, int]:
+        """Those of the words that are special tokens, with their ids."""
+        ids = {self._added[token_id].decode(): token_id for token_id in self._special_ids}
+        return {word: ids[word] for word in words if word in ids}
+
     def _without_doubled_bos(self, ids: list[int], add_special_tokens: bool) -> list[int]:
         doubled = add_special_tokens and len(ids) > 1 and ids[0] == ids[1] == self.special.bos_id
         return ids[1:] if doubled else ids
@@ -146,12 +159,13 @@ def _from_directory(directory: Path, config_file: Path | None) -> Tokenizer:
     encoder.no_truncation()
     if config_file is None:
         config = read_json(directory / "tokenizer_config.json")
-        return Tokenizer(encoder, _special_tokens(encoder, config), _chat_template(directory, config))
+        template = _chat_template(directory, config)
+        return Tokenizer(encoder, _special_tokens(encoder, config), template, _tool_template(directory, config))
     if not config_file.is_file():
         raise ModelError(f"{config_file} does not exist; --tokenizer-config-path names a tokenizer_config.json")
     config = read_json(config_file)
     template = _default_template(config.get("chat_template")) or _chat_template(directory, config)
-    return Tokenizer(encoder, _special_tokens(encoder, config), template)
+    return Tokenizer(encoder, _special_tokens(encoder, config), template, _named_template(config, "tool_use"))
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -184,6 +198,24 @@ def _chat_template(directory: Path, config: Mapping[str, Any]) -> str | None:
     return _default_template(
         read_json(directory / "chat_template.json").get("chat_template", config.get("chat_template"))
     )
+
+
+def _tool_template(directory: Path, config: Mapping[str, Any]) -> str | None:
+    """The template for chats with tools, of a model that has two: as files, or as a list in tokenizer_config.json."""
+    if (directory / "chat_template.jinja").is_file():
+        file = directory / "additional_chat_templates" / "tool_use.jinja"
+        return file.read_text(encoding="utf-8") if file.is_file() else None
+    if "chat_template" in read_json(directory / "chat_template.json"):
+        return None
+    return _named_template(config, "tool_use")
+
+
+def _named_template(config: Mapping[str, Any], name: str) -> str | None:
+    templates = config.get("chat_template")
+    if not isinstance(templates, list):
+        return None
+    found = {entry["name"]: entry["template"] for entry in templates}.get(name)
+    return found if isinstance(found, str) else None
 
 
 def _default_template(template: Any) -> str | None:

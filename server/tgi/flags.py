@@ -44,13 +44,10 @@ class ForeignFlag:
         return f"{shown} has no effect: {self.text}"
 
 
-_ONE_DEVICE = "a server computes on one device; start one for each device with --device-index, behind a load balancer"
 _TUNNEL = "run the tunnel beside the server and point it at --port"
-_ONE_PROCESS = "one process computes, so there is nobody to meet"
+_ONE_HOST = "ranks are on one host and meet at a port that the kernel chooses"
 
 FOREIGN_FLAGS = (
-    ForeignFlag("--sharded", _ONE_DEVICE, refused=True, harmless=("false", "False", "0")),
-    ForeignFlag("--num-shard", _ONE_DEVICE, refused=True, harmless=("1",)),
     ForeignFlag("--speculate", "leave it out; tokens are decoded one by one", refused=True, harmless=("0",)),
     ForeignFlag("--trust-remote-code", "code that comes with a checkpoint is never run", is_switch=True),
     ForeignFlag("--waiting-served-ratio", "every step may admit requests; prefill is chunked into decode steps"),
@@ -58,8 +55,8 @@ FOREIGN_FLAGS = (
     ForeignFlag("--cuda-graphs", "the backend chooses its own shapes and captures them"),
     ForeignFlag("--prometheus-port", "/metrics is on --port, as it was in TGI"),
     ForeignFlag("--shard-uds-path", "the engine's socket lies in a private directory of its own"),
-    ForeignFlag("--master-addr", _ONE_PROCESS),
-    ForeignFlag("--master-port", _ONE_PROCESS),
+    ForeignFlag("--master-addr", _ONE_HOST),
+    ForeignFlag("--master-port", _ONE_HOST),
     ForeignFlag("--weights-cache-override", "name the directory with the weights as MODEL", refused=True),
     ForeignFlag("--disable-custom-kernels", "choose another --backend instead", is_switch=True),
     ForeignFlag("--rope-scaling", "set `rope_scaling` in the model's config.json", refused=True),

@@ -65,6 +65,7 @@ async def info(request: Request) -> Response:
             docker_label=None,
             model_dtype=service.ready.dtype,
             model_device_type=service.ready.backend,
+            num_shard=service.ready.num_shard,
         )
     )
 

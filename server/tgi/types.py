@@ -148,3 +148,4 @@ class Info(msgspec.Struct, frozen=True, kw_only=True):
     docker_label: str | None
     model_dtype: str
     model_device_type: str
+    num_shard: int

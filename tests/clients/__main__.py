@@ -19,7 +19,7 @@ from transformers import AutoTokenizer
 
 from mainspring.server.source import resolve
 from tests.clients import log_likelihoods
-from tests.clients.conftest import BUSY_KEY
+from tests.clients.conftest import BUSY_KEY, QUOTE_ID
 from tests.support.live_server import live_server
 from tests.support.model_directory import TINY, write_tiny_model
 from tests.support.tiny_tokenizers import write_word_tokenizer
@@ -41,7 +41,14 @@ ENVIRONMENTS: dict[str, tuple[str, ...]] = {
 }
 _HERE = Path(__file__).parent
 _ROOT = _HERE.parent.parent
-_SIM = ("--backend", "sim", "--backend-option", "vocabulary=300-1000", "--max-client-batch-size", "32")
+_OPTIONS = ("vocabulary=300-1000", f"quote={QUOTE_ID}")
+_SIM = (
+    "--backend",
+    "sim",
+    *(word for option in _OPTIONS for word in ("--backend-option", option)),
+    "--max-client-batch-size",
+    "32",
+)
 
 
 def main(names: Sequence[str]) -> int:

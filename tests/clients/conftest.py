@@ -15,6 +15,15 @@ import pytest
 BUSY_KEY = "open-sesame"
 """Without it `busy_server` answers nobody."""
 
+QUOTE_ID = 0
+"""Between two of these tokens (`<unk>`) a prompt says what the simulated model answers."""
+
+
+def saying(text: str) -> str:
+    """A prompt that is answered with this text."""
+    return f"Say <unk>{text}<unk>"
+
+
 collect_ignore_glob = [] if "CLIENTS_SERVER" in os.environ else ["test_*.py"]
 
 

@@ -11,7 +11,7 @@ import pytest
 from huggingface_hub import AsyncInferenceClient, InferenceClient
 from huggingface_hub.errors import HfHubHTTPError, OverloadedError, ValidationError
 
-from tests.clients.conftest import BUSY_KEY
+from tests.clients.conftest import BUSY_KEY, saying
 
 MESSAGES = [{"role": "user", "content": "hi"}]
 GREEDY = {"max_new_tokens": 6, "return_full_text": False}
@@ -48,13 +48,13 @@ CHAT_TAKEN: dict[str, Any] = {
     "seed": 7,
     "stop": ["never"],
     "temperature": 0.7,
+    "tool_choice": "auto",
+    "tools": [TOOL],
     "top_p": 0.9,
 }
 CHAT_REFUSED: dict[str, Any] = {
     "logit_bias": [1.0],
     "response_format": {"type": "json_object", "value": {"properties": {}}},
-    "tool_choice": "required",
-    "tools": [TOOL],
 }
 
 Call = Callable[..., Any]
@@ -164,6 +164,40 @@ def test_chat_refusal_says_the_parameter(client: Any, name: str, stream: bool) -
     with pytest.raises(HfHubHTTPError) as caught:
         list(client.chat_completion(MESSAGES, stream=stream, **{name: CHAT_REFUSED[name]}))
     assert caught.value.response.status_code == 400
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_chat_tools(client: Any, stream: bool) -> None:
+    """A call, its result, and the answer to it."""
+    words = 'I look. {"name": "f", "parameters": {"city": "Paris"}}'
+    asked = [{"role": "user", "content": saying(words)}]
+    answer = client.chat_completion(asked, tools=[TOOL], tool_choice="auto", stream=stream)
+    if stream:
+        chunks = list(answer)
+        deltas = [chunk.choices[0].delta for chunk in chunks]
+        calls = [call for delta in deltas for call in delta.tool_calls or ()]
+        content = "".join(delta.content or "" for delta in deltas)
+        name, arguments = calls[0].function.name, "".join(call.function.arguments for call in calls)
+        finish, call_id = chunks[-1].choices[0].finish_reason, calls[0].id
+    else:
+        (choice,) = answer.choices
+        (call,) = choice.message.tool_calls
+        content, name, arguments = choice.message.content, call.function.name, call.function.arguments
+        finish, call_id = choice.finish_reason, call.id
+    assert (content, name, arguments, finish) == ("I look.", "f", '{"city": "Paris"}', "tool_calls")
+    called = {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
+    results = [
+        *asked,
+        {"role": "assistant", "content": content, "tool_calls": [called]},
+        {"role": "tool", "tool_call_id": call_id, "content": saying("Rain.")},
+    ]
+    assert client.chat_completion(results, tools=[TOOL]).choices[0].message.content == "Rain."
+
+
+@pytest.mark.parametrize("choice", ["g", {"function": {"name": "g"}}])
+def test_chat_refuses_an_unknown_tool(client: Any, choice: Any) -> None:
+    with pytest.raises(HfHubHTTPError, match="unknown tool 'g'"):
+        client.chat_completion(MESSAGES, tools=[TOOL], tool_choice=choice)
 
 
 def test_chat_tool_prompt_without_tools_is_harmless(client: Any) -> None:

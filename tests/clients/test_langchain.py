@@ -8,10 +8,12 @@ from typing import Any
 import openai
 import pytest
 from huggingface_hub.errors import HfHubHTTPError, ValidationError
-from langchain_core.messages import HumanMessage
+from langchain_core.messages import HumanMessage, ToolMessage
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_huggingface import ChatHuggingFace, HuggingFaceEndpoint
 from langchain_openai import ChatOpenAI, OpenAI
+
+from tests.clients.conftest import saying
 
 SIX: dict[str, Any] = {"max_tokens": 6, "temperature": 0}
 
@@ -86,9 +88,25 @@ def test_openai_completions(server: str, model_id: str) -> None:
     assert model.batch(["hi", "hi"]) == [text, text]
 
 
+def test_openai_tools(server: str, model_id: str) -> None:
+    def add(first: int, second: int) -> int:
+        """Adds two numbers."""
+        return first + second
+
+    chat = ChatOpenAI(model=model_id, base_url=f"{server}/v1", api_key="none").bind_tools([add])
+    asked = HumanMessage(saying('{"name": "add", "parameters": {"first": 1, "second": 2}}'))
+    answer = chat.invoke([asked])
+    (call,) = answer.tool_calls
+    assert (call["name"], call["args"]) == ("add", {"first": 1, "second": 2})
+    streamed = [chunk for message in chat.stream([asked]) for chunk in message.tool_call_chunks]
+    assert "".join(chunk["args"] or "" for chunk in streamed) == '{"first": 1, "second": 2}'
+    result = ToolMessage(saying("3"), tool_call_id=call["id"])
+    assert chat.invoke([asked, answer, result]).content == "3"
+
+
 def test_openai_refusals(chat: ChatOpenAI) -> None:
-    with pytest.raises(openai.BadRequestError, match="tools"):
-        chat.bind_tools([{"type": "function", "function": {"name": "f", "parameters": {}}}]).invoke("hi")
+    with pytest.raises(openai.BadRequestError, match="functions"):
+        chat.invoke("hi", functions=[{"name": "f", "parameters": {}}])
 
 
 def test_huggingface_endpoint(endpoint: HuggingFaceEndpoint) -> None:

@@ -57,7 +57,7 @@ def test_openai_errors(by_openai: Any) -> None:
     bad = {"name": "BadRequestError", "status": 400}
     assert by_openai["errors"] == {
         "tooLong": {**bad, "param": "max_tokens", "code": "context_length_exceeded"},
-        "tools": {**bad, "param": "tools", "code": "unsupported_parameter"},
+        "tools": {**bad, "param": "tools.0.function.name", "code": None},
         "streamed": {**bad, "param": "temperature", "code": None},
         "otherModel": {"name": "NotFoundError", "status": 404, "param": "model", "code": "model_not_found"},
     }

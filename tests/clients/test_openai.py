@@ -8,12 +8,19 @@ from typing import Any
 
 import openai
 import pytest
+from pydantic import BaseModel
 
-from tests.clients.conftest import BUSY_KEY
+from tests.clients.conftest import BUSY_KEY, saying
 
 MESSAGES: list[Any] = [{"role": "user", "content": "hi"}]
 SIX: dict[str, Any] = {"max_tokens": 6, "temperature": 0}
 TOOLS: list[Any] = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
+
+
+class City(BaseModel):
+    """The arguments of the tool `weather`."""
+
+    city: str
 
 
 @pytest.fixture
@@ -119,6 +126,28 @@ def test_penalties_and_extras_are_taken(client: openai.OpenAI, model_id: str) ->
     assert answer.usage.completion_tokens == 6
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_tools(client: openai.OpenAI, model_id: str, stream: bool) -> None:
+    """Two calls, with the arguments as the client's own type."""
+    words = '{"name": "weather", "parameters": {"city": "Paris"}}; {"name": "weather", "parameters": {"city": "Rome"}}'
+    fields: dict[str, Any] = {
+        "model": model_id,
+        "messages": [{"role": "user", "content": saying(words)}],
+        "tools": [openai.pydantic_function_tool(City, name="weather")],
+    }
+    if stream:
+        with client.chat.completions.stream(**fields) as events:
+            answer = events.get_final_completion()
+    else:
+        answer = client.chat.completions.parse(**fields)
+    (choice,) = answer.choices
+    assert choice.finish_reason == "tool_calls"
+    assert [call.function.parsed_arguments for call in choice.message.tool_calls] == [
+        City(city="Paris"),
+        City(city="Rome"),
+    ]
+
+
 def test_models(client: openai.OpenAI, model_id: str) -> None:
     assert [model.id for model in client.models.list()] == [model_id]
 
@@ -128,8 +157,8 @@ def test_models(client: openai.OpenAI, model_id: str) -> None:
     [
         ({"max_tokens": 10**6}, "max_tokens"),
         ({"temperature": -1}, "temperature"),
-        ({"tools": TOOLS}, "tools"),
-        ({"tools": TOOLS, "tool_choice": "required"}, "tools"),
+        ({"tools": [{"type": "function", "function": {"name": "two words"}}]}, "tools.0.function.name"),
+        ({"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "g"}}}, "tool_choice"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"logprobs": True, "top_logprobs": 50}, "top_logprobs"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}, None),

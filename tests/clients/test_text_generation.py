@@ -12,7 +12,7 @@ from text_generation import AsyncClient, Client
 from text_generation.errors import BadRequestError, OverloadedError, ValidationError
 from text_generation.types import Grammar, GrammarType, Message, Tool
 
-from tests.clients.conftest import BUSY_KEY
+from tests.clients.conftest import BUSY_KEY, saying
 
 TAKEN: dict[str, Any] = {
     "best_of": 2,
@@ -38,13 +38,11 @@ CHAT_TAKEN: dict[str, Any] = {
     "repetition_penalty": 1.2,
     "seed": 7,
     "temperature": 0.7,
+    "tool_choice": "auto",
+    "tools": [Tool(type="function", function={"name": "f"})],
     "top_p": 0.9,
 }
-CHAT_REFUSED: dict[str, Any] = {
-    "logit_bias": [1.0],
-    "tool_choice": "required",
-    "tools": [Tool(type="function", function={"name": "f"})],
-}
+CHAT_REFUSED: dict[str, Any] = {"logit_bias": [1.0]}
 MESSAGES = [Message(role="user", content="hi")]
 
 
@@ -144,6 +142,13 @@ def test_chat_parameter(client: Any, name: str) -> None:
     answer = client.chat(MESSAGES, max_tokens=6, **{name: CHAT_TAKEN[name]})
     assert [choice.finish_reason for choice in answer.choices] == ["length"] * (2 if name == "n" else 1)
     assert answer.choices[0].message.role == "assistant"
+
+
+def test_chat_tools(client: Any) -> None:
+    asked = [Message(role="user", content=saying('{"name": "f", "parameters": {"a": 1}}'))]
+    message = client.chat(asked, tools=CHAT_TAKEN["tools"]).choices[0].message
+    (call,) = message.tool_calls
+    assert call["function"] == {"name": "f", "arguments": '{"a": 1}'}
 
 
 def test_chat_top_logprobs(client: Any) -> None:

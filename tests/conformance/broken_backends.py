@@ -32,7 +32,7 @@ from mainspring.core.batch import Batch, Bucket, Buckets, StepResult
 from mainspring.core.config import EngineConfig
 from mainspring.core.execution.inputs import StepTensors
 from mainspring.core.ops.attention import PagedKV, attention, kv_write
-from mainspring.core.parallel import TorchCommunicator
+from mainspring.core.parallel.communicator import TorchCommunicator
 from tests.support.reference_device import ReferenceDevice
 
 PLAIN = Capabilities(

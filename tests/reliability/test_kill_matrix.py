@@ -1,5 +1,5 @@
 """{server, engine} x {SIGKILL, SIGSEGV, SIGSTOP} x {starting, loading, idle, prefill, decode, draining}, with real
-processes. An engine is one process: it has no ranks of its own yet that could be struck.
+processes. `test_kill_ranks.py` strikes one of several ranks.
 
 Whoever is struck, whenever: every open request is answered or its connection ends, the exit code is true, and after
 three seconds no process, socket or shared memory is left. The phases of a pair run side by side.
@@ -10,143 +10,14 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import ExitStack, asynccontextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 
-from tests.reliability.conftest import SIM
+from tests.reliability.cells import ANSWER_SECONDS, GONE_SECONDS, HUNG_SECONDS, Cell, flags_for, run, strike
 from tests.support.live_server import LiveServer, listening_server, spawn
 from tests.support.promises import Measured
-from tests.support.raw_http import Reply, post, read_reply
-
-PHASES = ("loading", "idle", "prefill", "decode", "draining")
-STREAMS = 6
-ANSWER_SECONDS = 1.0
-GONE_SECONDS = 3.0
-HUNG_SECONDS = 1.0 + 0.1 + 5.0 + 1.0
-"""A simulated step's bound, the engine's grace, and the promise's second; the steps here take a hundredth."""
-
-
-@dataclass
-class Cell:
-    """One server in one phase, and its open requests."""
-
-    phase: str
-    server: LiveServer
-    sockets: Path
-    requests: list[asyncio.Task[Reply]] = field(default_factory=list)
-    processes: list[psutil.Process] = field(default_factory=list)
-    struck: float = 0.0
-
-    @property
-    def remains(self) -> list[str]:
-        """What is left of it: processes by name, files in its directory for sockets."""
-        alive = [process for process in self.processes if _lives(process)]
-        return [str(process) for process in alive] + [str(path) for path in self.sockets.iterdir()]
-
-    async def ended(self, seconds: float = 30.0) -> int:
-        """The server's exit code."""
-        return await asyncio.to_thread(self.server.process.wait, seconds)
-
-    async def gone(self) -> None:
-        """Returns once nothing remains."""
-        deadline = time.monotonic() + GONE_SECONDS
-        while self.remains:
-            assert time.monotonic() < deadline, f"{self.phase}: {self.remains}"
-            await asyncio.sleep(0.02)
-
-    async def answers(self, *, within: float) -> list[Reply]:
-        """All open requests' answers, which must have come by then."""
-        if self.requests:
-            await asyncio.wait(self.requests, timeout=max(self.struck + within - time.monotonic(), 0))
-        assert all(request.done() for request in self.requests), f"{self.phase}: not all answered in {within} s"
-        return [request.result() for request in self.requests]
-
-
-def _lives(process: psutil.Process) -> bool:
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-def flags_for(phase: str) -> list[str]:
-    """Steps of 10 ms. A prompt is prefilled 16 tokens a step, so that the phase lasts."""
-    options = ["overhead=0.01"] + (["loading=60"] if phase == "loading" else [])
-    chunks = ("--max-batch-prefill-tokens", "16") if phase == "prefill" else ()
-    return [*SIM, *chunks, *(word for option in options for word in ("--backend-option", option))]
-
-
-def requests_for(phase: str) -> list[bytes]:
-    """Long ones on several routes, streams and not; none where none is open in the phase."""
-    if phase in ("loading", "idle"):
-        return []
-    inputs = "x" * 1500 if phase == "prefill" else "hello"
-    max_tokens = 400 if phase == "prefill" else 800
-    generate = {"inputs": inputs, "parameters": {"max_new_tokens": max_tokens}}
-    chat = {"messages": [{"role": "user", "content": inputs}], "max_tokens": max_tokens, "stream": True}
-    kinds = [post("/generate_stream", generate), post("/v1/chat/completions", chat), post("/generate", generate)]
-    return [kinds[number % len(kinds)] for number in range(STREAMS)]
-
-
-async def ask(port: int, request: bytes) -> Reply:
-    """An answer that may be cut off, which counts as one too."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    try:
-        writer.write(request)
-        return await read_reply(reader, time.monotonic())
-    except ConnectionError:
-        return Reply(0, {}, b"", 0.0)
-    finally:
-        writer.transport.abort()
-
-
-@asynccontextmanager
-async def cells(model: Path, tmp_path: Path) -> AsyncIterator[list[Cell]]:
-    """A server in each phase, with its requests open."""
-    with ExitStack() as stack:
-        pending = [(phase, *_start(stack, model, tmp_path, phase)) for phase in PHASES]
-        made = [Cell(phase, server, sockets) for phase, server, sockets in pending]
-        await asyncio.gather(*(_bring(cell) for cell in made))
-        yield made
-        for cell in made:
-            for request in cell.requests:
-                request.cancel()
-
-
-def _start(stack: ExitStack, model: Path, tmp_path: Path, phase: str) -> tuple[LiveServer, Path]:
-    sockets = tmp_path / phase
-    sockets.mkdir()
-    server = listening_server(
-        str(model), tmp_path / f"{phase}.log", *flags_for(phase), environment={"TMPDIR": str(sockets)}
-    )
-    return stack.enter_context(server), sockets
-
-
-async def _bring(cell: Cell) -> None:
-    server = cell.server
-    wanted = "weights" if cell.phase == "loading" else "ready"
-    await asyncio.to_thread(server.wait_until, lambda: server.phase.startswith(wanted), 60)
-    cell.requests = [asyncio.create_task(ask(server.port, request)) for request in requests_for(cell.phase)]
-    if cell.requests:
-        running = "mainspring_num_requests_running"
-        await asyncio.to_thread(server.wait_until, lambda: server.metric(running) == STREAMS, 30)
-    if cell.phase == "draining":
-        server.process.send_signal(signal.SIGTERM)
-        await asyncio.to_thread(server.wait_until, lambda: server.phase == "draining", 10)
-    cell.processes = [psutil.Process(server.process.pid), server.engine]
-    for process in cell.processes:
-        assert not [entry.path for entry in process.memory_maps() if entry.path.startswith("/dev/shm/")]
-
-
-def strike(cell: Cell, victim: str, number: signal.Signals) -> None:
-    cell.struck = time.monotonic()
-    cell.processes[victim == "engine"].send_signal(number)
 
 
 @pytest.mark.promise("F1", "F2", "P1", "P3", "P4")
@@ -252,13 +123,3 @@ def test_f1_f3_p3_p4_an_engine_struck_before_it_speaks(number: signal.Signals, m
         assert server.process.wait(30) == 71
         assert time.monotonic() - cell.struck < HUNG_SECONDS + GONE_SECONDS
         asyncio.run(cell.gone())
-
-
-def run(model: Path, tmp_path: Path, test: Callable[[Cell], Coroutine[Any, Any, float]]) -> list[float]:
-    """The test in all phases at once."""
-
-    async def all_phases() -> list[float]:
-        async with cells(model, tmp_path) as made:
-            return list(await asyncio.gather(*(test(cell) for cell in made)))
-
-    return asyncio.run(all_phases())

@@ -184,6 +184,7 @@ def test_info(client: httpx.Client) -> None:
     assert {name: type(info[name]) for name in documented} == documented
     assert {"model_sha", "model_pipeline_tag", "sha", "docker_label"} <= info.keys()
     assert info["max_input_tokens"] == info["max_total_tokens"] - 1 == 2047
+    assert info["num_shard"] == 1
 
 
 REFUSED = [

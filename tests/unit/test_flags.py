@@ -64,6 +64,7 @@ SUPPORTED: list[tuple[str, str, str, Any]] = [
     ("--max-batch-prefill-tokens", "300", "engine.max_batch_tokens", 300),
     ("--max-batch-total-tokens", "400", "engine.max_cache_tokens", 400),
     ("--max-batch-size", "8", "engine.max_sequences", 8),
+    ("--num-shard", "2", "engine.num_shard", 2),
     ("--port", "81", "port", 81),
     ("--cuda-memory-fraction", "0.5", "engine.memory_fraction", 0.5),
     ("--cors-allow-origin", "https://a.example", "access.origins", ("https://a.example",)),
@@ -74,7 +75,8 @@ SUPPORTED: list[tuple[str, str, str, Any]] = [
     ("--tokenizer-config-path", "/a/b.json", "source.tokenizer_config", Path("/a/b.json")),
 ]
 ELSEWHERE = {
-    "--otlp-service-name", "--model-id", "--hostname", "--api-key", "--json-output", "--env", "--huggingface-hub-cache",
+    "--otlp-service-name", "--sharded", "--model-id", "--hostname", "--api-key", "--json-output", "--env",
+    "--huggingface-hub-cache",
 }  # fmt: skip
 """Flags that work and have a test of their own."""
 
@@ -146,6 +148,17 @@ def test_a_launchers_command_line_as_it_is(model: str, options: list[ServerOptio
     (given,) = options
     assert (given.port, given.host, given.engine.max_length, given.drain_seconds) == (8080, "127.0.0.1", 2000, 5.0)
     assert len(given.notes) == 2
+
+
+@tgi("3 --sharded")
+def test_sharded_takes_all_devices_where_no_number_is_named(model: str, options: list[ServerOptions]) -> None:
+    for flags in ((), ("--sharded", "false"), ("--sharded", "true"), ("--sharded", "true", "--num-shard", "2")):
+        assert serve(model, *flags).exit_code == 0
+    assert serve(model, SHARDED="true", NUM_SHARD="3").exit_code == 0
+    assert [given.engine.num_shard for given in options] == [1, 1, None, 2, 3]
+    refused = serve(model, "--sharded", "true", "--num-shard", "1")
+    assert refused.exit_code == 2
+    assert "1 is no sharding" in refused.output
 
 
 @tgi("3 --model-id")

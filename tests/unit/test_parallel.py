@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import distributed, multiprocessing
 
-from mainspring.core.parallel import TorchCommunicator
+from mainspring.core.parallel.communicator import TorchCommunicator
 
 WORLD = 2
 

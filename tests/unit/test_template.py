@@ -96,3 +96,27 @@ def test_loop_controls() -> None:
 def test_broken_template_fails_at_start() -> None:
     with pytest.raises(ModelError, match="line 1"):
         ChatTemplate("{% if %}", SPECIAL)
+
+
+def test_marks_for_training_are_taken_and_not_shown() -> None:
+    assert render("a{% generation %}{{ messages[0].content }}{% endgeneration %}c") == "ahic"
+
+
+def test_whether_a_template_has_a_place_for_tools() -> None:
+    for source, takes in (("{% if tools %}x{% endif %}", True), ("{{ messages }}", False)):
+        template = ChatTemplate(source, SPECIAL)
+        assert (template.takes_tools, template.source) == (takes, source)
+
+
+def test_a_template_of_its_own_for_tools() -> None:
+    template = ChatTemplate("plain", SPECIAL, "{{ tools[0] }} <tool_call>")
+    assert (template.render([USER]), template.render([USER], [{"a": 1}])) == ("plain", "{'a': 1} <tool_call>")
+    assert template.takes_tools
+    assert "<tool_call>" in template.source
+
+
+def test_options_do_not_take_the_servers_names() -> None:
+    template = ChatTemplate("{{ mood }}", SpecialTokens())
+    assert template.render([{"role": "user", "content": "x"}], options={"mood": "calm"}) == "calm"
+    with pytest.raises(TemplateError, match="`tools` is the server's to set"):
+        template.render([{"role": "user", "content": "x"}], options={"tools": []})

@@ -37,10 +37,16 @@ def test_no_config_is_no_mistake(tmp_path: Path) -> None:
 def test_template_files_win_over_the_config(tmp_path: Path) -> None:
     write(tmp_path, {"chat_template": [{"name": "tool_use", "template": "T"}, {"name": "default", "template": "D"}]})
     assert load_tokenizer(tmp_path).chat_template == "D"
+    assert load_tokenizer(tmp_path).tool_template == "T"
+    assert load_tokenizer(tmp_path, tmp_path / "tokenizer_config.json").tool_template == "T"
     (tmp_path / "chat_template.json").write_text('{"chat_template": "J"}')
     assert load_tokenizer(tmp_path).chat_template == "J"
     (tmp_path / "chat_template.jinja").write_text("F")
     assert load_tokenizer(tmp_path).chat_template == "F"
+    assert load_tokenizer(tmp_path).tool_template is None
+    (tmp_path / "additional_chat_templates").mkdir()
+    (tmp_path / "additional_chat_templates" / "tool_use.jinja").write_text("U")
+    assert load_tokenizer(tmp_path).tool_template == "U"
 
 
 def test_bos_is_not_doubled(tmp_path: Path) -> None:

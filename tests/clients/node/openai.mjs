@@ -54,7 +54,7 @@ console.log(
     models,
     errors: {
       tooLong: await errorOf({ max_tokens: 1000000 }),
-      tools: await errorOf({ tools: [{ type: "function", function: { name: "f" } }] }),
+      tools: await errorOf({ tools: [{ type: "function", function: { name: "two words" } }] }),
       streamed: await errorOf({ stream: true, temperature: -1 }),
       otherModel: await errorOf({ model: "gpt-4" }),
     },

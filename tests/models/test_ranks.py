@@ -1,0 +1,130 @@
+"""A model on two ranks says what it says on one: real processes, every way a layer is dealt out, a cache that runs out.
+
+Weights are random floats, so sums in another order move no token.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import transformers
+
+from mainspring.core.config import EngineConfig
+from mainspring.core.errors import StartupError
+from mainspring.core.request import SamplingParams
+from mainspring.server.offline import LLM, Output
+from tests.support.tiny_models import build, save
+from tests.support.tiny_tokenizers import write_word_tokenizer
+
+VOCABULARY = 89
+"""Odd, so that the last rank's part of it is shorter."""
+SHAPE = {
+    "vocab_size": VOCABULARY, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "intermediate_size": 128, "max_position_embeddings": 128,
+    "bos_token_id": None, "eos_token_id": None, "pad_token_id": None,
+}  # fmt: skip
+PREFIX = [(7 * i) % VOCABULARY for i in range(1, 40)]
+PROMPTS = [[*PREFIX, last] for last in range(4)] + [[5, 6, 7], PREFIX]
+"""More than the cache holds at once, with a prefix of two blocks in common."""
+
+GREEDY = SamplingParams(max_tokens=30, prompt_logprobs=2, logprobs=2)
+DRAWN = SamplingParams(max_tokens=20, temperature=1.5, top_p=0.95, seed=11, repetition_penalty=1.1)
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One model, and how it is served."""
+
+    config: Callable[[], Any]
+    engine: Mapping[str, Any] = field(default_factory=dict)
+    tolerance: float = 1e-3
+    """Of log-probabilities. Where it is large, tokens may differ, too."""
+
+
+def llama(**changes: Any) -> Callable[[], Any]:
+    return lambda: transformers.LlamaConfig(**{**SHAPE, "head_dim": 32, **changes})
+
+
+def gemma3() -> Any:
+    layers = ["sliding_attention", "full_attention"]
+    return transformers.Gemma3TextConfig(
+        **SHAPE, num_key_value_heads=2, head_dim=20, sliding_window=6, query_pre_attn_scalar=30, layer_types=layers
+    )
+
+
+def gpt2() -> Any:
+    return transformers.GPT2Config(
+        vocab_size=VOCABULARY, n_positions=128, n_embd=64, n_layer=2, n_head=4, bos_token_id=None, eos_token_id=None
+    )
+
+
+CASES: Mapping[str, Case] = {
+    "llama, kv heads dealt out": Case(llama(num_key_value_heads=2)),
+    "llama, one kv head for both, biases": Case(llama(num_key_value_heads=1, attention_bias=True, mlp_bias=True)),
+    # The host's kernel rounds partial sums to bfloat16.
+    "llama, int4 in groups": Case(llama(num_key_value_heads=2), {"quantize": "int4"}, tolerance=0.2),
+    "qwen3, tied": Case(
+        lambda: transformers.Qwen3Config(**SHAPE, num_key_value_heads=2, head_dim=32, tie_word_embeddings=True)
+    ),
+    "gemma3, scaled embedding, windows": Case(gemma3),
+    "phi3, merged in the checkpoint": Case(lambda: transformers.Phi3Config(**SHAPE, num_key_value_heads=2)),
+    "gpt2, positions, transposed weights": Case(gpt2),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_ranks_say_what_one_says(name: str, tmp_path: Path) -> None:
+    case = CASES[name]
+    save(build(case.config()), tmp_path)
+    write_word_tokenizer(tmp_path, VOCABULARY)
+    alone, together = (answers(tmp_path, num_shard, case.engine) for num_shard in (1, 2))
+    for one, two in zip(alone, together, strict=True):
+        assert two.token_ids == one.token_ids or case.tolerance > 0.1
+        assert (two.prompt_logprobs is None) == (one.prompt_logprobs is None)
+        for entry, expected in zip(two.prompt_logprobs or [], one.prompt_logprobs or [], strict=True):
+            if expected is not None and entry is not None:
+                assert entry.logprob == pytest.approx(expected.logprob, abs=case.tolerance)
+
+
+def test_a_model_that_cannot_be_dealt_out_says_to_how_many_it_can(tmp_path: Path) -> None:
+    save(build(llama(num_key_value_heads=2)()), tmp_path)
+    write_word_tokenizer(tmp_path, VOCABULARY)
+    with pytest.raises(StartupError, match=r"has 4 query heads.*; this model takes --num-shard 1, 2, 4"):
+        LLM(str(tmp_path), "cpu", num_shard=3)
+
+
+def test_a_checkpoint_that_does_not_fit_ends_the_start_of_all_ranks(tmp_path: Path) -> None:
+    save(build(llama(num_key_value_heads=2)()), tmp_path)
+    write_word_tokenizer(tmp_path, VOCABULARY)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "intermediate_size": 64}))
+    with pytest.raises(
+        StartupError, match=r"gate_proj.weight is \[128, 64\] where the model's config makes it \[64, 64\]"
+    ):
+        LLM(str(tmp_path), "cpu", num_shard=2)
+
+
+def answers(model: Path, num_shard: int, engine: Mapping[str, Any]) -> list[Output]:
+    """Greedy ones and drawn ones, from a cache that is too small for all at once."""
+    config = EngineConfig(
+        model=str(model),
+        backend="cpu",
+        num_shard=num_shard,
+        block_size=16,
+        num_blocks=13,
+        max_batch_tokens=32,
+        max_prefill_chunk=24,
+        max_sequences=4,
+        **engine,
+    )
+    with LLM.of(config) as llm:
+        assert llm.ready.num_shard == num_shard
+        found = llm.generate(PROMPTS, GREEDY) + llm.generate(PROMPTS, DRAWN)
+        assert llm.stats.preemptions > 0
+        assert llm.stats.prefix_hits > 0
+        return found
