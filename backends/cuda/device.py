@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -110,6 +111,7 @@ class CudaDevice(GpuDevice):
         import torch
         import triton
 
+        from mainspring.backends.cuda.cublas import Cublas, CublasError
         from mainspring.backends.cuda.linear import Linears
         from mainspring.backends.cuda.overlap import overlap_of
         from mainspring.backends.cuda.tiles import prefill_tile
@@ -118,7 +120,10 @@ class CudaDevice(GpuDevice):
 
         card = torch.cuda.get_device_properties(index)
         processors, overlap = card.multi_processor_count, overlap_of((card.major, card.minor))
-        self._linears = Linears(overlap, processors, card.name, Path(triton.knobs.cache.dir))
+        cublas = None
+        with suppress(CublasError):
+            cublas = Cublas()
+        self._linears = Linears(overlap, processors, card.name, Path(triton.knobs.cache.dir), cublas=cublas)
         runtime = Runtime("cuda", torch.cuda, torch.cuda.CUDAGraph, {"capture_error_mode": "thread_local"}, lends=True)
         tuning = Tuning(processors, prefill=prefill_tile, overlap=overlap)
         super().__init__(runtime, index, tuning, captures=captures)

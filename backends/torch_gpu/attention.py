@@ -14,9 +14,12 @@ from torch import Tensor
 from mainspring.backends.torch_gpu.tuning import Tuning
 from mainspring.backends.triton.attention import Cache, Fresh, Rows, Scoring, decode, num_splits, ragged
 from mainspring.backends.triton.cache import kv_write as write
+from mainspring.backends.triton.heads import Places
+from mainspring.backends.triton.heads import rotate_and_store as fused
 from mainspring.backends.triton.launch import ALONE, Overlap
 from mainspring.core.backend import AttentionMetadata
 from mainspring.core.ops.attention import PagedKV
+from mainspring.core.ops.heads import HeadNorms, HeadsStep
 
 FEW_ROWS = 16
 """Up to so many rows of a bucket, decodes among chunks are not worth launches of their own."""
@@ -54,6 +57,22 @@ def kv_write(
 ) -> None:
     """As `core.ops.attention.kv_write`."""
     write(k_TKD, v_TKD, kv.keys[layer], kv.values[layer], slot_T, overlap=overlap)
+
+
+def rotate_and_store(
+    q_THD: Tensor,
+    k_TKD: Tensor,
+    v_TKD: Tensor,
+    step: HeadsStep,
+    norms: HeadNorms | None,
+    *,
+    overlap: Overlap = ALONE,
+) -> Tensor:
+    """As `core.ops.heads.rotate_and_store`, with the plan of `plan_step`."""
+    places = Places(step.positions, step.plan.slot, step.cos_sin)
+    cache = step.kv.keys[step.layer], step.kv.values[step.layer]
+    weights = None if norms is None else (norms.q, norms.k, norms.epsilon)
+    return fused((q_THD, k_TKD, v_TKD), places, cache, weights, overlap=overlap)
 
 
 def attention(

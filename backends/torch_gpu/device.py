@@ -74,7 +74,7 @@ class GpuDevice(Device):
 
     def ops(self) -> Mapping[str, Callable[..., Any]]:
         """Triton kernels for what a Llama-like model runs at every step."""
-        from mainspring.backends.torch_gpu.attention import attention, kv_write
+        from mainspring.backends.torch_gpu.attention import attention, kv_write, rotate_and_store
         from mainspring.backends.torch_gpu.sampling import choose, sample
         from mainspring.backends.triton import elementwise
 
@@ -85,6 +85,7 @@ class GpuDevice(Device):
             "silu_mul": elementwise.silu_mul,
             "kv_write": kv_write,
             "attention": partial(attention, tuning=self._tuning),
+            "rotate_and_store": rotate_and_store,
         }
         bound = {name: partial(op, overlap=self._tuning.overlap) for name, op in overlapping.items()}
         return {**bound, "sample": sample, "choose": choose}

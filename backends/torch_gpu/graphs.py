@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -63,6 +64,7 @@ class Capturer:
         self._runtime = runtime
         self._pool = runtime.module.graph_pool_handle()
         self._stream = runtime.module.Stream()
+        self._alive: WeakSet[_Captured] = WeakSet()
         self._used = False
 
     def program(self, program: Program) -> Program:
@@ -92,6 +94,9 @@ class Capturer:
         """Nothing runs, so the host does this while the device runs what was enqueued."""
         if self._runtime.graph is None:
             raise BackendError(f"torch {torch.__version__} captures no graphs on {self._runtime.kind}")
+        if not self._alive:
+            # A pool that has lost its last graph is torch's to take apart, and takes no new one.
+            self._pool = self._runtime.module.graph_pool_handle()
         graph, outside = self._runtime.graph(), self._runtime.module.current_stream()
         with self._runtime.module.stream(self._stream):
             if not self._used:
@@ -106,7 +111,9 @@ class Capturer:
             finally:
                 graph.capture_end()
         lend = _borrowed if self._runtime.lends else _kept
-        return _Captured(graph, tuple(None if part is None else lend(part) for part in result))
+        captured = _Captured(graph, tuple(None if part is None else lend(part) for part in result))
+        self._alive.add(captured)
+        return captured
 
 
 class _Captured:

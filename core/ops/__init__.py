@@ -22,6 +22,7 @@ from mainspring.core.ops.activation import gelu, gelu_mul, silu_mul
 from mainspring.core.ops.attention import attention, kv_write
 from mainspring.core.ops.choose import choose
 from mainspring.core.ops.embedding import embedding
+from mainspring.core.ops.heads import RotateAndStore
 from mainspring.core.ops.logprobs import logprobs
 from mainspring.core.ops.norm import add_rms_norm, layer_norm, rms_norm
 from mainspring.core.ops.rope import rope
@@ -48,6 +49,8 @@ class Ops:
     logprobs: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor, Tensor]] = logprobs
     choose: Callable[[Tensor, SamplingTensors, Tensor, Tensor], Tensor] = _CHOOSE
     """Over the backend's own `sample` where it overrides only that."""
+    rotate_and_store: RotateAndStore | None = None
+    """In place of `rms_norm` over heads, `rope` and the writing half of `attention`. None: layers call those."""
 
 
 def resolve(overrides: Mapping[str, Callable[..., Any]]) -> Ops:
