@@ -17,7 +17,7 @@ def prefill_tile(chip: Chip, head_dim: int, group: int, dtype: torch.dtype) -> T
     if dtype == torch.float32:
         return Tile(max(16 if chip.small else 32, least), 16 if chip.small else 32, 4, 1)
     if chip.small:
-        return Tile(max(64 if head_dim <= 128 else 32, least), 16, 4, 1)
+        return Tile(max(64 if head_dim <= 128 else 16, least), 16, 4, 1)
     if head_dim > 128:
         return Tile(max(64, least), 32, 8, 1)
     return Tile(max(128, least), 64, 4, 1)
