@@ -12,10 +12,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from mainspring.backends.cuda.attention import attention, kv_write, plan_step, rotate_and_store
 from mainspring.backends.cuda.cublas import Cublas
 from mainspring.backends.cuda.linear import Linears
 from mainspring.backends.cuda.overlap import overlap_of
+from mainspring.backends.cuda.tiles import prefill_tile
+from mainspring.backends.torch_gpu.attention import attention, kv_write, plan_step, rotate_and_store
+from mainspring.backends.torch_gpu.tuning import Tuning
 from mainspring.backends.triton.launch import ALONE, Overlap
 from mainspring.backends.triton.linear import SplitTile, VectorTile, split, vector
 from mainspring.core.backend import AttentionMetadata, KVSpec, PackedLinear, unquantized
@@ -137,7 +139,9 @@ def test_attention_of_long_contexts(rows: int, queries: int, context: int, store
     fresh = (None, None) if stored else (k, v)
     if stored:
         kv_write(k, v, kv, 0, slot)
-    found = attention(q, *fresh, kv, 0, plan, scale=128**-0.5, overlap=overlap)
+    found = attention(
+        q, *fresh, kv, 0, plan, scale=128**-0.5, tuning=Tuning(132, prefill=prefill_tile), overlap=overlap
+    )
     assert found.isfinite().all()
     for row in range(rows):
         keys, values = (

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mainspring.backends.triton.attention import Cache, Fresh, Rows, Scoring, Tile, decode, num_splits, ragged
+from mainspring.backends.torch_gpu.tuning import Tuning
+from mainspring.backends.triton.attention import Cache, Fresh, Rows, Scoring, decode, num_splits, ragged
 from mainspring.backends.triton.cache import kv_write as write
 from mainspring.backends.triton.heads import Places
 from mainspring.backends.triton.heads import rotate_and_store as fused
@@ -20,8 +21,6 @@ from mainspring.core.backend import AttentionMetadata
 from mainspring.core.ops.attention import PagedKV
 from mainspring.core.ops.heads import HeadNorms, HeadsStep
 
-LONG_PREFILL = 2048
-"""Tokens of a step from which large tiles still leave every processor some."""
 FEW_ROWS = 16
 """Up to so many rows of a bucket, decodes among chunks are not worth launches of their own."""
 
@@ -51,16 +50,6 @@ def plan_step(metadata: AttentionMetadata, num_kv_heads: int, processors: int) -
         decodes=whole or metadata.num_decodes > 0 or num_rows > FEW_ROWS,
         chunks=not whole,
     )
-
-
-def prefill_tile(num_tokens: int, head_dim: int, group: int, dtype: torch.dtype) -> Tile | None:
-    """As measured on an H100. None: nothing better is known than what Triton's own machines take."""
-    if dtype == torch.float32 or head_dim > 128 or group > 64:
-        return None
-    if num_tokens < LONG_PREFILL:
-        return Tile(64, 64, 4, 2)
-    # Two programs of eight warps fill a processor's registers, and one computes while the other waits for its products.
-    return Tile(128, 64, 8, 2, {"maxnreg": 128})
 
 
 def kv_write(
@@ -94,6 +83,7 @@ def attention(
     layer: int,
     plan: StepPlan,
     *,
+    tuning: Tuning,
     scale: float,
     window: int | None = None,
     softcap: float | None = None,
@@ -119,8 +109,9 @@ def attention(
         decode(
             q_THD[:count], cache, plan.rows, scoring, out_THD[:count],
             splits=plan.splits, mixed=plan.chunks, fresh=fresh, overlap=overlap,
+            tile=tuning.decode(q_THD.shape[2], q_THD.dtype),
         )  # fmt: skip
     if plan.chunks:
-        tile = prefill_tile(len(q_THD), q_THD.shape[2], q_THD.shape[1] // cache.keys.shape[2], q_THD.dtype)
+        tile = tuning.prefill(len(q_THD), q_THD.shape[2], q_THD.shape[1] // cache.keys.shape[2], q_THD.dtype)
         ragged(q_THD, cache, plan.rows, scoring, out_THD, mixed=plan.decodes, tile=tile)
     return out_THD
