@@ -25,6 +25,8 @@ from mainspring.core.config import Dtype, EngineConfig, KVDtype, ModelConfig
 if TYPE_CHECKING:
     import torch
 
+    from mainspring.core.grammar.store import Grammars
+
 CONTRACT_VERSION = 1
 """Raised when a change would break a backend written for the version before. A backend states the number it was
 written for as a literal; one that states another is refused at load."""
@@ -288,6 +290,9 @@ class ExecutorRequest:
     """KV blocks that the plan arrived at, block 0 included."""
     device: DeviceInfo
     progress: ProgressCallback = field(default=lambda phase, done, total: None)
+    grammars: Grammars | None = None
+    """What requests' grammars are read by. An executor that holds sequences to them makes `Guides` of it; others leave
+    it alone, and requests with a grammar are refused."""
 
 
 # --- calls -----------------------------------------------------------------------------------------------------------

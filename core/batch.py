@@ -135,3 +135,5 @@ class StepResult:
     """Positions in `tokens` whose logits were not finite: those sequences end with `ErrorKind.NUMERICAL`."""
     prompt_logprobs: Sequence[list[TokenLogprobs]] = ()
     """One list for each of the batch's `prompt_logprobs`, with one entry a token."""
+    astray: tuple[int, ...] = ()
+    """Positions in `tokens` whose sequences cannot be held to their grammar any more: they end with an error."""

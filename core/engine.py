@@ -32,6 +32,8 @@ from mainspring.core.errors import (
     RequestError,
     StartupError,
 )
+from mainspring.core.grammar.store import Grammars, installed
+from mainspring.core.grammar.waiting import GrammarQueue
 from mainspring.core.metrics import Stats
 from mainspring.core.plan import Plan, make_plan
 from mainspring.core.request import (
@@ -46,6 +48,7 @@ from mainspring.core.request import (
     StepOutput,
     Submit,
     ToEngine,
+    Vocabulary,
 )
 from mainspring.core.scheduling.blocks import BlockPool
 from mainspring.core.scheduling.scheduler import Scheduler
@@ -53,6 +56,8 @@ from mainspring.core.setting import Setting, settle
 
 _log = logging.getLogger(__name__)
 
+_READING_SECONDS = 0.002
+"""How often an engine with nothing else to do looks whether a grammar has been read."""
 _LOOK_SECONDS = 0.25
 """How often an engine that waits to be joined looks whether its server lives."""
 
@@ -75,6 +80,7 @@ class Engine:
         channel: EngineChannel,
         *,
         vocab_size: int,
+        grammars: Grammars | None = None,
         heartbeat_seconds: float = 0.25,
         grace_seconds: float = 5.0,
     ) -> None:
@@ -82,6 +88,8 @@ class Engine:
         self._executor = executor
         self._channel = channel
         self._vocab_size = vocab_size
+        self._grammars = grammars or Grammars(vocab_size)
+        self._reading = GrammarQueue(self._grammars)
         self._heartbeat_seconds = heartbeat_seconds
         self._grace_seconds = grace_seconds
         self._in_flight: InFlight | None = None
@@ -110,6 +118,10 @@ class Engine:
     def turn(self) -> None:
         """One round of the loop."""
         deltas = self._receive()
+        for submit, problem, cancels in self._reading.ready():
+            deltas += self._schedule(submit, problem)
+            for cancel in cancels:
+                deltas += self._scheduler.cancel(cancel.request_id, cancel.index)
         deltas += self._scheduler.expire()
         landing, self._in_flight = self._in_flight, self._launch()
         if landing is not None:
@@ -123,11 +135,13 @@ class Engine:
         self._draining = True
 
     def _done(self) -> bool:
-        return self._stopped or (self._draining and self._in_flight is None and not self._scheduler.has_work)
+        working = self._in_flight is not None or self._scheduler.has_work or len(self._reading) > 0
+        return self._stopped or (self._draining and not working)
 
     def _receive(self) -> list[Delta]:
         deltas: list[Delta] = []
-        for message in self._channel.receive(self._heartbeat_seconds if self._idle else 0.0):
+        idle_seconds = _READING_SECONDS if self._reading else self._heartbeat_seconds
+        for message in self._channel.receive(idle_seconds if self._idle else 0.0):
             deltas += self._take(message)
         if self._draining:
             self._scheduler.drain()
@@ -138,10 +152,14 @@ class Engine:
             case Submit():
                 return self._submit(message)
             case Cancel():
+                if self._reading.cancel(message):
+                    return []
                 return self._scheduler.cancel(message.request_id, message.index)
             case Drain():
                 self._draining = True
                 self._scheduler.drain()
+            case Vocabulary():
+                self._grammars.learn(message)
             case Malformed():
                 _log.error("a message cannot be read: %s", message.reason)
                 if message.request_id is not None:
@@ -151,10 +169,19 @@ class Engine:
     def _submit(self, submit: Submit) -> list[Delta]:
         try:
             check_numbers(submit, self._vocab_size)
-            self._scheduler.submit(submit)
+            waits = self._reading.add(submit)
         except RequestError as error:
             return _refusals(submit.request_id, submit.n, error.kind, error.message)
         self._live[submit.request_id] = set(range(submit.n))
+        return [] if waits else self._schedule(submit)
+
+    def _schedule(self, submit: Submit, problem: RequestError | None = None) -> list[Delta]:
+        try:
+            if problem is not None:
+                raise problem
+            self._scheduler.submit(submit)
+        except RequestError as error:
+            return _refusals(submit.request_id, submit.n, error.kind, error.message)
         return []
 
     def _launch(self) -> InFlight | None:
@@ -271,26 +298,34 @@ def compose(start: EngineStart, channel: EngineChannel) -> tuple[Engine, Executo
     def progress(phase: str, done: int, total: int) -> None:
         channel.send(Progress(phase, done, total))
 
-    executor = build_executor(setting, plan, progress, start.grace_seconds)
-    ready = describe(setting, plan, executor)
+    grammars = Grammars(setting.model.vocab_size)
+    executor = build_executor(setting, plan, progress, start.grace_seconds, grammars)
+    ready = describe(setting, plan, executor, grammars)
     scheduler = build_scheduler(setting, executor, ready.max_length)
     engine = Engine(
         scheduler,
         executor,
         channel,
         vocab_size=ready.vocab_size,
+        grammars=grammars,
         heartbeat_seconds=start.heartbeat_seconds,
         grace_seconds=start.grace_seconds,
     )
     return engine, executor, ready
 
 
-def build_executor(setting: Setting, plan: Plan, progress: ProgressCallback, grace_seconds: float = 5.0) -> Executor:
+def build_executor(
+    setting: Setting,
+    plan: Plan,
+    progress: ProgressCallback,
+    grace_seconds: float = 5.0,
+    grammars: Grammars | None = None,
+) -> Executor:
     """The backend's own executor where it has one, else the core's over the backend's device, or over several."""
     config, model = setting.config, setting.model
     backend, device = setting.choice.backend, setting.choice.device
     own = backend.executor(
-        ExecutorRequest(model, config, plan.max_length, plan.kv, plan.num_blocks, device, progress=progress)
+        ExecutorRequest(model, config, plan.max_length, plan.kv, plan.num_blocks, device, progress, grammars)
     )
     if own is not None:
         return own
@@ -311,6 +346,7 @@ def build_executor(setting: Setting, plan: Plan, progress: ProgressCallback, gra
             capabilities=backend.capabilities(device),
             progress=progress,
             model_plugins=setting.plugins.models(),
+            grammars=grammars,
         )
     except BaseException:
         opened.close()
@@ -337,7 +373,7 @@ def build_scheduler(setting: Setting, executor: Executor, max_length: int) -> Sc
     )
 
 
-def describe(setting: Setting, plan: Plan, executor: Executor) -> Ready:
+def describe(setting: Setting, plan: Plan, executor: Executor, grammars: Grammars) -> Ready:
     """What the server must know to validate requests, and what the operator should."""
     block_size, num_blocks = executor.kv_spec().block_size, executor.num_blocks()
     room = (num_blocks - 1) * block_size
@@ -357,6 +393,8 @@ def describe(setting: Setting, plan: Plan, executor: Executor) -> Ready:
         dtype=plan.dtype,
         notes=notes,
         num_shard=len(setting.devices),
+        eos_token_ids=tuple(setting.model.eos_token_ids),
+        follows_grammars=grammars.followed and bool(installed()) and bool(setting.model.eos_token_ids),
     )
 
 

@@ -34,6 +34,24 @@ class FinishReason(IntEnum):
     """`Delta.error` says why."""
 
 
+class Grammar(msgspec.Struct, frozen=True, array_like=True):
+    """What an answer must be, in the notation of one of the engines of `core/grammar`."""
+
+    engine: str
+    source: str
+
+
+class Vocabulary(msgspec.Struct, frozen=True, tag="vocabulary", array_like=True):
+    """What tokens stand for, which the engine must know before it can follow a grammar. Sent once."""
+
+    tokens: tuple[bytes, ...]
+    """By token id; empty for ids that stand for nothing."""
+    special: tuple[int, ...]
+    """Ids that are never part of a text."""
+    ends: tuple[int, ...]
+    """Ids that end a sequence, at least one."""
+
+
 class SamplingParams(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
     """How to choose tokens. The defaults mean "off" for every field; `temperature == 0` is greedy.
 
@@ -65,6 +83,8 @@ class SamplingParams(msgspec.Struct, frozen=True, array_like=True, omit_defaults
     ignore_eos: bool = False
     prompt_logprobs: int | None = None
     """As `logprobs`, of the prompt's own tokens. Such a prompt is computed whole: the prefix cache spares nothing."""
+    grammar: Grammar | None = None
+    """What may be generated; it is applied last, to what the other fields leave possible."""
 
 
 class Submit(msgspec.Struct, frozen=True, tag="submit", array_like=True):
@@ -95,7 +115,7 @@ class Drain(msgspec.Struct, frozen=True, tag="drain", array_like=True):
     """Refuse new requests, finish the running ones, then exit 0."""
 
 
-ToEngine = Submit | Cancel | Drain
+ToEngine = Submit | Cancel | Drain | Vocabulary
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
@@ -172,6 +192,9 @@ class Ready(msgspec.Struct, frozen=True, tag="ready", array_like=True):
     """Fallbacks and choices worth telling the operator, one sentence each."""
     num_shard: int = 1
     """Devices that hold a part of the model each."""
+    eos_token_ids: tuple[int, ...] = ()
+    follows_grammars: bool = False
+    """Whether `SamplingParams.grammar` is understood."""
 
 
 class StartupFailed(msgspec.Struct, frozen=True, tag="failed", array_like=True):

@@ -28,6 +28,7 @@ from starlette.types import ASGIApp, Scope
 
 from mainspring.core.config import EngineConfig
 from mainspring.core.errors import ErrorKind, RequestError, StartupError
+from mainspring.core.grammar.messages import AUTO
 from mainspring.core.plugins import load_plugins
 from mainspring.core.request import Ready
 from mainspring.server.answer_formats import AnswerFormats, plugin_formats
@@ -121,6 +122,8 @@ class ServerOptions:
     traces: Traces | None = None
     formats: AnswerFormats = field(default_factory=AnswerFormats)
     """How the model writes calls of tools and its thoughts."""
+    grammar_engine: str | None = AUTO
+    """What reads grammars; None: requests with one are refused."""
     notes: tuple[str, ...] = ()
     """What the operator asked for and does not get, one sentence each."""
 
@@ -183,7 +186,10 @@ def create_lifecycle(
     engine = EngineClient(options.engine, on_progress=bars.show, observers=[steps.observe, *observers])
     metrics = Metrics(options.source.model_id, lambda: engine_state(engine), options.vllm_metric_names)
     metrics.registry.register(steps)
-    build = build_model(options.source, options.engine, options.limits, options.compute_type, formats=options.formats)
+    build = build_model(
+        options.source, options.engine, options.limits, options.compute_type, formats=options.formats,
+        grammar_engine=options.grammar_engine,
+    )  # fmt: skip
     return Lifecycle(engine, options.source, metrics, build, loaded=bars.close, announce=announce, spans=spans)
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from mainspring.core.config import EngineConfig
 from mainspring.core.errors import EXIT_STARTUP, ErrorKind, RequestError, StartupError
+from mainspring.core.grammar.messages import AUTO
 from mainspring.core.metrics import Stats
 from mainspring.core.request import Ready
 from mainspring.server.answer_formats import AnswerFormats
@@ -153,7 +154,7 @@ class Lifecycle:
             await asyncio.gather(self._task, return_exceptions=True)
         await self._engine.aclose()
         if self._service is not None:
-            self._service.close()
+            await self._service.aclose()
 
     async def _live(self) -> None:
         try:
@@ -188,8 +189,12 @@ def build_model(
     compute_type: str | None = None,
     *,
     formats: AnswerFormats | None = None,
+    grammar_engine: str | None = AUTO,
 ) -> Callable[[Ready, Tokenizer, ChatTemplate | None], ServedModel]:
-    """How the served model is put together once the engine has said what it can do."""
+    """How the served model is put together once the engine has said what it can do.
+
+    `grammar_engine` None leaves grammars out.
+    """
 
     def build(ready: Ready, tokenizer: Tokenizer, template: ChatTemplate | None) -> ServedModel:
         source_text = None if template is None else template.source
@@ -203,6 +208,8 @@ def build_model(
             limits=limits.resolve(ready, engine.max_waiting_requests),
             vocab_size=ready.vocab_size,
             compute_type=compute_type or ready.backend,
+            constrains=ready.follows_grammars and grammar_engine is not None,
+            grammar_engine=grammar_engine or AUTO,
             tool_format=tool_format,
             reasoning_format=reasoning_format,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mainspring.core.grammar.messages import AUTO
 from mainspring.server.reasoning.parser import ReasoningParser
 from mainspring.server.text.template import ChatTemplate
 from mainspring.server.text.tokenizer import Tokenizer
@@ -52,6 +53,8 @@ class ServedModel:
     """For the header x-compute-type: what does the work."""
     constrains: bool = False
     """Whether the engine can hold an answer to a grammar."""
+    grammar_engine: str = AUTO
+    """Which one."""
     tool_format: type[ToolParser] = PlainJson
     """How it writes calls of tools."""
     reasoning_format: type[ReasoningParser] | None = None

@@ -9,7 +9,7 @@ import asyncio
 import threading
 from collections.abc import AsyncGenerator, Coroutine, Iterator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
@@ -17,10 +17,12 @@ import msgspec
 
 from mainspring.core.config import Dtype, EngineConfig, KVDtype
 from mainspring.core.errors import StartupError
+from mainspring.core.grammar.messages import GrammarSpec
 from mainspring.core.metrics import Stats
 from mainspring.core.request import FinishReason, Ready, SamplingParams, TokenLogprobs
 from mainspring.server.engine.client import EngineClient, ProgressListener
 from mainspring.server.errors import TemplateError
+from mainspring.server.grammar.guidance import Guidance
 from mainspring.server.source import resolve
 from mainspring.server.text.generation import Generation, Piece, Token, generate
 from mainspring.server.text.template import ChatTemplate, Message
@@ -116,6 +118,7 @@ class LLM:
         # More would only fill the engine's queue, which is bounded.
         self._at_once = config.max_sequences + config.max_waiting_requests
         self._engine = EngineClient(msgspec.structs.replace(config, model=str(source.path)), on_progress=on_progress)
+        self._guidance: Guidance | None = None
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="mainspring", daemon=True)
         self._thread.start()
@@ -124,21 +127,28 @@ class LLM:
         except StartupError:
             self.close()
             raise
+        if self.ready.follows_grammars:
+            self._guidance = Guidance(self._engine, self.tokenizer, self.ready)
 
     def generate(
         self,
         prompts: Prompt | Sequence[Prompt],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         stop: Sequence[str] = (),
+        grammar: GrammarSpec | None = None,
     ) -> list[Output]:
         """One output a prompt, in order. Greedy and to the end of the context where `params` do not say otherwise.
+
+        Every output follows the `grammar`, if there is one.
 
         `params` are those of all prompts, or a sequence with one entry for each. Raises RequestError for the first
         prompt that fails; the others are then ended.
         """
         each = _one_by_one(prompts)
         of_each = [params] * len(each) if isinstance(params, SamplingParams | None) else params
-        generations = [self._generation(*pair, stop) for pair in zip(each, of_each, strict=True)]
+        generations = [
+            replace(self._generation(*pair, stop), grammar=grammar) for pair in zip(each, of_each, strict=True)
+        ]
         return self._run(self._generate_all(generations))
 
     def chat(
@@ -172,6 +182,8 @@ class LLM:
         """End the engine. May be called again."""
         if self._loop.is_closed():
             return
+        if self._guidance is not None:
+            self._run(self._guidance.aclose())
         self._run(self._engine.aclose())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
@@ -194,7 +206,7 @@ class LLM:
 
         async def one(generation: Generation) -> Output:
             async with places:
-                return await _collect(generate(self._engine, self.tokenizer, generation), generation)
+                return await _collect(generate(self._engine, self.tokenizer, generation, self._guidance), generation)
 
         tasks = [asyncio.ensure_future(one(generation)) for generation in generations]
         try:

@@ -92,6 +92,13 @@ _SERVE_FLAGS = [
         help="How the model writes calls.  [default: as its template says]",
     ),
     flag("--reasoning-parser", metavar="NAME", help="How it writes thoughts; `none` leaves them in.  [default: too]"),
+    flag(
+        "--grammar-engine",
+        metavar="NAME",
+        default="auto",
+        help="What reads grammars: llguidance, xgrammar, or auto for the first that is installed.",
+    ),
+    flag("--disable-grammar-support/--no-disable-grammar-support", default=False, help="Refuse grammars."),
     flag("--compute-type", help="For the header x-compute-type.  [default: the backend]"),
     click.option("--env", "-e", is_flag=True, help="Print the versions of everything that matters, and exit."),
 ]
@@ -123,6 +130,7 @@ def server_options(source: ModelSource, flags: Mapping[str, Any], notes: Sequenc
         pre_stop_seconds=flags["pre_stop_seconds"],
         vllm_metric_names=flags["vllm_metric_names"],
         compute_type=flags["compute_type"],
+        grammar_engine=None if flags["disable_grammar_support"] else flags["grammar_engine"],
         formats=AnswerFormats(flags["tool_call_parser"], flags["reasoning_parser"]),
         traces=Traces(flags["otlp_endpoint"], flags["otlp_service_name"]) if flags["otlp_endpoint"] else None,
         notes=tuple(notes),

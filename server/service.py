@@ -17,6 +17,7 @@ from mainspring.core.errors import ErrorKind, RequestError
 from mainspring.core.request import FinishReason, Ready
 from mainspring.server.engine.client import EngineClient
 from mainspring.server.errors import invalid
+from mainspring.server.grammar.guidance import Guidance
 from mainspring.server.model import ServedModel
 from mainspring.server.telemetry.outcome import Outcome, Spans
 from mainspring.server.telemetry.prometheus import Metrics, RequestRecord
@@ -65,6 +66,9 @@ class Service:
     def __init__(
         self, engine: EngineClient, model: ServedModel, metrics: Metrics, ready: Ready, *, spans: Spans | None = None
     ) -> None:
+        self._guidance = (
+            Guidance(engine, model.tokenizer, ready, grammar_engine=model.grammar_engine) if model.constrains else None
+        )
         self.model = model
         self.ready = ready
         self._engine = engine
@@ -74,8 +78,10 @@ class Service:
         self._live = 0
         """Prompts in the threads, queued, or running."""
 
-    def close(self) -> None:
-        """Let the threads end."""
+    async def aclose(self) -> None:
+        """Let the threads end, and what reads grammars."""
+        if self._guidance is not None:
+            await self._guidance.aclose()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def parse(self, parser: Callable[[bytes, ServedModel], T], body: bytes, timing: Timing) -> T:
@@ -101,7 +107,9 @@ class Service:
         """Pieces of all sequences of all prompts, numbered prompt by prompt. Raises RequestError."""
         self._begin(generations, timing)
         timing.prompt_tokens = sum(len(generation.tokens) for generation in generations)
-        streams = [generate(self._engine, self.model.tokenizer, generation) for generation in generations]
+        streams = [
+            generate(self._engine, self.model.tokenizer, generation, self._guidance) for generation in generations
+        ]
         last_seen: dict[int, float] = {}
         reasons: list[str] = []
         try:

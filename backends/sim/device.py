@@ -104,7 +104,7 @@ class SimBackend(Backend):
             quote=options.quote,
         )
         self._load(options.loading, request.progress)
-        return SimExecutor(spec, self._clock, self._sleep)
+        return SimExecutor(spec, self._clock, self._sleep, request.grammars)
 
     def _load(self, seconds: float, progress: ProgressCallback) -> None:
         """Takes as long as it was told and says where it is, as a backend that reads weights does."""

@@ -16,6 +16,8 @@ from mainspring.backends.sim.tokens import EMPTY, SPOILT, Vocabulary, extend, sa
 from mainspring.core.backend import KVSpec
 from mainspring.core.batch import Admission, Batch, Buckets, PromptRange, StepResult
 from mainspring.core.errors import DeviceOutOfMemory
+from mainspring.core.grammar.guides import Guides
+from mainspring.core.grammar.store import Grammars
 from mainspring.core.request import SamplingParams, TokenLogprobs
 
 _WRONG = 0x5DEECE66D
@@ -99,7 +101,14 @@ class SimSpec:
 class SimExecutor:
     """An `Executor` over no device at all."""
 
-    def __init__(self, spec: SimSpec, clock: Callable[[], float], sleep: Callable[[float], None]) -> None:
+    def __init__(
+        self,
+        spec: SimSpec,
+        clock: Callable[[], float],
+        sleep: Callable[[float], None],
+        grammars: Grammars | None = None,
+    ) -> None:
+        self._guides = None if grammars is None else Guides(grammars)
         self._spec = spec
         self._clock = clock
         self._sleep = sleep
@@ -165,6 +174,9 @@ class SimExecutor:
                 self._cells.pop(destination, None)
         for admission in batch.admissions:
             self._rows[admission.row] = self._admitted(admission)
+            if self._guides is not None:
+                said = admission.tokens[admission.num_prompt_tokens :]
+                self._guides.admit(admission.row, admission.params.grammar, said)
         for row_id, index, block in batch.new_blocks:
             self._set_block(self._rows[row_id].blocks, index, block)
 
@@ -233,7 +245,7 @@ class SimExecutor:
                 continue
             self._compute(row, start, count)
             if sample:
-                tokens.append(self._sample(row))
+                tokens.append(self._guided(row_id) if row.params.grammar is not None else self._sample(row))
                 wanted = row.params.logprobs
                 logprobs.append(
                     None if wanted is None else self._spec.vocabulary.logprobs(row.state, tokens[-1], wanted)
@@ -250,6 +262,18 @@ class SimExecutor:
             state = self._cells_of(row.blocks[index])[offset]
             found.append(self._spec.vocabulary.score(state, row.tokens[position], asked.top))
         return found
+
+    def _guided(self, row_id: int) -> int:
+        """Any of the tokens that the grammar allows; the end where that is one of them."""
+        row = self._rows[row_id]
+        if self._guides is None:
+            raise ValueError("a sequence with a grammar, and no grammars")
+        (mask_W,) = self._guides.masks([row_id])
+        token = self._spec.vocabulary.draw_masked(row.state, row.salt, mask_W.tobytes())
+        self._guides.expect([row_id], [0], lambda: [token])
+        self._guides.catch_up()
+        row.tokens.append(token)
+        return token
 
     def _sample(self, row: Row) -> int:
         vocabulary = self._spec.vocabulary

@@ -79,6 +79,17 @@ class Vocabulary:
                 break
         return token
 
+    def draw_masked(self, state: int, salt: int, mask: bytes) -> int:
+        """The next token of those whose bit in `mask` is set, little end first; an end where one may come."""
+        for token in self.eos_token_ids:
+            if mask[token // 8] >> token % 8 & 1:
+                return token
+        first = scramble(state, salt) % self.size
+        for token in (*range(first, self.size), *range(first)):
+            if mask[token // 8] >> token % 8 & 1:
+                return token
+        return first
+
     def logprobs(self, state: int, token: int, count: int) -> TokenLogprobs:
         """Of a token that was chosen: it has at least one half, and is the likeliest."""
         return self._logprobs(state, token, token, count)

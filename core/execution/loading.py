@@ -24,6 +24,8 @@ from mainspring.core.execution.memory import is_out_of_memory
 from mainspring.core.execution.runner import GraphExecutor
 from mainspring.core.execution.sampling import SamplingTable
 from mainspring.core.execution.table import StateTable
+from mainspring.core.grammar.guides import Guides
+from mainspring.core.grammar.store import Grammars
 from mainspring.core.models import CausalLM, build_model
 from mainspring.core.ops import Ops, resolve
 from mainspring.core.parallel.shard import ALONE, Shard, part_of
@@ -44,6 +46,7 @@ def build_executor(
     model_plugins: Mapping[str, str] = NO_PLUGINS,
     shard: Shard = ALONE,
     group: Communicator | None = None,
+    grammars: Grammars | None = None,
 ) -> GraphExecutor:
     """Loads the model, sizes the KV cache by what memory is left, and warms up.
 
@@ -79,6 +82,7 @@ def build_executor(
         kv=_allocate(device, plan.kv, num_blocks),
         buckets=buckets,
         name=info.name,
+        guides=None if grammars is None else Guides(grammars),
     )
     executor.warmup(progress, config.max_batch_tokens)
     return executor

@@ -50,6 +50,8 @@ class Enqueued:
         self._logprobs: _Logprobs | None = None
         self._prompt_logprobs: _Logprobs | None = None
         self._ranges: Sequence[PromptRange] = ()
+        self.astray: tuple[int, ...] = ()
+        """For `StepResult.astray`."""
 
     def take(self, chosen_2N: Tensor, staging: Staging) -> None:
         """Starts the copy of token ids and bad rows to the host; `copies_later` leaves it to `collect`."""
@@ -80,6 +82,11 @@ class Enqueued:
             host.copy_(tensor, non_blocking=True)
         return hosts
 
+    def tokens(self) -> list[int]:
+        """Waits for the device and reads the tokens alone; may be called again."""
+        self.event.synchronize()
+        return [] if self._results is None else self._results[0, : self._num_samples].tolist()
+
     def collect(self) -> StepResult:
         """Waits for the device and reads the results."""
         self.event.synchronize()
@@ -95,12 +102,12 @@ class Enqueued:
         tokens, flags = (row[: self._num_samples] for row in self._results.tolist())
         bad = tuple(index for index, flag in enumerate(flags) if flag)
         if self._logprobs is None:
-            return StepResult(tokens, None, bad)
+            return StepResult(tokens, None, bad, astray=self.astray)
         logprobs: list[TokenLogprobs | None] = [None] * len(tokens)
         for row, entry in self._logprobs.entries():
             if row < len(tokens) and row not in bad:
                 logprobs[row] = entry
-        return StepResult(tokens, logprobs, bad)
+        return StepResult(tokens, logprobs, bad, astray=self.astray)
 
 
 @dataclass(frozen=True, slots=True)

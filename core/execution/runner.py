@@ -55,6 +55,7 @@ from mainspring.core.execution.warmup import (
     shaped_batches,
     shaped_variants,
 )
+from mainspring.core.grammar.guides import Guides
 from mainspring.core.layers.attention import AttentionStep
 from mainspring.core.models import CausalLM
 from mainspring.core.ops import Ops
@@ -106,6 +107,7 @@ class GraphExecutor:
         kv: KVCache,
         buckets: Buckets | None,
         name: str,
+        guides: Guides | None = None,
     ) -> None:
         self._model = model
         self._device = device
@@ -116,6 +118,7 @@ class GraphExecutor:
         self._kv = kv
         self._buckets = buckets
         self._name = name
+        self._guides = guides
         self._static = capabilities.shapes == "bucketed"
         self._ahead_of_time = capabilities.graphs == "ahead_of_time"
         self._copies_later = capabilities.asynchronous and not capabilities.copies_async
@@ -263,6 +266,8 @@ class GraphExecutor:
         hidden_TE, logits_NV, chosen_2N = program.run(inputs, plan)
         self._device.flush()
         results = Enqueued(step.num_samples, self._device.event(), copies_later=self._copies_later)
+        if self._guides is not None:
+            self._guides.catch_up()
         if step.selection is not None:
             self._choose(logits_NV, inputs, step, results)
         elif chosen_2N is not None:
@@ -278,6 +283,10 @@ class GraphExecutor:
         return results
 
     def _admit(self, batch: Batch) -> None:
+        if self._guides is not None:
+            for admission in batch.admissions:
+                said = admission.tokens[admission.num_prompt_tokens :]
+                self._guides.admit(admission.row, admission.params.grammar, said)
         if self._static:
             for admission in batch.admissions:
                 self._table.write_tokens([admission], self._upload, width=self._table.max_length)
@@ -336,13 +345,30 @@ class GraphExecutor:
         flush, bad_N = self._device.flush, not_finite(logits_NV).int()
         flush()
         adjusted_NV = adjust(logits_NV, selection, table.tokens, position_N, max_length=history, flush=flush)
+        adjusted_NV = self._guided(adjusted_NV, selection, results)
         ids_N = self._ops.sample(adjusted_NV, replace(selection.sampling, position=position_N))
         table.append(rows_N, position_N, ids_N)
         chosen_2N = torch.stack((ids_N, bad_N))
         flush()
         results.take(chosen_2N, step.staging)
+        if self._guides is not None and selection.guided_rows:
+            self._guides.expect(selection.guided_rows, selection.guided_places, results.tokens)
         if selection.logprob_index is not None:
             asked = selection.logprob_index
             found = self._ops.logprobs(logits_NV[asked], ids_N[asked], selection.max_logprobs)
             flush()
             results.take_logprobs(selection, found, self._device.pinned)
+
+    def _guided(self, logits_NV: Tensor, selection: Selection, results: Enqueued) -> Tensor:
+        """Logits that leave what the rows' grammars allow. The masks are made while the device runs the program."""
+        if self._guides is None or selection.guided_index is None:
+            return logits_NV
+        masks_GW = self._guides.masks(selection.guided_rows)
+        results.astray = tuple(
+            place
+            for place, lost in zip(selection.guided_places, self._guides.lost(selection.guided_rows), strict=True)
+            if lost
+        )
+        logits_NV = self._ops.apply_bitmask(logits_NV, selection.guided_index, self._upload(masks_GW))
+        self._device.flush()
+        return logits_NV

@@ -99,6 +99,12 @@ class Selection:
     """How many each of them asked for, -1 for rows that did not ask."""
     logprob_index: Tensor | None
     """`logprob_rows` on the device."""
+    guided_rows: tuple[int, ...]
+    """Table rows that follow a grammar, or of all N rows where shapes must not vary and any does."""
+    guided_places: tuple[int, ...]
+    """Which of the N those are."""
+    guided_index: Tensor | None
+    """The same on the device."""
     max_logprobs: int
     """How many likeliest tokens to look for: the most asked for, rounded up."""
 
@@ -114,6 +120,7 @@ class SamplingTable:
         self._eos_token_ids = eos_token_ids
         self._bias: dict[int, dict[int, float]] = {}
         self._bans: dict[int, tuple[int, tuple[int, ...]]] = {}
+        self._guided = np.zeros(num_rows, dtype=np.bool_)
         for row in range(num_rows):
             self._pack_row(row)
 
@@ -134,6 +141,7 @@ class SamplingTable:
         )
         self._bias.pop(row, None)
         self._bans.pop(row, None)
+        self._guided[row] = params.grammar is not None
         if bias := {token: value for token, value in params.logit_bias.items() if 0 <= token < self._vocab_size}:
             self._bias[row] = bias
         if params.min_tokens > 0 and (ends := self._ends(params)):
@@ -155,6 +163,7 @@ class SamplingTable:
         self._demanding[row] = (
             row in self._bias
             or row in self._bans
+            or self._guided[row]
             or columns["logprobs"] >= 0
             or bool(_penalised(columns))
             or (columns["temperature"] > 0 and columns["typical_p"] < 1)
@@ -173,6 +182,7 @@ class SamplingTable:
         """
         columns = self._columns[rows]
         asking = _subset(columns["logprobs"] >= 0, partition)
+        guided = _subset(self._guided[rows], partition)
         return Selection(
             sampling=_sampling_tensors(columns, upload, partition),
             penalties=_penalties(rows, columns, upload, partition),
@@ -181,6 +191,9 @@ class SamplingTable:
             logprob_rows=tuple(asking.tolist()),
             logprob_counts=tuple(columns["logprobs"][asking].tolist()),
             logprob_index=upload(asking) if asking.size else None,
+            guided_rows=tuple(rows[guided].tolist()),
+            guided_places=tuple(guided.tolist()),
+            guided_index=upload(guided) if guided.size else None,
             max_logprobs=likeliest(int(columns["logprobs"][asking].max(initial=0)), padded=not partition),
         )
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from mainspring.core.errors import BackendError, unknown
 from mainspring.core.ops.activation import gelu, gelu_mul, silu_mul
 from mainspring.core.ops.attention import attention, kv_write
+from mainspring.core.ops.bitmask import apply_bitmask
 from mainspring.core.ops.choose import choose
 from mainspring.core.ops.embedding import embedding
 from mainspring.core.ops.heads import RotateAndStore
@@ -51,6 +52,7 @@ class Ops:
     """Over the backend's own `sample` where it overrides only that."""
     rotate_and_store: RotateAndStore | None = None
     """In place of `rms_norm` over heads, `rope` and the writing half of `attention`. None: layers call those."""
+    apply_bitmask: Callable[[Tensor, Tensor, Tensor], Tensor] = apply_bitmask
 
 
 def resolve(overrides: Mapping[str, Callable[..., Any]]) -> Ops:

@@ -39,6 +39,12 @@ LONGEST_RETRY = 60.0
 """Seconds: the most a refused client is told to wait."""
 
 
+_ASTRAY = (
+    "the answer cannot be held to its grammar any longer: following it takes too much work, or the request's other "
+    "parameters leave none of its tokens"
+)
+
+
 class Scheduler:
     """Owns every live request from `submit` to its last delta."""
 
@@ -141,6 +147,9 @@ class Scheduler:
         if len(tokens) != len(sampled):
             raise ValueError(f"step {batch.step} samples {len(sampled)} tokens, its result has {len(tokens)}")
         deltas = self._reject([sampled[position] for position in result.bad]) if result.bad else []
+        if result.astray:
+            sequences = [sampled[position] for position in result.astray]
+            deltas += self._end_all(sequences, ErrorKind.INVALID, _ASTRAY)
         if step.scored:
             for request in step.answer_scores(result.prompt_logprobs):
                 deltas += self._reject(list(request.sequences))

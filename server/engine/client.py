@@ -40,6 +40,7 @@ from mainspring.core.request import (
     StartupFailed,
     StepOutput,
     Submit,
+    Vocabulary,
 )
 from mainspring.server.engine.flight_record import FlightRecord
 from mainspring.server.engine.process import EngineProcess
@@ -77,7 +78,7 @@ class EngineClient:
         self._grace_seconds = grace_seconds
         self._request_ids = itertools.count(1)
         self._streams: dict[RequestId, RequestStream] = {}
-        self._unsent: deque[Cancel | Drain] = deque()
+        self._unsent: deque[Cancel | Drain | Vocabulary] = deque()
         self._channel: ServerChannel | None = None
         self._process: EngineProcess | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -217,6 +218,10 @@ class EngineClient:
         self._streams[request_id] = stream
         return stream
 
+    def teach(self, vocabulary: Vocabulary) -> None:
+        """Tells the engine what tokens stand for, once, before the first request with a grammar."""
+        self._send(vocabulary)
+
     def _refuse_unless_serving(self) -> None:
         if self._failure is not None:
             raise RequestError(ErrorKind.ENGINE_DEAD, "the engine is not running")
@@ -234,7 +239,7 @@ class EngineClient:
 
     # Messages
 
-    def _send(self, message: Cancel | Drain) -> None:
+    def _send(self, message: Cancel | Drain | Vocabulary) -> None:
         """Sends what must not be lost: a full queue only delays it."""
         self._unsent.append(message)
         self._send_rest()

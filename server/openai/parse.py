@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from mainspring.core.grammar.messages import GrammarSpec
 from mainspring.core.request import SamplingParams
 from mainspring.server.errors import FieldError, TemplateError, UnknownModelError, UnsupportedError, invalid
+from mainspring.server.grammar.requests import of_response_format, of_vllm
 from mainspring.server.http.body import parse_wire
 from mainspring.server.model import ServedModel
-from mainspring.server.openai.answers import AnswerForm, reading_of
+from mainspring.server.openai.answers import AnswerForm, Reading, reading_of
 from mainspring.server.openai.tools import call_for_template, offer_of, tools_of, with_tool_names, with_tools_in_text
 from mainspring.server.openai.types import ChatRequest, CompletionRequest, Message, SamplingFields
 from mainspring.server.text.generation import Generation
@@ -23,15 +26,11 @@ _ANY_MODEL_PREFIXES = ("http://", "https://")
 """@huggingface/inference names the server by its own address where it is given no model."""
 _DEFAULT_COMPLETION_TOKENS = 16
 _SHARED_UNSUPPORTED = (
-    "guided_json",
-    "guided_regex",
-    "guided_choice",
-    "guided_grammar",
-    "structured_outputs",
     "logits_processors",
     "watermark",
     "adapter_id",
 )
+_GUIDED_FIELDS = ("guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs")
 _CHAT_UNSUPPORTED = ("functions", "function_call", "audio", "prediction", "web_search_options", "chat_template")
 
 
@@ -75,7 +74,7 @@ def chat_call(request: ChatRequest, model: ServedModel) -> Call:
     num_top_logprobs = (request.top_logprobs or 0) if request.logprobs else None
     generation = _generation(request, tokens, max_tokens, num_top_logprobs, model)
     return Call(
-        generations=[replace(generation, markers=reading.markers, structure=reading.structure)],
+        generations=[replace(generation, markers=reading.markers, grammar=_grammar_of(reading) or generation.grammar)],
         prompt_characters=len(prompt),
         stream=bool(request.stream),
         include_usage=request.stream_options is not None and request.stream_options.include_usage,
@@ -167,14 +166,28 @@ def _completion_generation(
     return replace(generation, n=request.best_of)
 
 
+def _grammar_of(reading: Reading) -> GrammarSpec | None:
+    """What calls must be."""
+    return None if reading.structure is None else GrammarSpec("structural_tag", json.dumps(reading.structure))
+
+
+def _asked_grammar(request: SamplingFields, model: ServedModel) -> GrammarSpec | None:
+    """What the request says of its answers, in any of the ways that clients know."""
+    formatted = of_response_format(request.response_format)
+    guided = of_vllm({name: getattr(request, name) for name in _GUIDED_FIELDS})
+    if formatted is not None and guided is not None:
+        raise invalid("an answer follows one grammar; leave out `response_format` or the other one", "response_format")
+    found = formatted or guided
+    if found is not None and not model.constrains:
+        raise UnsupportedError("response_format" if formatted is not None else "guided_json")
+    return found
+
+
 def _check_shared(request: SamplingFields, model: ServedModel) -> None:
     name = request.model
     if name not in (*_ANY_MODEL, model.id) and not (name or "").startswith(_ANY_MODEL_PREFIXES):
         raise UnknownModelError(name or "", model.id)
     _refuse(request, _SHARED_UNSUPPORTED)
-    response_format = request.response_format
-    if response_format is not None and response_format != {"type": "text"}:
-        raise UnsupportedError("response_format")
     if request.stream_options is not None and not request.stream:
         raise invalid("`stream_options` needs `stream: true`", "stream_options")
     if request.prompt_logprobs is not None and request.stream:
@@ -257,6 +270,7 @@ def _generation(
         n=request.n or 1,
         stops=tuple(stops),
         priority=request.priority or 0,
+        grammar=_asked_grammar(request, model),
     )
 
 

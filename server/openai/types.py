@@ -93,6 +93,13 @@ class SamplingFields(WireModel):
     stop_token_ids: Annotated[list[TokenId], Field(fail_fast=True, max_length=128)] | None = None
     priority: Signed32 | None = None
     prompt_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    # what the answer must be: OpenAI's, with TGI's `value` understood, and vLLM's
+    response_format: Annotated[Any, Field(description="text, json_object, json_schema, regex, structural_tag")] = None
+    guided_json: Any = None
+    guided_regex: str | None = None
+    guided_choice: Annotated[list[str], Field(fail_fast=True)] | None = None
+    guided_grammar: str | None = None
+    structured_outputs: Annotated[Any, Field(description="json, regex, choice, grammar or structural_tag")] = None
     # known, and without effect here: they are about the client's account, or name what is done anyway
     user: Ignored = None
     metadata: Ignored = None
@@ -101,12 +108,6 @@ class SamplingFields(WireModel):
     safety_identifier: Ignored = None
     prompt_cache_key: Ignored = None
     # known, and not there
-    response_format: Annotated[Any, Field(description='Only `{"type": "text"}` yet')] = None
-    guided_json: Absent = None
-    guided_regex: Absent = None
-    guided_choice: Absent = None
-    guided_grammar: Absent = None
-    structured_outputs: Absent = None
     logits_processors: Absent = None
     watermark: Absent = None
     adapter_id: Absent = None

@@ -7,14 +7,17 @@ A protocol's `parse.py` makes a `Generation`; `generate` submits it and yields `
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from typing import Any
+
+import msgspec
 
 from mainspring.core.errors import ErrorKind, RequestError
+from mainspring.core.grammar.messages import GrammarSpec
 from mainspring.core.request import Delta, FinishReason, SamplingParams, Start, TokenLogprobs
 from mainspring.server.engine.client import EngineClient
+from mainspring.server.grammar.guidance import Guidance
 from mainspring.server.text.detokenizer import Detokenizer
 from mainspring.server.text.stops import StopMatcher
 from mainspring.server.text.tokenizer import Tokenizer
@@ -33,8 +36,8 @@ class Generation:
     priority: int = 0
     timeout: float | None = None
     cache_salt: str = ""
-    structure: Mapping[str, Any] | None = None
-    """What the answer must be, as a structural tag; None: anything."""
+    grammar: GrammarSpec | None = None
+    """What the answer must be; None: anything."""
     markers: frozenset[str] = frozenset()
     """Special tokens that stay in the text, for the machines that read it."""
 
@@ -147,14 +150,22 @@ def prompt_tokens(tokenizer: Tokenizer, ids: Sequence[int], found: Sequence[Toke
     return tuple(tokens)
 
 
-async def generate(engine: EngineClient, tokenizer: Tokenizer, generation: Generation) -> AsyncGenerator[Piece, None]:
+async def generate(
+    engine: EngineClient, tokenizer: Tokenizer, generation: Generation, guidance: Guidance | None = None
+) -> AsyncGenerator[Piece, None]:
     """Run one generation. Raises RequestError when it fails; its other sequences end with it."""
+    params = generation.params
+    if generation.grammar is not None:
+        if guidance is None:
+            raise RequestError(ErrorKind.INVALID, "this server follows no grammars")
+        grammar, _ = await guidance.grammar(generation.grammar)
+        params = msgspec.structs.replace(params, grammar=grammar)
     sequences = [SequenceText(tokenizer, generation) for _ in range(generation.n)]
     running = generation.n
     prompt: tuple[Token, ...] = ()
     stream = engine.submit(
         generation.tokens,
-        generation.params,
+        params,
         n=generation.n,
         priority=generation.priority,
         timeout=generation.timeout,

@@ -66,7 +66,6 @@ FOREIGN_FLAGS = (
     ForeignFlag("--ngrok", _TUNNEL, refused=True, is_switch=True),
     ForeignFlag("--ngrok-authtoken", _TUNNEL, refused=True),
     ForeignFlag("--ngrok-edge", _TUNNEL, refused=True),
-    ForeignFlag("--disable-grammar-support", "requests with `grammar` are refused already", is_switch=True),
     ForeignFlag("--lora-adapters", "merge the adapter into the model (peft: `merge_and_unload`)", refused=True),
     ForeignFlag("--usage-stats", "nothing is ever sent anywhere", harmless=("off",)),
     ForeignFlag("--enable-prefill-logprobs", "a request that wants them asks for them", is_switch=True),

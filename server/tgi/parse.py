@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from mainspring.core.request import SamplingParams
 from mainspring.server.errors import UnsupportedError, invalid
+from mainspring.server.grammar.requests import of_tgi
 from mainspring.server.http.body import parse_wire
 from mainspring.server.model import MAX_STOP_CHARACTERS, Limits, ServedModel
 from mainspring.server.text.generation import Generation
@@ -50,6 +51,9 @@ def _call(request: GenerateRequest, model: ServedModel, *, stream: bool, full_te
     # Without any `parameters` TGI samples; with an empty object it does not.
     parameters = request.parameters or GenerateParameters(do_sample=True)
     _check_supported(parameters)
+    grammar = of_tgi(parameters.grammar)
+    if grammar is not None and not model.constrains:
+        raise UnsupportedError("grammar")
     _check(parameters, model.limits, stream)
     tokens = _encode(request.inputs, parameters, model)
     max_tokens = _max_tokens(len(tokens), parameters.max_new_tokens, model.limits)
@@ -59,6 +63,7 @@ def _call(request: GenerateRequest, model: ServedModel, *, stream: bool, full_te
         n=max(parameters.best_of or 1, 1),
         stops=tuple(parameters.stop or ()),
         keep_stop=True,
+        grammar=grammar,
     )
     return GenerateCall(
         generation=generation,
@@ -71,7 +76,7 @@ def _call(request: GenerateRequest, model: ServedModel, *, stream: bool, full_te
 
 
 def _check_supported(parameters: GenerateParameters) -> None:
-    for field in ("watermark", "grammar", "adapter_id"):
+    for field in ("watermark", "adapter_id"):
         if getattr(parameters, field):
             raise UnsupportedError(field)
 

@@ -36,7 +36,7 @@ class GenerateParameters(WireModel):
     decoder_input_details: bool | None = None
     seed: Unsigned64 | None = None
     top_n_tokens: Unsigned32 | None = None
-    grammar: Annotated[Any, Field(description="Not supported yet: refused")] = None
+    grammar: Annotated[Any, Field(description="`{type: json | json_schema | regex, value: ...}`")] = None
     adapter_id: Annotated[str | None, Field(description="Not supported yet: refused")] = None
 
 

@@ -1,0 +1,93 @@
+"""The running sequences' places in their grammars: one state for each row of the table, advanced by one call.
+
+A step's mask depends on the token of the step before. So masks are made when the step's forward pass is already with
+the device: by then the step before has ended, its tokens lie on the host, and the device computes on meanwhile. Rows
+without a grammar wait for nothing but the copy of the others' masks.
+
+Legend: V vocabulary, W words of 32 tokens, G rows of a step that follow a grammar.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mainspring.core.grammar.protocol import GrammarError, Mask, Matcher
+from mainspring.core.grammar.store import Grammars
+from mainspring.core.request import Grammar
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Guide:
+    """One sequence's place."""
+
+    matcher: Matcher
+    lost: bool = False
+    """A token came that the grammar does not allow, or its engine gave up: the sequence must end as an error."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Coming:
+    """Tokens that the device has been told to choose and the host has not seen yet."""
+
+    guides: tuple[tuple[Guide, int], ...]
+    """Each with its place among the tokens."""
+    tokens: Callable[[], Sequence[int]]
+
+
+class Guides:
+    """Belongs to the thread that gives steps to the device."""
+
+    def __init__(self, grammars: Grammars) -> None:
+        grammars.followed = True
+        self._grammars = grammars
+        self._rows: dict[int, Guide] = {}
+        self._coming: _Coming | None = None
+
+    def admit(self, row: int, grammar: Grammar | None, said: Sequence[int]) -> None:
+        """A sequence takes a row, having said some tokens already if it was preempted."""
+        self._rows.pop(row, None)
+        if grammar is None:
+            return
+        guide = self._rows[row] = Guide(self._grammars.matcher(grammar))
+        for token in said:
+            guide.lost = guide.lost or not guide.matcher.accept(token)
+
+    def expect(self, rows: Sequence[int], places: Sequence[int], tokens: Callable[[], Sequence[int]]) -> None:
+        """The step chooses for these rows; `tokens` waits for all that it chose, theirs at `places`."""
+        pairs = [(self._rows[row], place) for row, place in zip(rows, places, strict=True) if row in self._rows]
+        self._coming = _Coming(tuple(pairs), tokens)
+
+    def catch_up(self) -> None:
+        """Goes on by the tokens of the step before. To be called at every step, before its own are expected."""
+        if self._coming is None:
+            return
+        coming, self._coming = self._coming, None
+        tokens = coming.tokens()
+        for guide, place in coming.guides:
+            if not guide.lost and not guide.matcher.accept(tokens[place]):
+                guide.lost = True
+
+    def masks(self, rows: Sequence[int]) -> Mask:
+        """[G, W] What may come for each row. A row that is lost, or no longer there, may say anything."""
+        masks_GW = np.full((len(rows), -(-self._grammars.vocab_size // 32)), -1, dtype=np.int32)
+        for mask_W, row in zip(masks_GW, rows, strict=True):
+            guide = self._rows.get(row)
+            if guide is None or guide.lost:
+                continue
+            try:
+                guide.matcher.fill(mask_W)
+            except GrammarError as error:
+                _log.warning("a grammar is followed no more: %s", error)
+                guide.lost = True
+                mask_W.fill(-1)
+        return masks_GW
+
+    def lost(self, rows: Sequence[int]) -> list[bool]:
+        """Which rows cannot be held to their grammar any more."""
+        return [row in self._rows and self._rows[row].lost for row in rows]
