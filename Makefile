@@ -1,4 +1,4 @@
-# make serve | test | test-clients | verify-tpu | check | bench | report | size. Each target installs what it needs into .venv.
+# make serve | test | test-clients | verify-rocm | verify-xpu | verify-tpu | check | bench | report | size. Each target installs what it needs into .venv.
 MODEL ?= demo
 BACKEND ?= auto
 HOST ?= 127.0.0.1
@@ -8,7 +8,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: serve test test-clients verify-tpu check lint bench report size
+.PHONY: serve test test-clients verify-rocm verify-xpu verify-tpu check lint bench report size
 .DEFAULT_GOAL := serve
 
 $(BIN)/mainspring: pyproject.toml constraints.txt
@@ -42,6 +42,30 @@ TPU_SWITCHES := PJRT_DEVICE=CPU JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 TOKENIZER
 verify-tpu: .tpu/ready ## XLA on the host, the kernel in an interpreter, libtpu's compiler; no TPU needed, 9 GB of disk
 	$(TPU_SWITCHES) $(TPU)/python -m pytest --timeout 1800 tests/tpu
 	$(TPU_SWITCHES) $(TPU)/python -m tests.tpu.report docs/verified/tpu.md
+
+.rocm/ready: tests/compiled/requirements.txt
+	$(PYTHON) -m venv .rocm
+	.rocm/bin/pip --disable-pip-version-check install --quiet --requirement tests/compiled/requirements.txt
+	@touch $@
+
+verify-rocm: .rocm/ready ## every Triton kernel by AMD's and NVIDIA's code generators; no GPU needed
+	PYTHONPATH=src:. OMP_NUM_THREADS=1 .rocm/bin/python -m tests.compiled.report docs/verified/rocm.md
+
+OCLOC := $(CURDIR)/.xpu/ocloc/usr
+OCLOC_PACKAGES := intel-opencl-icd libigc1 libigdfcl1 libigdgmm12 libllvmspirvlib14 libopencl-clang14 libze1 libze-dev \
+  ocl-icd-libopencl1
+
+.xpu/ready: tests/compiled/requirements_xpu.txt
+	$(PYTHON) -m venv .xpu
+	.xpu/bin/pip --disable-pip-version-check install --quiet --requirement tests/compiled/requirements_xpu.txt
+	mkdir -p .xpu/debian .xpu/ocloc && cd .xpu/debian && apt-get download $(OCLOC_PACKAGES)
+	for package in .xpu/debian/*.deb; do dpkg --extract $$package .xpu/ocloc; done
+	@touch $@
+
+verify-xpu: .xpu/ready ## every Triton kernel to SPIR-V, and by ocloc to native code for PVC and DG2; Debian 12, no GPU
+	PYTHONPATH=src:. OMP_NUM_THREADS=1 CC=g++ PATH=$(OCLOC)/bin:$$PATH CPATH=$(OCLOC)/include \
+	  LIBRARY_PATH=$(OCLOC)/lib/x86_64-linux-gnu LD_LIBRARY_PATH=$(OCLOC)/lib/x86_64-linux-gnu \
+	  .xpu/bin/python -m tests.compiled.intel docs/verified/xpu.md
 
 lint: $(VENV)/dev ## format, lint, types and the arrows between rooms
 	$(BIN)/ruff format --check .

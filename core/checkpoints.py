@@ -108,12 +108,18 @@ class GGUF(Checkpoint):
                 self.entries[names.get(stored, stored)] = Entry(stored, tensor.shape, tensor.num_bytes)
 
     def read(self, name: str, cut: Cut = WHOLE) -> Tensor:
-        stored = self.entries[name].stored
-        tensor = torch.from_numpy(self._file.read(stored))
-        part = stored.split(".")[-2]
-        if self._interleaved and part in self._num_heads:
-            tensor = _halves(tensor, self._num_heads[part])
-        return cut.of(tensor)
+        entry = self.entries[name]
+        if len(entry.shape) == 1:  # a quantized vector has no rows to cut
+            return cut.of(self._unrotated(entry, torch.from_numpy(self._file.read(entry.stored))))
+        tensor = self._unrotated(entry, torch.from_numpy(self._file.read(entry.stored, cut.rows)))
+        return Cut(columns=cut.columns).of(tensor)
+
+    def _unrotated(self, entry: Entry, tensor: Tensor) -> Tensor:
+        """In the order of our rope; the tensor has all of its rows, or those of some heads."""
+        part = entry.stored.split(".")[-2]
+        if not self._interleaved or part not in self._num_heads:
+            return tensor
+        return _halves(tensor, self._num_heads[part] * tensor.shape[0] // entry.shape[0])
 
     def _model_names(self, wanted: Iterable[str], num_layers: int) -> dict[str, str]:
         """GGUF's name for each name that the model wants, the other way round."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -51,11 +51,16 @@ class GGUFFile:
             raise ModelError(f"{path} has {data.size} bytes of {max(ends)}; it was cut off, fetch it again")
         return cls(path, metadata, tensors, data)
 
-    def read(self, name: str) -> NDArray[np.float32]:
-        """A tensor's values, dequantized. Raises `ModelError` for a quantization type that cannot be."""
+    def read(self, name: str, spans: Sequence[tuple[int, int]] = ()) -> NDArray[np.float32]:
+        """A tensor's values, dequantized; only `spans` of a matrix's rows where there are any.
+
+        Raises `ModelError` for a quantization type that cannot be.
+        """
         tensor = self.tensors[name]
         stored = self.data[tensor.offset : tensor.offset + tensor.num_bytes]
         rows = np.asarray(stored).reshape(*tensor.shape[:-1], -1)
+        if spans:
+            rows = np.concatenate([rows[first:past] for first, past in spans])
         try:
             values = dequantize(rows, tensor.kind)
         except NotImplementedError:

@@ -63,6 +63,8 @@ def serve(context: click.Context, /, model: str | None, **flags: Any) -> None:
         return
     import asyncio
 
+    with startup_errors():
+        _find_device(flags["backend"], flags["device_index"])
     from mainspring.server.app import serve as serve_http
     from mainspring.server.telemetry import logs
 
@@ -185,6 +187,16 @@ def _source(model: str | None, revision: str | None, hub_cache: Path | None = No
     if model is None:
         raise click.UsageError("name a model: `mainspring serve MODEL` (try `demo`)")
     return resolve(model, revision, hub_cache)
+
+
+def _find_device(backend: str, index: int) -> None:
+    """Asks for a device that was named before the web server and the tokenizer are loaded: a vendor's missing software
+    is then said at once. Raises `StartupError`.
+    """
+    from mainspring.core.plugins import load_plugins
+
+    if backend != "auto":
+        load_plugins().choose(backend, index)
 
 
 def _run_module(module: str, *arguments: str) -> NoReturn:

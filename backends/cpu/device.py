@@ -165,7 +165,7 @@ class CpuDevice(Device):
         from mainspring.backends.cpu.steps import plan_step
 
         if self._kernels is not None and isinstance(kv, NativeKV):
-            return plan_native(metadata, kv, self._kernels)
+            return plan_native(metadata)
         return plan_step(metadata, cast("HeadMajorKV", kv))
 
     def supports(self, scheme: WeightScheme, in_features: int, out_features: int) -> Verdict:
@@ -207,7 +207,13 @@ class CpuDevice(Device):
         return quantize_activation(x, scheme)
 
     def compile(self, program: Program, bucket: Bucket | None) -> Program:
-        """Through inductor when the operator asked for it, once for all shapes; attention stays outside its graphs."""
+        """Decodes from tapes where the kernels compute. Through inductor when the operator asked for it, once for all
+        shapes; attention stays outside its graphs.
+        """
+        if self._kernels is not None:
+            from mainspring.backends.cpu.native.tape import Arena, TapedProgram
+
+            return TapedProgram(program, self._kernels, Arena())
         if not self._compiles:
             return program
         import torch

@@ -6,40 +6,32 @@ Torch is imported in methods, when a device is open: listing backends must not l
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mainspring.backends.cuda.driver import DriverError, Gpu, gpus
+from mainspring.backends.torch_gpu.device import GpuDevice
+from mainspring.backends.torch_gpu.options import check_options
 from mainspring.core.backend import (
-    AttentionMetadata,
     Backend,
     Capabilities,
     Device,
     DeviceInfo,
-    Event,
-    KVSpec,
     PackedLinear,
-    Program,
-    ShapeLimits,
     Unavailable,
     WeightScheme,
 )
-from mainspring.core.batch import Bucket, Buckets
-from mainspring.core.errors import BackendError, unknown
+from mainspring.core.errors import BackendError
 
 if TYPE_CHECKING:
     import torch
 
-    from mainspring.backends.cuda.attention import StepPlan
     from mainspring.core.config import EngineConfig
-    from mainspring.core.ops.attention import PagedKV
 
 OLDEST = (8, 0)
 """Compute capability from which bfloat16 and asynchronous copies to shared memory exist; kernels rely on both."""
-OPTIONS = {"graphs": ("on", "off")}
-"""`--backend-option`, and the values it takes, the default first."""
 
 
 def missing_software() -> str:
@@ -103,13 +95,7 @@ class CudaBackend(Backend):
 
     def open(self, index: int, rank: int, world: int, options: EngineConfig) -> Device:
         """Opens a GPU; the device becomes this process's current one."""
-        wrong = [unknown("backend option", key, OPTIONS) for key in options.backend_options if key not in OPTIONS] + [
-            f"--backend-option {key}={value} is not known; use one of {', '.join(OPTIONS[key])}"
-            for key, value in options.backend_options.items()
-            if key in OPTIONS and value not in OPTIONS[key]
-        ]
-        if wrong:
-            raise BackendError(wrong)
+        check_options(options.backend_options)
         import torch
 
         if not torch.cuda.is_available():
@@ -118,93 +104,29 @@ class CudaBackend(Backend):
         return CudaDevice(index, captures=options.backend_options.get("graphs", "on") == "on")
 
 
-class CudaDevice(Device):
-    """One opened GPU. All work goes to the current stream, in the order it was given."""
+class CudaDevice(GpuDevice):
+    """One opened NVIDIA GPU: its linear layers are measured, and its kernels overlap where they can."""
 
     def __init__(self, index: int, *, captures: bool = True) -> None:
         import torch
         import triton
 
+        from mainspring.backends.cuda.cublas import Cublas, CublasError
         from mainspring.backends.cuda.linear import Linears
         from mainspring.backends.cuda.overlap import overlap_of
+        from mainspring.backends.cuda.tiles import prefill_tile
+        from mainspring.backends.torch_gpu.runtime import Runtime
+        from mainspring.backends.torch_gpu.tuning import Tuning
 
-        self.torch_device = f"cuda:{index}"
-        self._index = index
         card = torch.cuda.get_device_properties(index)
-        self._processors = card.multi_processor_count
-        self._overlap = overlap_of((card.major, card.minor))
-        self._linears = Linears(self._overlap, self._processors, card.name, Path(triton.knobs.cache.dir))
-        self._capturer: Any = None
-        if captures:
-            from mainspring.backends.cuda.graphs import Capturer
-
-            self._capturer = Capturer()
-
-    def memory(self) -> tuple[int, int]:
-        """(free, total) bytes; what torch holds in reserve without using it is given back first, and free."""
-        import torch
-
-        torch.cuda.empty_cache()
-        return torch.cuda.mem_get_info(self._index)
-
-    def allocate_kv(self, spec: KVSpec, num_blocks: int) -> PagedKV:
-        """The reference layout: the heads of a token side by side, which copies and other attention libraries take."""
-        from mainspring.core.ops.attention import PagedKV
-
-        return PagedKV.allocate(spec, num_blocks, self.torch_device)
-
-    def synchronize(self) -> None:
-        """Waits for the GPU."""
-        import torch
-
-        torch.cuda.synchronize(self._index)
-
-    def pinned(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-        """Page-locked memory, from torch's caching allocator."""
-        import torch
-
-        return torch.empty(tuple(shape), dtype=dtype, pin_memory=True)
-
-    def event(self) -> Event:
-        """An event of the current stream."""
-        import torch
-
-        return torch.cuda.Event()
-
-    def peak_bytes(self) -> int:
-        """Of torch's allocator, since the last call."""
-        import torch
-
-        peak = torch.cuda.max_memory_allocated(self._index)
-        torch.cuda.reset_peak_memory_stats(self._index)
-        return peak
-
-    def close(self) -> None:
-        """Drops the captured graphs' memory; the driver takes back the rest when the process ends."""
-        self._capturer = None
-
-    def ops(self) -> Mapping[str, Callable[..., Any]]:
-        """Triton kernels for what a Llama-like model runs at every step."""
-        from mainspring.backends.cuda.attention import attention, kv_write
-        from mainspring.backends.cuda.sampling import choose, sample
-        from mainspring.backends.triton import elementwise
-
-        overlapping = {
-            "rms_norm": elementwise.rms_norm,
-            "add_rms_norm": elementwise.add_rms_norm,
-            "rope": elementwise.rope,
-            "silu_mul": elementwise.silu_mul,
-            "kv_write": kv_write,
-            "attention": attention,
-        }
-        bound = {name: partial(op, overlap=self._overlap) for name, op in overlapping.items()}
-        return {**bound, "sample": sample, "choose": choose}
-
-    def prepare_attention(self, metadata: AttentionMetadata, kv: PagedKV) -> StepPlan:
-        """Host integers only."""
-        from mainspring.backends.cuda.attention import plan_step
-
-        return plan_step(metadata, kv.keys[0].shape[2], self._processors)
+        processors, overlap = card.multi_processor_count, overlap_of((card.major, card.minor))
+        cublas = None
+        with suppress(CublasError):
+            cublas = Cublas()
+        self._linears = Linears(overlap, processors, card.name, Path(triton.knobs.cache.dir), cublas=cublas)
+        runtime = Runtime("cuda", torch.cuda, torch.cuda.CUDAGraph, {"capture_error_mode": "thread_local"}, lends=True)
+        tuning = Tuning(processors, prefill=prefill_tile, overlap=overlap)
+        super().__init__(runtime, index, tuning, captures=captures)
 
     def pack(self, scheme: WeightScheme, tensors: Mapping[str, torch.Tensor]) -> PackedLinear:
         """As it is; its shape is remembered."""
@@ -215,21 +137,6 @@ class CudaDevice(Device):
     def quantized_linear(self, x: torch.Tensor, packed: PackedLinear) -> torch.Tensor:
         """The kernel that was fastest for the shape."""
         return self._linears(x, packed)
-
-    def buckets(self, limits: ShapeLimits) -> Buckets | None:
-        """A ladder of decodes, and one of other steps; what fits neither runs in its own shape."""
-        if self._capturer is None:
-            return None
-        from mainspring.backends.cuda.graphs import ladder
-
-        return ladder(limits)
-
-    def compile(self, program: Program, bucket: Bucket | None) -> Program:
-        """A CUDA graph for a bucket; eager otherwise."""
-        if bucket is None or self._capturer is None:
-            return program
-        captured: Program = self._capturer.program(program)
-        return captured
 
     def artifact_key(self) -> str:
         """What Triton's and cuBLAS's choices depend on."""

@@ -1,8 +1,8 @@
 """The TPU backend: Google's TPUs through XLA. Every step has the shape of a bucket, and is compiled once.
 
-`vendor` is the only place that knows torch_tpu and torch_xla, `chips` what hangs on the PCI bus, `buckets` the shapes,
-`cache`, `steps` and `attention` the paged cache in static shapes, `pallas_attention` the kernel for decodes on a real
-chip. Here is the hook and nothing else; torch is imported when a device is opened.
+`vendor` is the only place that knows torch_tpu and torch_xla, `chips` what hangs on the PCI bus, `pallas_attention` the
+kernel for decodes on a real chip. Buckets, the paged cache in static shapes and composed attention are
+`backends/bucketed`'s. Here is the hook and nothing else; torch is imported when a device is opened.
 """
 
 from __future__ import annotations

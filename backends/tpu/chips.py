@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from mainspring.backends.bucketed.bus import BUS, identities
+
 GOOGLE = "0x1ae0"
 GIB = 2**30
 
@@ -31,15 +33,6 @@ CHIPS = {
 }
 
 
-def chips(bus: Path = Path("/sys/bus/pci/devices")) -> list[Chip]:
+def chips(bus: Path = BUS) -> list[Chip]:
     """The TPUs on the bus, in its order. A generation that is not known here is left out."""
-    places = sorted(bus.iterdir()) if bus.is_dir() else []
-    identities = (_word(place / "device") for place in places if _word(place / "vendor") == GOOGLE)
-    return [CHIPS[identity] for identity in identities if identity in CHIPS]
-
-
-def _word(path: Path) -> str:
-    try:
-        return path.read_text().strip()
-    except OSError:
-        return ""
+    return [CHIPS[identity] for identity in identities(GOOGLE, bus) if identity in CHIPS]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from mainspring.backends.tpu.buckets import LADDERS, ladders, read_ladders
+from mainspring.backends.bucketed.ladders import LADDERS, ladders, read_ladders
 from mainspring.backends.tpu.chips import Chip, chips
 from mainspring.backends.tpu.vendor import HOST_ARCH, REMEDY, Vendor, VendorMissing, find
 from mainspring.core.backend import (
@@ -30,9 +30,9 @@ from mainspring.core.batch import Bucket, Buckets
 from mainspring.core.errors import BackendError, unknown
 
 if TYPE_CHECKING:
-    from mainspring.backends.tpu.attention import PagedDecode
-    from mainspring.backends.tpu.cache import BlockMajorKV
-    from mainspring.backends.tpu.steps import StepPlan
+    from mainspring.backends.bucketed.attention import PagedDecode
+    from mainspring.backends.bucketed.cache import BlockMajorKV
+    from mainspring.backends.bucketed.steps import StepPlan
     from mainspring.core.config import EngineConfig
 
 CACHE, KERNEL = "program_cache", "kernel"
@@ -131,7 +131,7 @@ class TpuDevice(Device):
 
     def allocate_kv(self, spec: KVSpec, num_blocks: int) -> BlockMajorKV:
         """Heads outside tokens, and one block more that padding is written to."""
-        from mainspring.backends.tpu.cache import BlockMajorKV
+        from mainspring.backends.bucketed.cache import BlockMajorKV
 
         return BlockMajorKV.allocate(spec, num_blocks, self.torch_device, self.flush)
 
@@ -153,10 +153,10 @@ class TpuDevice(Device):
 
     def ops(self) -> Mapping[str, Callable[..., Any]]:
         """Attention, and what XLA cannot take as it is: it fuses the rest better than a hand would."""
-        from mainspring.backends.tpu.attention import Attention, kv_write
-        from mainspring.backends.tpu.sampling import logprobs
+        from mainspring.backends.bucketed.attention import Attention, kv_write
+        from mainspring.backends.bucketed.sampling import logprobs
 
-        return {"attention": Attention(self._paged_decode()), "kv_write": kv_write, "logprobs": logprobs}
+        return {"attention": Attention(kernel=self._paged_decode()), "kv_write": kv_write, "logprobs": logprobs}
 
     def _paged_decode(self) -> PagedDecode | None:
         if not self._kernel:
@@ -167,7 +167,7 @@ class TpuDevice(Device):
 
     def prepare_attention(self, metadata: AttentionMetadata, kv: BlockMajorKV) -> StepPlan:
         """Where tokens stand, in the shapes of the bucket."""
-        from mainspring.backends.tpu.steps import plan_step
+        from mainspring.backends.bucketed.steps import plan_step
 
         return plan_step(metadata, kv)
 

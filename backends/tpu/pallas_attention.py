@@ -20,7 +20,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from mainspring.backends.tpu.attention import LANES, LOWEST, PagedDecode
+from mainspring.backends.bucketed.attention import LANES, LOWEST, PagedDecode
 from mainspring.backends.tpu.vendor import Vendor
 
 

@@ -105,11 +105,13 @@ def decode(
     mixed: bool = False,
     fresh: Fresh | None = None,
     overlap: Overlap = ALONE,
+    tile: Tile | None = None,
 ) -> None:
     """Attention of rows with one token each: token r belongs to row r. Rows of kv_length 0 get zeros.
 
     In a `mixed` step that holds of leading rows, found on the device; tokens of others get zeros, too.
-    With `fresh` the tokens' keys and values are written to the cache on the way; else they are there already.
+    With `fresh` the tokens' keys and values are written to the cache on the way; else they are there already. `tile`
+    (whose queries are always a group's) is for backends that know a better one than `decode_tile`.
     """
     num_rows, num_heads, head_dim = q_THD.shape
     if not num_rows:
@@ -123,7 +125,7 @@ def decode(
     if splits > 1:
         partial = torch.empty((*sizes, head_dim), dtype=torch.float32, device=q_THD.device)
         log_mass = torch.empty(sizes, dtype=torch.float32, device=q_THD.device)
-    positions, warps, stages = _decode_tile(dims["D_PAD"], q_THD.dtype)
+    tile = tile or decode_tile(dims["D_PAD"], q_THD.dtype)
     sinks, scale, softcap, window = scoring.arguments()
     k_TKD, v_TKD, slot_T = (None, None, None) if fresh is None else (fresh.keys, fresh.values, fresh.slot)
     strides = [0] * 4 if fresh is None else [*fresh.keys.stride()[:2], *fresh.values.stride()[:2]]
@@ -131,9 +133,9 @@ def decode(
         out_THD, partial, log_mass, q_THD, k_TKD, v_TKD, slot_T, cache.keys, cache.values,
         rows.block_table, rows.query_start, rows.kv_length, sinks, scale, softcap, window,
         *q_THD.stride()[:2], *strides, rows.block_table.stride(0), *cache.keys.stride()[1:3],
-        **dims, **scoring.flags(), G_PAD=padded_group, S=block_size, N=positions, SPLITS=splits,
+        **dims, **scoring.flags(), G_PAD=padded_group, S=block_size, N=tile.positions, SPLITS=splits,
         FRESH=fresh is not None, MIXED=mixed, EARLY=overlap.step_inputs_early, BEGIN=overlap.begin,
-        num_warps=warps, num_stages=stages, **overlap.options,
+        num_warps=tile.warps, num_stages=tile.stages, **tile.options, **overlap.options,
     )  # fmt: skip
     if splits > 1:
         merge_kernel[(num_rows * num_heads,)](
@@ -180,16 +182,16 @@ def _dims(q_THD: Tensor, cache: Cache) -> dict[str, int | str]:
         "G": num_heads // cache.keys.shape[2],
         "D": head_dim,
         "D_PAD": max(16, triton.next_power_of_2(head_dim)),
-        # float32 is asked for where results are compared: no tf32.
-        "PRECISION": "ieee" if q_THD.dtype == torch.float32 else "tf32",
+        # Of float32, which is asked for where results are compared. Most machines refuse to be asked for tf32.
+        "PRECISION": "ieee",
     }
 
 
-def _decode_tile(padded_dim: int, dtype: torch.dtype) -> tuple[int, int, int]:
-    """(positions visited at once, warps, pipeline stages) of a decode."""
+def decode_tile(padded_dim: int, dtype: torch.dtype) -> Tile:
+    """Of a decode, where nothing is known of the machine."""
     if dtype == torch.float32:
-        return 32, 4, 2
-    return (64, 4, 3) if padded_dim <= 128 else (32, 4, 2)
+        return Tile(16, 32, 4, 2)
+    return Tile(16, 64, 4, 3) if padded_dim <= 128 else Tile(16, 32, 4, 2)
 
 
 def ragged_tile(padded_dim: int, padded_group: int, dtype: torch.dtype) -> Tile:

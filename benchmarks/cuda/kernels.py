@@ -18,9 +18,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mainspring.backends.cuda.attention import prefill_tile
 from mainspring.backends.cuda.linear import MOST_ROWS, Shape, Tile, candidates
 from mainspring.backends.cuda.overlap import overlap_of
+from mainspring.backends.cuda.tiles import prefill_tile
 from mainspring.backends.triton.attention import Cache, Fresh, Rows, Scoring, decode, num_splits, ragged
 from mainspring.backends.triton.launch import Overlap
 from mainspring.backends.triton.linear import VectorTile, split, vector

@@ -5,13 +5,16 @@ Legend: T packed tokens of a step, H query heads, K kv heads, D head dim.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from mainspring.core.backend import AttentionPlan, KVCache
 from mainspring.core.config import ModelConfig
+from mainspring.core.layers.norm import RMSNorm
+from mainspring.core.layers.rope import Rotary
+from mainspring.core.ops import Ops
+from mainspring.core.ops.heads import HeadNorms, HeadsStep
 from mainspring.core.parallel.shard import ALONE, Shard, part_of
 
 
@@ -28,7 +31,7 @@ class PagedAttention(nn.Module):
     cache holds.
     """
 
-    def __init__(self, config: ModelConfig, layer: int, attention: Callable[..., Tensor], shard: Shard = ALONE) -> None:
+    def __init__(self, config: ModelConfig, layer: int, ops: Ops, shard: Shard = ALONE) -> None:
         super().__init__()
         held = part_of(config, shard.world)
         self.num_heads, self.num_kv_heads, self.head_dim = held.num_heads, held.num_kv_heads, config.head_dim
@@ -36,7 +39,7 @@ class PagedAttention(nn.Module):
         self.scale = config.head_dim**-0.5 if config.attention_scale is None else config.attention_scale
         self.window = config.window(layer)
         self.softcap = config.attention_softcap
-        self._attention = attention
+        self._attention, self._rotate_and_store = ops.attention, ops.rotate_and_store
 
     def split(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """[T, (H + 2K) * D], queries first, as q[T, H, D], k[T, K, D], v[T, K, D]: views, so not contiguous."""
@@ -44,8 +47,27 @@ class PagedAttention(nn.Module):
         heads = qkv.view(-1, keys + self.num_kv_heads, self.head_dim)
         return heads[:, : self.num_heads], heads[:, self.num_heads : keys], heads[:, keys:]
 
-    def forward(self, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, step: AttentionStep) -> Tensor:
-        """[T, H * D]."""
+    def rotated(
+        self,
+        qkv: Tensor,
+        positions_T: Tensor,
+        step: AttentionStep,
+        rotary: Rotary,
+        norms: tuple[RMSNorm, RMSNorm] | None = None,
+    ) -> Tensor:
+        """[T, (H + 2K) * D] -> [T, H * D], with q and k normed, where there are norms over their heads, and rotated."""
+        q_THD, k_TKD, v_TKD = self.split(qkv)
+        if self._rotate_and_store is not None:
+            heads = HeadsStep(positions_T, rotary.table, step.kv, self.layer, step.plan)
+            weights = None if norms is None else HeadNorms(norms[0].weight, norms[1].weight, norms[0].epsilon)
+            return self.forward(self._rotate_and_store(q_THD, k_TKD, v_TKD, heads, weights), None, None, step)
+        if norms is not None:
+            q_THD, k_TKD = norms[0](q_THD), norms[1](k_TKD)
+        q_THD, k_TKD = rotary(q_THD, k_TKD, positions_T)
+        return self.forward(q_THD, k_TKD, v_TKD, step)
+
+    def forward(self, q_THD: Tensor, k_TKD: Tensor | None, v_TKD: Tensor | None, step: AttentionStep) -> Tensor:
+        """[T, H * D]. k and v are None where they are in the cache already."""
         out_THD = self._attention(
             q_THD,
             k_TKD,

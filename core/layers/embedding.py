@@ -56,7 +56,7 @@ class ScaledEmbedding(Embedding):
 
 
 class Head(WeightLayer):
-    """Hidden states to scores, [N, E] -> [N, V] float32, with weights of its own."""
+    """Hidden states to scores, [N, E] -> [N, V] in the model's dtype, with weights of its own."""
 
     packed: PackedLinear
     """Set by `fill`."""
@@ -68,8 +68,8 @@ class Head(WeightLayer):
         self._matmul = matmul
 
     def forward(self, hidden_NE: Tensor) -> Tensor:
-        """[N, E] -> [N, V] float32."""
-        return self._rows.gathered(self._matmul(hidden_NE, self.packed)).float()
+        """[N, E] -> [N, V]."""
+        return self._rows.gathered(self._matmul(hidden_NE, self.packed))
 
     def sources(self, path: str) -> Mapping[str, Shape]:
         return {f"{path}.weight": (self._rows.size, self.weight.shape[1])}
@@ -93,8 +93,8 @@ class TiedHead(WeightLayer):
         self._matmul = matmul
 
     def forward(self, hidden_NE: Tensor) -> Tensor:
-        """[N, E] -> [N, V] float32."""
-        return self._rows.gathered(self._matmul(hidden_NE, self.packed)).float()
+        """[N, E] -> [N, V]."""
+        return self._rows.gathered(self._matmul(hidden_NE, self.packed))
 
     def sources(self, path: str) -> Mapping[str, Shape]:
         return {}
@@ -105,5 +105,5 @@ class TiedHead(WeightLayer):
 
 
 def softcapped(scores_NV: Tensor, cap: float | None) -> Tensor:
-    """Scores squeezed into (-cap, cap) by tanh; as they are without a cap (Gemma)."""
-    return scores_NV if cap is None else cap * torch.tanh(scores_NV / cap)
+    """Scores squeezed into (-cap, cap) by tanh, in float32; as they are without a cap (Gemma)."""
+    return scores_NV if cap is None else cap * torch.tanh(scores_NV.float() / cap)

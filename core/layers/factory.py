@@ -72,7 +72,7 @@ class LayerFactory:
 
     def attention(self, config: ModelConfig, layer: int) -> PagedAttention:
         """Attention of one layer, with its window, scale and cap."""
-        return PagedAttention(config, layer, self.ops.attention, self.shard)
+        return PagedAttention(config, layer, self.ops, self.shard)
 
     def gated_mlp(self, config: ModelConfig) -> GatedMLP:
         """A gated MLP, from three layers of the checkpoint."""

@@ -54,4 +54,4 @@ class CausalLM(nn.Module, ABC):
 
     @abstractmethod
     def logits(self, hidden_NE: Tensor) -> Tensor:
-        """Scores of the next token for the rows given: [N, V] float32."""
+        """Scores of the next token for the rows given: [N, V], in float32 or the model's dtype."""

@@ -27,9 +27,8 @@ class Phi3Attention(nn.Module):
         self.attention = make.attention(config, layer)
 
     def forward(self, x_TE: Tensor, positions_T: Tensor, step: AttentionStep) -> Tensor:
-        q_THD, k_TKD, v_TKD = self.attention.split(self.qkv_proj(x_TE))
-        q_THD, k_TKD = self.rotary(q_THD, k_TKD, positions_T)
-        out_TE: Tensor = self.o_proj(self.attention(q_THD, k_TKD, v_TKD, step))
+        heads = self.attention.rotated(self.qkv_proj(x_TE), positions_T, step, self.rotary)
+        out_TE: Tensor = self.o_proj(heads)
         return out_TE
 
 

@@ -27,9 +27,8 @@ class Qwen3Attention(nn.Module):
         self.attention = make.attention(config, layer)
 
     def forward(self, x_TE: Tensor, positions_T: Tensor, step: AttentionStep) -> Tensor:
-        q_THD, k_TKD, v_TKD = self.attention.split(self.qkv_proj(x_TE))
-        q_THD, k_TKD = self.rotary(self.q_norm(q_THD), self.k_norm(k_TKD), positions_T)
-        out_TE: Tensor = self.o_proj(self.attention(q_THD, k_TKD, v_TKD, step))
+        heads = self.attention.rotated(self.qkv_proj(x_TE), positions_T, step, self.rotary, (self.q_norm, self.k_norm))
+        out_TE: Tensor = self.o_proj(heads)
         return out_TE
 
 

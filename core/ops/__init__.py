@@ -23,6 +23,7 @@ from mainspring.core.ops.attention import attention, kv_write
 from mainspring.core.ops.bitmask import apply_bitmask
 from mainspring.core.ops.choose import choose
 from mainspring.core.ops.embedding import embedding
+from mainspring.core.ops.heads import RotateAndStore
 from mainspring.core.ops.logprobs import logprobs
 from mainspring.core.ops.norm import add_rms_norm, layer_norm, rms_norm
 from mainspring.core.ops.rope import rope
@@ -49,6 +50,8 @@ class Ops:
     logprobs: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor, Tensor]] = logprobs
     choose: Callable[[Tensor, SamplingTensors, Tensor, Tensor], Tensor] = _CHOOSE
     """Over the backend's own `sample` where it overrides only that."""
+    rotate_and_store: RotateAndStore | None = None
+    """In place of `rms_norm` over heads, `rope` and the writing half of `attention`. None: layers call those."""
     apply_bitmask: Callable[[Tensor, Tensor, Tensor], Tensor] = apply_bitmask
 
 

@@ -24,6 +24,7 @@ def choose(
 
     The ids are also written to the token table, at (rows[n], sampling.position[n]). `sample` is the op of that name.
     """
+    logits_NV = logits_NV.float()
     ids_N = sample(logits_NV, sampling)
     tokens_RP.index_put_((rows_N, sampling.position), ids_N)
     return torch.stack((ids_N, not_finite(logits_NV).int()))

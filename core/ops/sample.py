@@ -66,6 +66,7 @@ def sample(logits_NV: Tensor, sampling: SamplingTensors, *, peek: bool = False) 
     A row whose logits are not finite gets an arbitrary id below V and touches no other row. `peek` is for devices whose
     values the host can read at no cost; the result is the same, bit for bit.
     """
+    logits_NV = logits_NV.float()
     if not sampling.any_sampled:
         ids_N = logits_NV.argmax(dim=-1)
     elif sampling.sampled is None:

@@ -94,6 +94,9 @@ def main() -> int:
     except DeviceOutOfMemory as error:
         _log.error("%s; ranks cannot go on without each other", error)
         return EXIT_ENGINE
+    except Exception:  # noqa: BLE001  the process's own border: rank 0 sees it end
+        _log.exception("a step failed; ranks cannot go on without each other")
+        return EXIT_ENGINE
     from mainspring.core.parallel import meeting
 
     executor.close()
@@ -149,4 +152,8 @@ def _report(start: RankStart, report: RankReport) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # No library may keep a rank that failed waiting for the others in its destructors.
+    os._exit(code)

@@ -68,8 +68,9 @@ class LeadingExecutor:
     def close(self) -> None:
         """Ends all ranks behind the steps that they were given."""
         self._own.close()
+        self._ranks.let_go()
+        meeting.part()  # as the others do now: some libraries wait for each other here
         self._ranks.close()
-        meeting.part()
 
 
 class SharedPending:
@@ -123,7 +124,9 @@ def build_executor(
             ranks.await_ready()
         except Exception as error:
             explained = _explained(error, ranks)
-            ranks.close(kill=True)
+            ranks.let_go()
+            ranks.kill()
+            ranks.close()
             raise explained from error
     serving.set()
     return LeadingExecutor(own, ranks, shard.world)
@@ -170,10 +173,10 @@ def _load(
 
 def _explained(error: Exception, ranks: Ranks) -> Exception:
     """What to tell: a rank that ended has mostly said why, and what that did to this one is no news."""
-    if not ranks.is_lost(_REASON_SECONDS):
+    own = isinstance(error, StartupError) and not isinstance(error, meeting.NotMetError)
+    if own or not ranks.is_lost(_REASON_SECONDS):
         return error
-    own = error.reasons if isinstance(error, StartupError) else ()
-    return StartupError(list(dict.fromkeys((*own, *ranks.reasons()))))
+    return StartupError(ranks.reasons())
 
 
 def _end(serving: threading.Event, ranks: Ranks) -> None:

@@ -14,12 +14,16 @@ from mainspring.core.errors import StartupError
 from mainspring.core.parallel.shard import Shard
 
 HOST = "127.0.0.1"
-MEETING_SECONDS = 120.0
-"""What all ranks together may take to start and to open their devices."""
+MEETING_SECONDS = 600.0
+"""What ranks may take to open their devices, which may compile. One that dies or stops meanwhile is seen at once."""
 
 _STEP_HOURS = 24
 """Ranks wait for each other as long as it takes: who is dead or stopped is told by its process, who is slow by the
 server's own clock."""
+
+
+class NotMetError(StartupError):
+    """Not all ranks came in time."""
 
 
 @contextmanager
@@ -34,7 +38,7 @@ def listening() -> Iterator[socket.socket]:
 def meet(shard: Shard, collectives: str, port: int, listener: socket.socket | None = None) -> None:
     """Makes the default process group. Rank 0 brings the `listener`, which it gives away; `port` is the listener's.
 
-    Raises `StartupError` when not all ranks come.
+    Raises `NotMetError` when not all ranks come.
     """
     from torch import distributed
 
@@ -57,7 +61,7 @@ def meet(shard: Shard, collectives: str, port: int, listener: socket.socket | No
             timeout=timedelta(hours=_STEP_HOURS),
         )
     except (distributed.DistError, RuntimeError) as error:
-        raise StartupError(
+        raise NotMetError(
             f"rank {shard.rank} did not meet the others of {shard.world} within {MEETING_SECONDS:.0f} s: {error}; "
             "look at what the other ranks wrote"
         ) from error

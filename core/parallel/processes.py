@@ -147,15 +147,18 @@ class Ranks:
         stopped = self._trouble if self._lost.stands_still else ""
         return [stopped] if stopped else [self._trouble, *self._lost.report().reasons]
 
-    def close(self, *, kill: bool = False) -> None:
-        """Lets them go, and ends who does not; all at once with `kill`."""
+    def let_go(self) -> None:
+        """Tells them to end, and looks at them no more."""
         self._parting.set()
         self._watch.join()
-        if kill:
-            self.kill()
         for rank in self._ranks:
             with contextlib.suppress(BrokenPipeError):
                 rank.send(STOP)
+
+    def close(self) -> None:
+        """Waits for the end of all, and ends who does not end."""
+        if not self._parting.is_set():
+            self.let_go()
         until = time.monotonic() + _PARTING_SECONDS
         for rank in self._ranks:
             rank.wait(max(until - time.monotonic(), 0.0))

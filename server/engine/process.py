@@ -68,8 +68,10 @@ class EngineProcess:
         return self.returncode
 
     async def dump_stacks(self) -> None:
-        """Asks for the stacks of all threads on standard error and gives the child a moment to write them."""
-        self._signal(STACK_DUMP_SIGNAL)
+        """Asks for the stacks of all threads on standard error, those of other ranks too, and gives them a moment."""
+        with self._reaping:
+            if self._child.returncode is None:
+                os.killpg(self.pid, STACK_DUMP_SIGNAL)
         await self.wait(_DUMP_SECONDS)
 
     async def end(self) -> None:

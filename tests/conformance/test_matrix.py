@@ -27,13 +27,21 @@ def test_the_page_is_generated() -> None:
     assert page == markdown(own_reports()), "run `mainspring backends --matrix --markdown > docs/backends.md`"
 
 
-@pytest.mark.parametrize("name", ["cpu", "sim"])
+@pytest.mark.parametrize("name", ["cpu", "gaudi", "neuron", "sim"])
 def test_backends_that_run_anywhere_have_a_report_that_passes(name: str) -> None:
     report = own_reports()[name]
     assert report is not None
     assert report.ok
     assert report.backend == name
     assert report.date
+
+
+@pytest.mark.parametrize("name", ["gaudi", "neuron"])
+def test_a_stand_in_s_report_says_so(name: str) -> None:
+    report = own_reports()[name]
+    assert report is not None
+    assert "stand-in" in report.device
+    assert report.level == "L2"
 
 
 REPORT = Report(

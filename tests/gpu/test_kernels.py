@@ -1,4 +1,4 @@
-"""Kernels at the shapes that serving gives them, against float64: products of few rows, attention.
+"""Kernels at the shapes that serving gives them, against float64: products of few rows, heads, attention.
 
 What a kernel allocates comes from memory that held NaN a moment ago, so that nothing unwritten passes.
 """
@@ -12,12 +12,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from mainspring.backends.cuda.attention import attention, plan_step
+from mainspring.backends.cuda.cublas import Cublas
 from mainspring.backends.cuda.linear import Linears
 from mainspring.backends.cuda.overlap import overlap_of
+from mainspring.backends.cuda.tiles import prefill_tile
+from mainspring.backends.torch_gpu.attention import attention, kv_write, plan_step, rotate_and_store
+from mainspring.backends.torch_gpu.tuning import Tuning
 from mainspring.backends.triton.launch import ALONE, Overlap
 from mainspring.backends.triton.linear import SplitTile, VectorTile, split, vector
 from mainspring.core.backend import AttentionMetadata, KVSpec, PackedLinear, unquantized
+from mainspring.core.ops import heads as reference
 from mainspring.core.ops.attention import PagedKV
 
 ROUNDING = 1e-2
@@ -80,9 +84,45 @@ def test_a_choice_is_measured_once_and_kept(tmp_path: Path) -> None:
     assert '"depth": 2048' in file.read_text()
 
 
+@pytest.mark.parametrize(("rows", "size", "depth"), [(33, 1024, 4096), (200, 4096, 2048)])
+@pytest.mark.parametrize("biased", [False, True])
+def test_the_librarys_other_guesses_multiply(rows: int, size: int, depth: int, biased: bool, tmp_path: Path) -> None:
+    x, weight, bias = normal(rows, depth), normal(size, depth), normal(size) if biased else None
+    cublas = Cublas()
+    guesses = cublas.algorithms(x, weight, biased, 8)
+    assert guesses
+    for guess in guesses:
+        assert error(cublas.product(x, weight, bias, guess), product(x, weight, bias)) < ROUNDING
+    packed = PackedLinear(unquantized("bfloat16"), depth, size, weight, bias)
+    for count in (rows, rows - 1):
+        linears = Linears(ALONE, 132, "a card", tmp_path, cublas=cublas)
+        assert error(linears(x[:count], packed), product(x[:count], weight, bias)) < ROUNDING
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("normed", [False, True])
+@pytest.mark.parametrize(("head_dim", "rotary_dim"), [(128, 128), (80, 20)])
+def test_heads_are_normed_rotated_and_stored_in_one(normed: bool, head_dim: int, rotary_dim: int) -> None:
+    tokens, block_size = 65, 32
+    caches = [PagedKV.allocate(KVSpec(1, 8, head_dim, "bfloat16", block_size), 9, "cuda") for _ in range(2)]
+    q, k, v = normal(tokens, 32 + 16, head_dim).split((32, 8, 8), dim=1)
+    slot = torch.randperm(8 * block_size, device="cuda")[:tokens] + block_size
+    slot[-1] = -1
+    metadata = AttentionMetadata(*[slot.int()] * 3, slot, 1, 1, 0)
+    positions, table = torch.arange(tokens, device="cuda"), torch.randn(tokens, rotary_dim, device="cuda")
+    norms = reference.HeadNorms(normal(head_dim), normal(head_dim), 1e-6) if normed else None
+    steps = [reference.HeadsStep(positions, table, cache, 0, metadata) for cache in caches]
+    wanted = reference.rotate_and_store(q, k, v, steps[0], norms)
+    found = rotate_and_store(q, k, v, steps[1], norms, overlap=OVERLAPS["overlapping"])
+    assert error(found, wanted.double()) < ROUNDING
+    assert error(caches[1].keys[0], caches[0].keys[0].double()) < ROUNDING
+    assert torch.equal(caches[1].values[0], caches[0].values[0])
+
+
 @pytest.mark.parametrize("overlap", OVERLAPS.values(), ids=OVERLAPS)
+@pytest.mark.parametrize("stored", [False, True])
 @pytest.mark.parametrize(("rows", "queries", "context"), [(1, 1, 16384), (9, 1, 1000), (1, 4096, 4096), (3, 700, 1500)])
-def test_attention_of_long_contexts(rows: int, queries: int, context: int, overlap: Overlap) -> None:
+def test_attention_of_long_contexts(rows: int, queries: int, context: int, stored: bool, overlap: Overlap) -> None:
     block_size, blocks = 32, -(-context // 32)
     kv = PagedKV.allocate(KVSpec(1, 8, 128, "bfloat16", block_size), 1 + rows * blocks, "cuda")
     for cache in (kv.keys[0], kv.values[0]):
@@ -95,7 +135,13 @@ def test_attention_of_long_contexts(rows: int, queries: int, context: int, overl
     tokens = rows * queries
     q, k, v = normal(tokens, 32, 128), normal(tokens, 8, 128), normal(tokens, 8, 128)
     metadata = AttentionMetadata(start, length, table, slot, queries, context, rows if queries == 1 else 0)
-    found = attention(q, k, v, kv, 0, plan_step(metadata, 8, 132), scale=128**-0.5, overlap=overlap)
+    plan = plan_step(metadata, 8, 132)
+    fresh = (None, None) if stored else (k, v)
+    if stored:
+        kv_write(k, v, kv, 0, slot)
+    found = attention(
+        q, *fresh, kv, 0, plan, scale=128**-0.5, tuning=Tuning(132, prefill=prefill_tile), overlap=overlap
+    )
     assert found.isfinite().all()
     for row in range(rows):
         keys, values = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -78,6 +79,21 @@ def test_every_captured_graph_equals_eager(llama: Path) -> None:
     # Not a number is no difference that a comparison with a bound would let pass.
     assert all(error < 1e-5 for error in device.errors.values())
     served.executor.close()
+
+
+def test_one_device_captures_for_executors_that_come_and_go(llama: Path) -> None:
+    class Kept(CudaDevice):
+        def close(self) -> None:
+            """Stays open for the next executor."""
+
+    device, outputs = Kept(0), []
+    for _ in range(3):
+        served = serve(llama, device)
+        outputs.append(served.generate(PROMPTS[:3], SamplingParams(max_tokens=4, ignore_eos=True)))
+        served.executor.close()
+        del served
+        gc.collect()
+    assert outputs[0] == outputs[1] == outputs[2]
 
 
 @pytest.mark.parametrize("params", [SamplingParams(max_tokens=9, ignore_eos=True), DRAWN], ids=["greedy", "drawn"])

@@ -11,11 +11,14 @@ from torch import Tensor
 
 from mainspring.backends.triton import elementwise
 from mainspring.backends.triton.attention import Cache, Fresh, Rows, Scoring, decode, ragged
+from mainspring.backends.triton.heads import Places
+from mainspring.backends.triton.heads import rotate_and_store as fused
 from mainspring.backends.triton.linear import SplitTile, VectorTile, split, vector
 from mainspring.core.backend import AttentionMetadata, KVSpec
 from mainspring.core.ops import Ops
 from mainspring.core.ops.attention import PagedKV
 from mainspring.core.ops.attention import attention as reference
+from mainspring.core.ops.heads import HeadNorms, HeadsStep, rotate_and_store
 
 pytestmark = [
     # The logarithm of a mass that is nothing yet: -inf is what it should be.
@@ -124,6 +127,28 @@ def wanted(given: Step, scoring: Scoring) -> Tensor:
         given.q, given.k, given.v, given.known, 0, given.metadata,
         scale=scoring.scale, window=scoring.window, softcap=scoring.softcap, sinks=scoring.sinks,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "head_dim", "rotary_dim", "normed"),
+    [(10, 2, 64, 64, True), (4, 4, 48, 32, False), (9, 3, 80, 20, True)],
+)
+def test_heads_are_normed_rotated_and_stored_in_one(
+    heads: int, kv_heads: int, head_dim: int, rotary_dim: int, normed: bool, dtype: torch.dtype
+) -> None:
+    spec = KVSpec(1, kv_heads, head_dim, "float16" if dtype == torch.float16 else "float32", 8)
+    known, found = (PagedKV.allocate(spec, 4, "cpu") for _ in range(2))
+    q, k, v = torch.randn(3, heads + 2 * kv_heads, head_dim).to(dtype).split((heads, kv_heads, kv_heads), dim=1)
+    slot, positions, table = torch.tensor([9, -1, 25]), torch.tensor([5, 0, 17]), torch.randn(20, rotary_dim)
+    norms = HeadNorms(torch.randn(head_dim).to(dtype), torch.randn(head_dim).to(dtype), 1e-6) if normed else None
+    metadata = AttentionMetadata(slot, slot, slot, slot, 1, 1, 3)
+    expected = rotate_and_store(q, k, v, HeadsStep(positions, table, known, 0, metadata), norms)
+    weights = None if norms is None else (norms.q, norms.k, norms.epsilon)
+    cache = found.keys[0], found.values[0]
+    assert near(fused((q, k, v), Places(positions, slot, table), cache, weights), expected)
+    assert near(found.keys[0], known.keys[0])
+    assert torch.equal(found.values[0], known.values[0])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])

@@ -13,8 +13,10 @@ import torch
 import transformers
 
 from mainspring.core.architectures import parameter_count, read_model_config
+from mainspring.core.checkpoints import GGUF
 from mainspring.core.errors import ModelError
 from mainspring.core.gguf_file import GGUFFile
+from mainspring.core.layers.weights import Cut
 from tests.models.conftest import Pair, load
 from tests.models.test_parity import close
 from tests.support import smollm2, tiny_models
@@ -114,6 +116,25 @@ def test_stored_types_are_read_as_the_values_they_stand_for(tmp_path: Path, kind
     model, config = load(path, LENGTH)
     (logits,) = ModelDriver(model, config).step([(Track(tiny_models.sequence()), LENGTH)])
     assert logits.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", ["F32", "Q4_0"])
+def test_a_part_of_a_tensor_is_that_part_of_its_values(tmp_path: Path, kind: str) -> None:
+    theirs = tiny_models.build(
+        tiny_models.llama(hidden_size=64, num_attention_heads=4, num_key_value_heads=2, attention_bias=True)()
+    )
+    stored = gguf.GGMLQuantizationType[kind]
+    path = write_gguf(
+        tmp_path / "m.gguf", theirs, "llama", metadata=LLAMA | {"attention.head_count_kv": 2}, kind=stored
+    )
+    names = [f"model.layers.0.self_attn.{part}_proj.{what}" for part in "qkvo" for what in ("weight", "bias")]
+    file = GGUF(path, read_model_config(path), names)
+    for name in names:
+        whole = file.read(name)
+        cuts = [Cut(((0, 32),)), Cut(((32, 64),)) if len(whole) == 64 else Cut(((16, 32),))]
+        cuts += [Cut(columns=(32, 64))] if whole.dim() == 2 else []
+        for cut in cuts:
+            assert torch.equal(file.read(name, cut), cut.of(whole))
 
 
 def test_a_file_that_is_cut_off_is_refused_before_it_is_read(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ Weights are random floats, so sums in another order move no token.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 import transformers
 
 from mainspring.core.config import EngineConfig
+from mainspring.core.errors import StartupError
 from mainspring.core.request import SamplingParams
 from mainspring.server.offline import LLM, Output
 from tests.support.tiny_models import build, save
@@ -87,6 +89,24 @@ def test_two_ranks_say_what_one_says(name: str, tmp_path: Path) -> None:
         for entry, expected in zip(two.prompt_logprobs or [], one.prompt_logprobs or [], strict=True):
             if expected is not None and entry is not None:
                 assert entry.logprob == pytest.approx(expected.logprob, abs=case.tolerance)
+
+
+def test_a_model_that_cannot_be_dealt_out_says_to_how_many_it_can(tmp_path: Path) -> None:
+    save(build(llama(num_key_value_heads=2)()), tmp_path)
+    write_word_tokenizer(tmp_path, VOCABULARY)
+    with pytest.raises(StartupError, match=r"has 4 query heads.*; this model takes --num-shard 1, 2, 4"):
+        LLM(str(tmp_path), "cpu", num_shard=3)
+
+
+def test_a_checkpoint_that_does_not_fit_ends_the_start_of_all_ranks(tmp_path: Path) -> None:
+    save(build(llama(num_key_value_heads=2)()), tmp_path)
+    write_word_tokenizer(tmp_path, VOCABULARY)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "intermediate_size": 64}))
+    with pytest.raises(
+        StartupError, match=r"gate_proj.weight is \[128, 64\] where the model's config makes it \[64, 64\]"
+    ):
+        LLM(str(tmp_path), "cpu", num_shard=2)
 
 
 def answers(model: Path, num_shard: int, engine: Mapping[str, Any]) -> list[Output]:

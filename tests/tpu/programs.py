@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch_xla.core import xla_model
 
-from mainspring.backends.tpu.cache import BlockMajorKV
+from mainspring.backends.bucketed.cache import BlockMajorKV
 from mainspring.backends.tpu.device import TpuDevice
 from mainspring.backends.tpu.vendor import TorchXla
 from mainspring.core.backend import AttentionPlan, KVSpec, Program, ShapeLimits

@@ -6,7 +6,7 @@ import pytest
 
 from mainspring.backends.cuda import CudaBackend
 from mainspring.backends.cuda.driver import DriverError, Gpu
-from mainspring.backends.cuda.graphs import SHORT_BLOCKS, ladder
+from mainspring.backends.torch_gpu.graphs import SHORT_BLOCKS, ladder
 from mainspring.core.backend import DeviceInfo, ShapeLimits, Unavailable
 from mainspring.core.batch import Bucket
 from mainspring.core.config import EngineConfig

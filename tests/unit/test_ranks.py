@@ -51,7 +51,9 @@ def ranks(
     try:
         yield made
     finally:
-        made.close(kill=kill)
+        if kill:
+            made.kill()
+        made.close()
 
 
 def test_ranks_that_serve_are_awaited_and_let_go() -> None:

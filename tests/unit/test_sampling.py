@@ -222,6 +222,13 @@ def test_peeking_at_few_candidates_changes_nothing(rows: list[int]) -> None:
     assert [(count > 512) == (row in (2, 3, 4)) for count, row in zip(kept, rows, strict=True)] == [True] * len(rows)
 
 
+def test_logits_of_sixteen_bits_are_chosen_from_as_their_float32() -> None:
+    logits = (3 * torch.randn(4, VOCAB)).bfloat16()
+    wishes = [SamplingParams(), SamplingParams(temperature=0.7), SamplingParams(temperature=2.0, top_k=9, top_p=0.8)]
+    sampling = select([*wishes, SamplingParams(temperature=1.0, min_p=0.05)]).sampling
+    assert torch.equal(sample(logits, sampling), sample(logits.float(), sampling))
+
+
 def test_ties_at_the_cut_stay() -> None:
     logits = torch.tensor([[3.0, 1.0, 2.0, 2.0, 2.0, 0.0]])
     assert kept([SamplingParams(temperature=1.0, top_k=2)], logits)[0].tolist() == [1, 0, 1, 1, 1, 0]

@@ -12,7 +12,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from mainspring.backends.tpu.buckets import PREFILL_ROWS, ladders, read_ladders
+from mainspring.backends.bucketed.ladders import PREFILL_ROWS, ladders, read_ladders
 from mainspring.backends.tpu.chips import CHIPS, Chip, chips
 from mainspring.backends.tpu.device import TpuBackend, TpuDevice
 from mainspring.backends.tpu.vendor import HOST_ARCH, TorchTpu, TorchXla, Vendor, find

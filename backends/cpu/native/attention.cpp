@@ -10,35 +10,13 @@
 #include <algorithm>
 #include <vector>
 
+#include "kernels.hpp"
 #include "lanes.hpp"
-
-struct Attention {
-    const float* query;  // [T, heads, head_dim], a stride between tokens, as key and value
-    const float* key;    // nullptr: already written
-    const float* value;
-    float* out;  // [T, heads, head_dim]
-    void* keys;  // [kv_heads, num_blocks, head_dim, block_size]
-    void* values;  // [kv_heads, num_blocks, block_size, head_dim]
-    const float* sinks;  // [heads] or nullptr
-    const int64_t* slots;  // [T]
-    const int32_t* starts;  // [rows + 1]
-    const int32_t* lengths;  // [rows]
-    const int32_t* table;  // [rows, table_width]
-    int64_t query_stride, key_stride, value_stride;
-    int64_t tokens, rows, table_width, num_blocks;
-    int32_t heads, kv_heads, head_dim, block_size;
-    int32_t dtype;  // of the cache: 0 float32, 1 bfloat16, 2 float16
-    int32_t window;  // 0: none
-    int32_t threads;
-    float scale;
-    float softcap;  // 0: none
-};
 
 namespace {
 
 constexpr int64_t TILE = 16;    // queries of a prefill that share what they read of the cache
 constexpr int64_t CHUNK = 256;  // tokens whose scores are held at a time; at least a block
-constexpr int64_t ALONE = 1 << 17;  // fewer products than this are done before a second thread has begun
 
 struct Task {
     int64_t row, head, first, count;  // queries of the row
@@ -183,8 +161,8 @@ const float* as_floats(const T* block, std::vector<float>& room) {
 template <typename T>
 void attend(const Attention& a, const Task& task, Room& room) {
     const int64_t group = a.heads / a.kv_heads, queries = task.count * group, dim = a.head_dim, size = a.block_size;
-    const int64_t length = a.lengths[task.row], start = a.starts[task.row];
-    const int64_t before = length - (a.starts[task.row + 1] - start) + task.first;  // position of the first query
+    const int64_t length = a.step->lengths[task.row], start = a.step->starts[task.row];
+    const int64_t before = length - (a.step->starts[task.row + 1] - start) + task.first;  // position of the first query
     const int64_t end = before + task.count;
     const int64_t begin = a.window ? std::max<int64_t>(0, before - a.window + 1) : 0;
     room.fit(queries, a);
@@ -197,7 +175,7 @@ void attend(const Attention& a, const Task& task, Room& room) {
     const int64_t span = std::max<int64_t>(1, CHUNK / size);
     const T* keys = static_cast<const T*>(a.keys) + task.head * a.num_blocks * size * dim;
     const T* values = static_cast<const T*>(a.values) + task.head * a.num_blocks * size * dim;
-    const int32_t* table = a.table + task.row * a.table_width;
+    const int32_t* table = a.step->table + task.row * a.step->table_width;
     for (int64_t low = begin / size; low * size < end; low += span) {
         const int64_t high = std::min(low + span, (end + size - 1) / size), width = (high - low) * size;
         for (int64_t block = low; block < high; block++)
@@ -231,7 +209,7 @@ void attend(const Attention& a, const Task& task, Room& room) {
 
 template <typename T>
 void write(const Attention& a, int64_t token) {
-    const int64_t slot = a.slots[token], size = a.block_size, dim = a.head_dim;
+    const int64_t slot = a.step->slots[token], size = a.block_size, dim = a.head_dim;
     if (slot < 0) return;
     for (int64_t head = 0; head < a.kv_heads; head++) {
         const int64_t block = (head * a.num_blocks + slot / size) * size * dim;
@@ -245,42 +223,39 @@ void write(const Attention& a, int64_t token) {
 }
 
 // Long tiles first, so that no thread is left with one at the end.
-std::vector<Task> tasks_of(const Attention& a) {
-    std::vector<Task> tasks;
-    for (int64_t row = 0; row < a.rows; row++) {
-        const int64_t count = a.lengths[row] ? a.starts[row + 1] - a.starts[row] : 0;
+void list_tasks(const Attention& a, std::vector<Task>& tasks) {
+    tasks.clear();
+    for (int64_t row = 0; row < a.step->rows; row++) {
+        const int64_t count = a.step->lengths[row] ? a.step->starts[row + 1] - a.step->starts[row] : 0;
         for (int64_t first = (count - 1) / TILE * TILE; count && first >= 0; first -= TILE)
             for (int64_t head = 0; head < a.kv_heads; head++)
                 tasks.push_back({row, head, first, std::min(TILE, count - first)});
     }
-    return tasks;
 }
 
 template <typename T>
-void run(const Attention& a) {
-    const std::vector<Task> tasks = a.out == nullptr ? std::vector<Task>() : tasks_of(a);
-    int64_t work = 0;
-    for (const Task& task : tasks) work += task.count * a.lengths[task.row] * a.head_dim * (a.heads / a.kv_heads);
-#pragma omp parallel num_threads(a.threads) if (work > ALONE || a.tokens * a.kv_heads * a.head_dim > ALONE)
-    {
-        if (a.key != nullptr) {
-#pragma omp for schedule(static)
-            for (int64_t token = 0; token < a.tokens; token++) write<T>(a, token);
-        }
-        static thread_local Room room;
-#pragma omp for schedule(dynamic)
-        for (size_t at = 0; at < tasks.size(); at++) attend<T>(a, tasks[at], room);
+void run(const Attention& a, const Team& team) {
+    static thread_local Room room;
+    static thread_local std::vector<Task> tasks;
+    if (a.key != nullptr) {
+        for (int64_t token = team.first(a.step->tokens); token < team.last(a.step->tokens); token++) write<T>(a, token);
+        team.meet();
     }
+    if (a.out == nullptr) return;
+    list_tasks(a, tasks);
+    const int64_t count = tasks.size();
+    for (int64_t at = team.take(1); at < count; at = team.take(1)) attend<T>(a, tasks[at], room);
+    team.meet();
 }
 
 }  // namespace
 
 // Writes keys and values where there are any, then attends where there is an `out`. Tokens of no row are left alone.
-extern "C" void attention(const Attention* a) {
-    if (a->dtype == 0)
-        run<float>(*a);
-    else if (a->dtype == 1)
-        run<Brain>(*a);
+void run_attention(const Attention& a, const Team& team) {
+    if (a.dtype == 0)
+        run<float>(a, team);
+    else if (a.dtype == 1)
+        run<Brain>(a, team);
     else
-        run<_Float16>(*a);
+        run<_Float16>(a, team);
 }

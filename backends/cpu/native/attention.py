@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mainspring.backends.cpu.cache import copy_blocks
 from mainspring.backends.cpu.native.elementwise import dense
-from mainspring.backends.cpu.native.library import Attention, Kernels
+from mainspring.backends.cpu.native.library import Attention, Kernel, Kernels, Step
 from mainspring.core.backend import AttentionMetadata, KVSpec
 
 LANES = 16
@@ -60,42 +60,36 @@ class NativeKV:
 
 @dataclass(frozen=True, slots=True)
 class NativePlan:
-    """A step as the kernel takes it: what all layers share is written into the record once."""
+    """What all layers of a step share."""
 
-    record: Attention
+    step: Step
     kept: tuple[Tensor, ...] = field(repr=False)
-    """Tensors that the record points into."""
+    """Tensors that the step points into."""
     padded: bool
     """Whether some tokens belong to no row: their outputs are zeros."""
 
 
-def plan_native(metadata: AttentionMetadata, kv: NativeKV, kernels: Kernels) -> NativePlan:
+def plan_native(metadata: AttentionMetadata) -> NativePlan:
     """Pointers and sizes, and nothing computed but whether there is padding."""
     slots, starts = metadata.slot.contiguous(), metadata.query_start.contiguous()
     lengths, table = metadata.kv_length.contiguous(), metadata.block_table.contiguous()
-    heads, num_blocks, block_size, head_dim = kv.shape
-    record = Attention(
-        slots=slots.data_ptr(), starts=starts.data_ptr(), lengths=lengths.data_ptr(), table=table.data_ptr(),
-        tokens=len(slots), rows=len(lengths), table_width=table.shape[1], num_blocks=num_blocks, kv_heads=heads,
-        head_dim=head_dim, block_size=block_size, dtype=DTYPES.index(kv.keys[0].dtype), threads=kernels.threads,
+    step = Step(
+        slots.data_ptr(), starts.data_ptr(), lengths.data_ptr(), table.data_ptr(), len(slots), len(lengths),
+        table.shape[1],
     )  # fmt: skip
     counts = starts.diff()
     padded = int(counts[lengths > 0].sum()) != len(slots)
-    return NativePlan(record, (slots, starts, lengths, table), padded)
+    return NativePlan(step, (slots, starts, lengths, table), padded)
 
 
 def kv_write(k_TKD: Tensor, v_TKD: Tensor, kv: NativeKV, layer: int, slot_T: Tensor, kernels: Kernels) -> None:
     """Stores each token's key and value at its slot; slot -1 stores nothing."""
-    heads, num_blocks, block_size, head_dim = kv.shape
-    k_TKD, v_TKD, slot_T = _floats(k_TKD), _floats(v_TKD), slot_T.contiguous()
-    keys, values = kv.places[layer]
-    record = Attention(
-        key=k_TKD.data_ptr(), value=v_TKD.data_ptr(), keys=keys, values=values, slots=slot_T.data_ptr(),
-        key_stride=k_TKD.stride(0), value_stride=v_TKD.stride(0), tokens=len(slot_T), num_blocks=num_blocks,
-        heads=heads, kv_heads=heads, head_dim=head_dim, block_size=block_size,
-        dtype=DTYPES.index(kv.keys[0].dtype), threads=kernels.threads,
-    )  # fmt: skip
-    kernels.attention(ctypes.byref(record))
+    slot_T = slot_T.contiguous()
+    step = Step(slots=slot_T.data_ptr(), tokens=len(slot_T))
+    record = _record(kv, layer, step)
+    record.heads = record.kv_heads
+    kept = _write(record, k_TKD, v_TKD)
+    kernels.run(Kernel.ATTENTION, record, kept[0].numel())
 
 
 def attention(
@@ -113,22 +107,37 @@ def attention(
     sinks: Tensor | None = None,
 ) -> Tensor:
     """As `core.ops.attention.attention`, with the plan of `plan_native`."""
-    record, q32_THD = plan.record, _floats(q_THD)
+    record, q32_THD = _record(kv, layer, plan.step), _floats(q_THD)
     record.query, record.query_stride, record.heads = q32_THD.data_ptr(), q32_THD.stride(0), q_THD.shape[1]
-    if k_TKD is not None and v_TKD is not None:
-        k_TKD, v_TKD = _floats(k_TKD), _floats(v_TKD)
-        record.key, record.key_stride = k_TKD.data_ptr(), k_TKD.stride(0)
-        record.value, record.value_stride = v_TKD.data_ptr(), v_TKD.stride(0)
-    else:
-        record.key = None
-    out_THD = (torch.zeros if plan.padded else torch.empty)(q_THD.shape, dtype=torch.float32)
+    kept = _write(record, k_TKD, v_TKD) if k_TKD is not None and v_TKD is not None else ()
+    out_THD = kernels.empty(*q_THD.shape)
+    if plan.padded:
+        out_THD.zero_()
     sinks = None if sinks is None else sinks.float().contiguous()
     record.sinks = None if sinks is None else sinks.data_ptr()
     record.out = out_THD.data_ptr()
-    record.keys, record.values = kv.places[layer]
     record.scale, record.window, record.softcap = scale, window or 0, softcap or 0.0
-    kernels.attention(ctypes.byref(record))
+    context = plan.step.table_width * kv.shape[2]
+    kernels.run(Kernel.ATTENTION, record, q_THD.numel() * context)
+    del kept  # until here the record pointed into it
     return out_THD.to(q_THD.dtype)
+
+
+def _record(kv: NativeKV, layer: int, step: Step) -> Attention:
+    heads, num_blocks, block_size, head_dim = kv.shape
+    keys, values = kv.places[layer]
+    return Attention(
+        step=ctypes.addressof(step), keys=keys, values=values, num_blocks=num_blocks, kv_heads=heads,
+        head_dim=head_dim, block_size=block_size, dtype=DTYPES.index(kv.keys[0].dtype),
+    )  # fmt: skip
+
+
+def _write(record: Attention, k_TKD: Tensor, v_TKD: Tensor) -> tuple[Tensor, Tensor]:
+    """Has the record point to keys and values that are to be stored, and returns what it points into."""
+    k_TKD, v_TKD = _floats(k_TKD), _floats(v_TKD)
+    record.key, record.key_stride = k_TKD.data_ptr(), k_TKD.stride(0)
+    record.value, record.value_stride = v_TKD.data_ptr(), v_TKD.stride(0)
+    return k_TKD, v_TKD
 
 
 def _floats(x_THD: Tensor) -> Tensor:

@@ -1,28 +1,19 @@
 // The small ops of a decoder in float32: one pass over their input each.
 
+#include "kernels.hpp"
 #include "lanes.hpp"
 
-namespace {
-
-constexpr int64_t ALONE = 16384;  // fewer elements than this are done before a second thread has begun
-
-}  // namespace
-
-extern "C" {
-
-// normed = total / rms(total) * weight with total = x + residual; without a residual total is x and is not written.
-void add_rms_norm(const float* x, const float* residual, const float* weight, float epsilon, float* normed,
-                  float* total, int64_t rows, int64_t size, int threads) {
-#pragma omp parallel for num_threads(threads) if (rows * size > ALONE)
-    for (int64_t row = 0; row < rows; row++) {
-        const float* from = x + row * size;
-        float* out = normed + row * size;
+void run_norm(const Norm& a, const Team& team) {
+    const int64_t size = a.size;
+    for (int64_t row = team.first(a.rows); row < team.last(a.rows); row++) {
+        const float* from = a.x + row * size;
+        float* out = a.normed + row * size;
         floats squares{};
         int64_t at = 0;
         float rest = 0;
-        if (residual != nullptr) {
-            const float* other = residual + row * size;
-            float* kept = total + row * size;
+        if (a.residual != nullptr) {
+            const float* other = a.residual + row * size;
+            float* kept = a.total + row * size;
             for (; at + LANES <= size; at += LANES) {
                 const floats both = load(from + at) + load(other + at);
                 store(kept + at, both);
@@ -37,45 +28,41 @@ void add_rms_norm(const float* x, const float* residual, const float* weight, fl
             for (; at + LANES <= size; at += LANES) squares += load(from + at) * load(from + at);
             for (; at < size; at++) rest += from[at] * from[at];
         }
-        const float factor = 1.0f / std::sqrt((sum(squares) + rest) / size + epsilon);
-        for (at = 0; at + LANES <= size; at += LANES) store(out + at, load(from + at) * factor * load(weight + at));
-        for (; at < size; at++) out[at] = from[at] * factor * weight[at];
+        const float factor = 1.0f / std::sqrt((sum(squares) + rest) / size + a.epsilon);
+        for (at = 0; at + LANES <= size; at += LANES) store(out + at, load(from + at) * factor * load(a.weight + at));
+        for (; at < size; at++) out[at] = from[at] * factor * a.weight[at];
     }
+    team.meet();
 }
 
-// out[T, size] = silu(first half of x) * second half of x, x [T, 2 * size].
-void silu_mul(const float* x, float* out, int64_t rows, int64_t size, int threads) {
-#pragma omp parallel for num_threads(threads) if (rows * size > ALONE)
-    for (int64_t row = 0; row < rows; row++) {
-        const float* gate = x + row * 2 * size;
+void run_silu_mul(const SiluMul& a, const Team& team) {
+    const int64_t size = a.size;
+    for (int64_t row = team.first(a.rows); row < team.last(a.rows); row++) {
+        const float* gate = a.x + row * 2 * size;
         const float* up = gate + size;
         int64_t at = 0;
         for (; at + LANES <= size; at += LANES) {
             const floats lanes = load(gate + at);
-            store(out + row * size + at, lanes / (1.0f + exponential(-lanes)) * load(up + at));
+            store(a.out + row * size + at, lanes / (1.0f + exponential(-lanes)) * load(up + at));
         }
-        for (; at < size; at++) out[row * size + at] = gate[at] / (1.0f + std::exp(-gate[at])) * up[at];
+        for (; at < size; at++) a.out[row * size + at] = gate[at] / (1.0f + std::exp(-gate[at])) * up[at];
     }
+    team.meet();
 }
 
-// The heads of a token, one memory with a stride between tokens, rotated into out [T, heads, head_dim]. The table holds
-// half cosines, half sines for each position.
-void rope(const float* heads_in, int64_t stride, const int32_t* positions, const float* table, float* out,
-          int64_t out_stride, int64_t tokens, int64_t heads, int64_t head_dim, int threads) {
-    const int64_t half = head_dim / 2;
-#pragma omp parallel for num_threads(threads) if (tokens * heads * head_dim > ALONE)
-    for (int64_t token = 0; token < tokens; token++) {
-        const float* cosines = table + positions[token] * head_dim;
+void run_rope(const Rope& a, const Team& team) {
+    const int64_t half = a.head_dim / 2;
+    for (int64_t token = team.first(a.tokens); token < team.last(a.tokens); token++) {
+        const float* cosines = a.table + a.positions[token] * a.head_dim;
         const float* sines = cosines + half;
-        for (int64_t head = 0; head < heads; head++) {
-            const float* from = heads_in + token * stride + head * head_dim;
-            float* to = out + token * out_stride + head * head_dim;
+        for (int64_t head = 0; head < a.heads; head++) {
+            const float* from = a.x + token * a.stride + head * a.head_dim;
+            float* to = a.out + (token * a.heads + head) * a.head_dim;
             for (int64_t at = 0; at < half; at++) {
                 to[at] = from[at] * cosines[at] - from[half + at] * sines[at];
                 to[half + at] = from[half + at] * cosines[at] + from[at] * sines[at];
             }
         }
     }
+    team.meet();
 }
-
-}  // extern "C"

@@ -1,6 +1,7 @@
 """The small ops by the compiled kernels, for float32 that lies as they want it; else by torch.
 
-Legend: T packed tokens, E hidden size, I intermediate size, H query heads, K kv heads, D head dim, P positions.
+Legend: T packed tokens, E hidden size, I intermediate size, H query heads, K kv heads, D head dim, P positions,
+N rows that choose a token, V vocabulary.
 """
 
 from __future__ import annotations
@@ -11,7 +12,11 @@ import torch
 from torch import Tensor
 
 from mainspring.backends.cpu import elementwise
-from mainspring.backends.cpu.native.library import Kernels
+from mainspring.backends.cpu.native.library import Kernel, Kernels, Norm, Rope, SiluMul
+from mainspring.core.ops.sample import SamplingTensors, sample
+
+ELEMENT = 4
+"""Multiplications that an element takes as long as."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,11 +29,11 @@ class Elementwise:
         """As `core.ops.norm.rms_norm`."""
         if x.dtype != torch.float32 or not x.is_contiguous():
             return elementwise.rms_norm(x, weight, epsilon)
-        out, size = torch.empty_like(x), x.shape[-1]
-        self.kernels.add_rms_norm(
-            x.data_ptr(), None, weight.data_ptr(), epsilon, out.data_ptr(), None, x.numel() // size, size,
-            self.kernels.threads,
+        out, size = self.kernels.empty(*x.shape), x.shape[-1]
+        record = Norm(
+            x.data_ptr(), None, weight.data_ptr(), out.data_ptr(), None, x.numel() // size, size, epsilon
         )  # fmt: skip
+        self.kernels.run(Kernel.NORM, record, ELEMENT * x.numel())
         return out
 
     def add_rms_norm(
@@ -37,11 +42,12 @@ class Elementwise:
         """As `core.ops.norm.add_rms_norm`."""
         if x_TE.dtype != torch.float32 or not (x_TE.is_contiguous() and residual_TE.is_contiguous()):
             return elementwise.add_rms_norm(x_TE, residual_TE, weight_E, epsilon)
-        normed_TE, total_TE = torch.empty_like(x_TE), torch.empty_like(x_TE)
-        self.kernels.add_rms_norm(
-            x_TE.data_ptr(), residual_TE.data_ptr(), weight_E.data_ptr(), epsilon, normed_TE.data_ptr(),
-            total_TE.data_ptr(), x_TE.shape[0], x_TE.shape[1], self.kernels.threads,
+        normed_TE, total_TE = self.kernels.empty(*x_TE.shape), self.kernels.empty(*x_TE.shape)
+        record = Norm(
+            x_TE.data_ptr(), residual_TE.data_ptr(), weight_E.data_ptr(), normed_TE.data_ptr(), total_TE.data_ptr(),
+            x_TE.shape[0], x_TE.shape[1], epsilon,
         )  # fmt: skip
+        self.kernels.run(Kernel.NORM, record, ELEMENT * x_TE.numel())
         return normed_TE, total_TE
 
     def silu_mul(self, x_T2I: Tensor) -> Tensor:
@@ -49,8 +55,9 @@ class Elementwise:
         if x_T2I.dtype != torch.float32 or not x_T2I.is_contiguous() or x_T2I.dim() != 2:
             return elementwise.silu_mul(x_T2I)
         tokens, size = x_T2I.shape[0], x_T2I.shape[1] // 2
-        out_TI = x_T2I.new_empty(tokens, size)
-        self.kernels.silu_mul(x_T2I.data_ptr(), out_TI.data_ptr(), tokens, size, self.kernels.threads)
+        out_TI = self.kernels.empty(tokens, size)
+        record = SiluMul(x_T2I.data_ptr(), out_TI.data_ptr(), tokens, size)
+        self.kernels.run(Kernel.SILU_MUL, record, ELEMENT * out_TI.numel())
         return out_TI
 
     def rope(self, q_THD: Tensor, k_TKD: Tensor, positions_T: Tensor, cos_sin_PR: Tensor) -> tuple[Tensor, Tensor]:
@@ -62,13 +69,19 @@ class Elementwise:
         out = []
         for x in (q_THD, k_TKD):
             tokens, heads, _ = x.shape
-            turned = x.new_empty(x.shape)
-            self.kernels.rope(
-                x.data_ptr(), x.stride(0), positions, table, turned.data_ptr(), heads * head_dim, tokens, heads,
-                head_dim, self.kernels.threads,
-            )  # fmt: skip
+            turned = self.kernels.empty(*x.shape)
+            record = Rope(x.data_ptr(), positions, table, turned.data_ptr(), x.stride(0), tokens, heads, head_dim)
+            self.kernels.run(Kernel.ROPE, record, ELEMENT * x.numel())
             out.append(turned)
         return out[0], out[1]
+
+    def sample(self, logits_NV: Tensor, sampling: SamplingTensors) -> Tensor:
+        """As `core.ops.sample.sample`: rows that are all greedy by the kernel, others by torch."""
+        if sampling.any_sampled or logits_NV.dtype != torch.float32 or not logits_NV.is_contiguous():
+            return sample(logits_NV, sampling, peek=True)
+        ids_N = torch.empty(len(logits_NV), dtype=torch.int32)
+        self.kernels.argmax(logits_NV.data_ptr(), ids_N.data_ptr(), *logits_NV.shape, self.kernels.threads)
+        return ids_N
 
 
 def dense(x_THD: Tensor) -> bool:

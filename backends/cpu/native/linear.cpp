@@ -12,28 +12,17 @@
 #include <algorithm>
 #include <vector>
 
+#include "kernels.hpp"
 #include "lanes.hpp"
 
 #if defined(__AVX512VNNI__) && defined(__AVX512BW__)
 #include <immintrin.h>
 #endif
 
-struct Linear {
-    const float* x;  // [tokens, inputs]
-    const void* weights;
-    const void* scales;  // int8: [panels, 32] float32; int4: [panels, inputs / group, 2, 32] float16, scales and then
-                         // scales times zeros
-    const float* bias;       // [outputs] or nullptr
-    float* out;              // [tokens, outputs]
-    int64_t tokens, inputs, outputs, group;
-    int64_t threads;
-};
-
 namespace {
 
 constexpr int64_t PANEL = 32;
-constexpr int64_t FEW = 8;           // tokens that are rounded before threads could have met
-constexpr int64_t ALONE = 1 << 15;  // smaller weights than this are multiplied before a second thread has begun
+constexpr int64_t SHARE = 2;  // panels that a thread takes at once
 
 // total + four products in each of 16 lanes: unsigned bytes of `weights` times the four signed ones of `quad`.
 inline ints dot(ints total, ints weights, const int8_t* quad) {
@@ -214,37 +203,37 @@ void rows_float(const Linear& a, int64_t panel) {
     for (; at < a.tokens; at++) panel_float<1>(a, at, panel);
 }
 
+// Calls `rows(panel)` for every panel, on whichever thread comes first: one that lost its processor for a while holds
+// nobody up.
 template <typename Rows>
-void run(const Linear& a, int64_t group, Rows rows) {
-    static thread_local Quantized memory;
-    Quantized& q = memory;  // the caller's, which the threads below share
-    q.fit(a, group);
+void each_panel(const Linear& a, const Team& team, Rows rows) {
     const int64_t panels = (a.outputs + PANEL - 1) / PANEL;
-    const bool few = a.tokens <= FEW;
-    if (few)
-        for (int64_t token = 0; token < a.tokens; token++) q.take(a.x + token * a.inputs, token, a.inputs);
-#pragma omp parallel num_threads(a.threads) if (a.inputs * a.outputs > ALONE)
-    {
-        if (!few) {
-#pragma omp for schedule(static)
-            for (int64_t token = 0; token < a.tokens; token++) q.take(a.x + token * a.inputs, token, a.inputs);
-        }
-#pragma omp for schedule(static)
-        for (int64_t panel = 0; panel < panels; panel++) rows(a, q, panel);
+    for (int64_t first = team.take(SHARE); first < panels; first = team.take(SHARE))
+        for (int64_t panel = first; panel < std::min(panels, first + SHARE); panel++) rows(panel);
+    team.meet();
+}
+
+template <typename Rows>
+void run(const Linear& a, int64_t group, const Team& team, Rows rows) {
+    static thread_local Quantized memory;
+    if (team.thread == 0) {
+        memory.fit(a, group);
+        team.meeting->shared = &memory;
     }
+    team.meet();
+    Quantized& shared = *static_cast<Quantized*>(team.meeting->shared);
+    for (int64_t token = team.first(a.tokens); token < team.last(a.tokens); token++)
+        shared.take(a.x + token * a.inputs, token, a.inputs);
+    team.meet();
+    each_panel(a, team, [&](int64_t panel) { rows(a, shared, panel); });
 }
 
 }  // namespace
 
-extern "C" {
-
-void linear_float(const Linear* a) {
-    const int64_t panels = (a->outputs + PANEL - 1) / PANEL;
-#pragma omp parallel for schedule(static) num_threads(a->threads) if (a->inputs * a->outputs > ALONE)
-    for (int64_t panel = 0; panel < panels; panel++) rows_float(*a, panel);
+void run_linear_float(const Linear& a, const Team& team) {
+    each_panel(a, team, [&](int64_t panel) { rows_float(a, panel); });
 }
 
-void linear_int8(const Linear* a) { run(*a, (a->inputs + 3) / 4 * 4, rows_int8); }
+void run_linear_int8(const Linear& a, const Team& team) { run(a, (a.inputs + 3) / 4 * 4, team, rows_int8); }
 
-void linear_int4(const Linear* a) { run(*a, a->group, rows_int4); }
-}
+void run_linear_int4(const Linear& a, const Team& team) { run(a, a.group, team, rows_int4); }

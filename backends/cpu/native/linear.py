@@ -5,16 +5,14 @@ Legend: T tokens, K input features, N output features, G groups of a row, P pane
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mainspring.backends.cpu.native.library import Kernels, Linear
+from mainspring.backends.cpu.native.library import Kernel, Kernels, Linear
 from mainspring.core.backend import WeightScheme
 from mainspring.core.ops.quantized import quantize_weight
 
@@ -27,8 +25,7 @@ class NativeWeights:
     """A packed weight, as `backends.cpu.linear.Weights` wants it."""
 
     kernels: Kernels
-    multiply: Callable[..., Any]
-    """One of the kernels."""
+    kernel: Kernel
     weights: Tensor
     scales: Tensor | None
     """int8: [P * 32] float32. int4: [P, G, 2, 32] float16, scales and then scales times zeros."""
@@ -42,13 +39,13 @@ class NativeWeights:
         x32_TK = x_TK if x_TK.dtype == torch.float32 and x_TK.is_contiguous() else x_TK.float().contiguous()
         bias_N = None if bias_N is None else bias_N.float().contiguous()
         tokens = x_TK.shape[0]
-        out_TN = torch.empty(tokens, self.out_features)
+        out_TN = self.kernels.empty(tokens, self.out_features)
         record = Linear(
             x32_TK.data_ptr(), self.weights.data_ptr(), None if self.scales is None else self.scales.data_ptr(),
             None if bias_N is None else bias_N.data_ptr(), out_TN.data_ptr(), tokens, self.in_features,
-            self.out_features, self.group_size, self.kernels.threads,
+            self.out_features, self.group_size,
         )  # fmt: skip
-        self.multiply(ctypes.byref(record))
+        self.kernels.run(self.kernel, record, self.in_features * self.out_features)
         return out_TN if x_TK.dtype == torch.float32 else out_TN.to(x_TK.dtype)
 
 
@@ -57,7 +54,7 @@ def pack_float(weight_NK: Tensor, kernels: Kernels) -> NativeWeights:
     out_features, in_features = weight_NK.shape
     panels = F.pad(weight_NK, (0, 0, 0, -out_features % PANEL)).view(-1, PANEL, in_features)
     weights = panels.transpose(1, 2).contiguous()
-    return NativeWeights(kernels, kernels.linear_float, weights, None, in_features, out_features)
+    return NativeWeights(kernels, Kernel.LINEAR_FLOAT, weights, None, in_features, out_features)
 
 
 def pack_native(scheme: WeightScheme, tensors: Mapping[str, Tensor], kernels: Kernels) -> NativeWeights:
@@ -65,10 +62,10 @@ def pack_native(scheme: WeightScheme, tensors: Mapping[str, Tensor], kernels: Ke
     if tensors["weight"].dtype.is_floating_point:
         tensors = quantize_weight(tensors["weight"], scheme)
     out_features, in_features = tensors["weight"].shape
-    pack, multiply = (_int4, kernels.linear_int4) if scheme.weight == "int4" else (_int8, kernels.linear_int8)
+    pack, kernel = (_int4, Kernel.LINEAR_INT4) if scheme.weight == "int4" else (_int8, Kernel.LINEAR_INT8)
     weights, scales = pack(scheme, tensors)
     group_size = scheme.group_size or 0
-    return NativeWeights(kernels, multiply, weights, scales, in_features, out_features, group_size)
+    return NativeWeights(kernels, kernel, weights, scales, in_features, out_features, group_size)
 
 
 def _int8(scheme: WeightScheme, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:

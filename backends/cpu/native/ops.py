@@ -36,6 +36,7 @@ def native_ops(kernels: Kernels) -> Mapping[str, Callable[..., Any]]:
         "add_rms_norm": small.add_rms_norm,
         "rope": small.rope,
         "silu_mul": small.silu_mul,
+        "sample": small.sample,
         "kv_write": kv_write,
         "attention": attention,
     }

@@ -1,4 +1,4 @@
-"""Log-probabilities where tensors of no elements cannot be: XLA's gather refuses to take nothing."""
+"""Log-probabilities where tensors of no elements cannot be: compilers refuse to take nothing."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ limit itself, so that everything the scheduler may emit fits.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from itertools import product
 
 from mainspring.core.backend import ShapeLimits
@@ -22,17 +23,26 @@ LADDERS = {
 
 PREFILL_ROWS = 4
 """Prompts of one prefill step. Their tokens see each other's keys, masked, so that more would compute mostly masks."""
-FIRST_ROWS, ROWS_FACTOR = 8, 2
-"""A TPU computes eight rows in the time of one."""
-FIRST_TOKENS, TOKENS_FACTOR = 32, 2
-FIRST_BLOCKS, BLOCKS_FACTOR = 16, 4
 
 
-def ladders(limits: ShapeLimits, given: Mapping[str, tuple[int, ...]]) -> Buckets:
+@dataclass(frozen=True, slots=True)
+class Rungs:
+    """Where a machine's ladders begin, and by which factor they climb."""
+
+    rows: tuple[int, int] = (8, 2)
+    """Matrix units compute eight rows in the time of one."""
+    tokens: tuple[int, int] = (32, 2)
+    blocks: tuple[int, int] = (16, 4)
+
+
+DEFAULT = Rungs()
+
+
+def ladders(limits: ShapeLimits, given: Mapping[str, tuple[int, ...]], climb: Rungs = DEFAULT) -> Buckets:
     """All combinations: rows and blocks for decodes, tokens and blocks for everything else."""
-    rows = _ladder(given.get("decode_rows"), FIRST_ROWS, ROWS_FACTOR, limits.sequences)
-    tokens = _ladder(given.get("prefill_tokens"), FIRST_TOKENS, TOKENS_FACTOR, limits.tokens)
-    blocks = _ladder(given.get("blocks"), FIRST_BLOCKS, BLOCKS_FACTOR, limits.blocks)
+    rows = _ladder(given.get("decode_rows"), *climb.rows, limits.sequences)
+    tokens = _ladder(given.get("prefill_tokens"), *climb.tokens, limits.tokens)
+    blocks = _ladder(given.get("blocks"), *climb.blocks, limits.blocks)
     prompts = min(PREFILL_ROWS, limits.sequences)
     return Buckets(
         decode=tuple(Bucket(count, count, width) for width, count in product(blocks, rows)),

@@ -1,4 +1,4 @@
-"""Paged attention composed of XLA's own ops, in static shapes and bounded memory; the kernel for decodes beside it.
+"""Paged attention composed of ops that every compiler has, in static shapes and bounded memory; seams for kernels.
 
 Blocks are gathered by table some at a time, and a running softmax (Milakov & Gimelshein 2018; Rabe & Staats 2021) joins
 what they give, in float32. A decode's rows each meet the blocks of their own; a prefill's tokens meet those of all its
@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mainspring.backends.tpu.cache import BlockMajorKV
-from mainspring.backends.tpu.steps import StepPlan
+from mainspring.backends.bucketed.cache import BlockMajorKV
+from mainspring.backends.bucketed.steps import StepPlan
 
 PART_BYTES = 64 << 20
 """Of the largest float32 tensor of a part."""
@@ -37,11 +37,34 @@ def kv_write(k_TKD: Tensor, v_TKD: Tensor, kv: BlockMajorKV, layer: int, slot_T:
     kv.write(layer, kv.places(slot_T), k_TKD, v_TKD)
 
 
-@dataclass(frozen=True, slots=True)
+FusedAttention = Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor]
+"""A kernel for prefills: q[1, H, T, D], keys and values [1, K, L, D], mask[1, 1, T, L] (added to the scores), scale."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scores:
+    """How queries and keys become weights."""
+
+    scale: float
+    window: int | None = None
+    softcap: float | None = None
+    sinks: Tensor | None = None
+    """[H]"""
+
+    @property
+    def plain(self) -> bool:
+        """Whether a scale is all."""
+        return self.softcap is None and self.sinks is None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Attention:
-    """The op `attention`; `kernel` takes the decodes that it can."""
+    """The op `attention`. Kernels take what they can; the rest is composed."""
 
     kernel: PagedDecode | None = None
+    multiple: int = LANES
+    """Head dims that the kernel takes are multiples of it."""
+    fused: FusedAttention | None = None
 
     def __call__(
         self,
@@ -61,17 +84,61 @@ class Attention:
         if k_TKD is not None and v_TKD is not None:
             kv.write(layer, plan.places, k_TKD, v_TKD)
         keys, values = kv.keys[layer], kv.values[layer]
-        fitting = plan.decode and window is None and sinks is None and q_THD.shape[-1] % LANES == 0
+        fitting = plan.decode and window is None and sinks is None and q_THD.shape[-1] % self.multiple == 0
         if self.kernel is not None and fitting:
             return self.kernel(q_THD, keys, values, plan.block_table, plan.kv_length, scale, softcap or 0.0)
-        parts = _decode_parts if plan.decode else _prefill_parts
-        q_MGD = _grouped(q_THD, keys.shape[1], plan.decode) * scale
-        softmax = RunningSoftmax(q_MGD)
-        for keys_MLD, values_MLD, seen_ML in parts(keys, values, plan, window, q_THD.shape[1]):
-            scores = q_MGD @ keys_MLD.transpose(-1, -2)
-            softmax.add(scores if softcap is None else softcap * torch.tanh(scores / softcap), seen_ML, values_MLD)
-        sinks_KG = None if sinks is None else sinks.float().view(keys.shape[1], -1)
-        return _ungrouped(softmax.result(_like_scores(sinks_KG, q_THD, plan.decode)), q_THD, plan.decode)
+        scores = Scores(scale=scale, window=window, softcap=softcap, sinks=sinks)
+        if self.fused is not None and not plan.decode and scores.plain:
+            return fused_prefill(self.fused, q_THD, (keys, values), plan, scores)
+        return composed(q_THD, (keys, values), plan, scores)
+
+
+def composed(q_THD: Tensor, cache: tuple[Tensor, Tensor], plan: StepPlan, how: Scores) -> Tensor:
+    """Of one layer's keys and values, by matrix products and a running softmax."""
+    keys, values = cache
+    parts = _decode_parts if plan.decode else _prefill_parts
+    q_MGD = _grouped(q_THD, keys.shape[1], plan.decode) * how.scale
+    softmax = RunningSoftmax(q_MGD)
+    for keys_MLD, values_MLD, seen_ML in parts(keys, values, plan, how.window, q_THD.shape[1]):
+        scores = q_MGD @ keys_MLD.transpose(-1, -2)
+        softmax.add(capped(scores, how.softcap), seen_ML, values_MLD)
+    sinks_KG = None if how.sinks is None else how.sinks.float().view(keys.shape[1], -1)
+    return _ungrouped(softmax.result(_like_scores(sinks_KG, q_THD, plan.decode)), q_THD, plan.decode)
+
+
+def fused_prefill(
+    kernel: FusedAttention, q_THD: Tensor, cache: tuple[Tensor, Tensor], plan: StepPlan, how: Scores
+) -> Tensor:
+    """Of one layer's keys and values, all blocks of all rows in one call of a kernel that knows no pages."""
+    _, num_kv_heads, size, head_dim = cache[0].shape
+    held_L1, seen_TL = seen_by_queries(plan, size, how.window, 0, plan.block_table.numel())
+
+    def gather(x: Tensor) -> Tensor:
+        found = x.index_select(0, plan.block_table.flatten()).transpose(0, 1).reshape(1, num_kv_heads, -1, head_dim)
+        return torch.where(held_L1, found, 0.0)
+
+    mask_TL = torch.where(seen_TL, 0.0, LOWEST).to(q_THD.dtype)
+    keys, values = (gather(x).to(q_THD.dtype) for x in cache)
+    out = kernel(q_THD.transpose(0, 1)[None], keys, values, mask_TL[None, None], how.scale)
+    # Padding sees nothing, and what a softmax of nothing gives is the kernel's own affair.
+    return torch.where((plan.positions >= 0)[:, None, None], out[0].transpose(0, 1), 0.0)
+
+
+def capped(scores: Tensor, softcap: float | None) -> Tensor:
+    """Scores drawn towards zero, by Gemma 2's rule."""
+    return scores if softcap is None else softcap * torch.tanh(scores / softcap)
+
+
+def seen_by_queries(plan: StepPlan, size: int, window: int | None, first: int, count: int) -> tuple[Tensor, Tensor]:
+    """Of `count` blocks of a prefill's flattened block table: what belongs to a row [L, 1], what queries see [T, L]."""
+    slot_L = first * size + torch.arange(count * size, dtype=torch.int32, device=plan.kv_length.device)
+    width = plan.block_table.shape[1] * size
+    row_L, place_L = slot_L // width, slot_L % width
+    held_L1 = (place_L < plan.kv_length[row_L])[:, None]
+    seen_TL = (plan.rows[:, None] == row_L) & (place_L <= plan.positions[:, None])
+    if window is not None:
+        seen_TL = seen_TL & (place_L > plan.positions[:, None] - window)
+    return held_L1, seen_TL
 
 
 class RunningSoftmax:
@@ -155,12 +222,7 @@ def _prefill_parts(keys: Tensor, values: Tensor, plan: StepPlan, window: int | N
     blocks = plan.block_table.flatten()
     for first in range(0, len(blocks), width):
         blocks_b = blocks[first : first + width]
-        slot_L = first * size + torch.arange(len(blocks_b) * size, dtype=torch.int32, device=keys.device)
-        row_L, place_L = slot_L // (num_blocks * size), slot_L % (num_blocks * size)
-        held_L1 = (place_L < plan.kv_length[row_L])[:, None]
-        seen_TL = (plan.rows[:, None] == row_L) & (place_L <= plan.positions[:, None])
-        if window is not None:
-            seen_TL = seen_TL & (place_L > plan.positions[:, None] - window)
+        held_L1, seen_TL = seen_by_queries(plan, size, window, first, len(blocks_b))
         seen_1ML = seen_TL[:, None].expand(-1, num_heads // num_kv_heads, -1).reshape(1, -1, seen_TL.shape[1])
 
         def gather(cache: Tensor, blocks_b: Tensor = blocks_b) -> Tensor:

@@ -11,14 +11,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mainspring.backends.triton.attention import Cache, Fresh, Rows, Scoring, Tile, decode, num_splits, ragged
+from mainspring.backends.torch_gpu.tuning import Tuning
+from mainspring.backends.triton.attention import Cache, Fresh, Rows, Scoring, decode, num_splits, ragged
 from mainspring.backends.triton.cache import kv_write as write
+from mainspring.backends.triton.heads import Places
+from mainspring.backends.triton.heads import rotate_and_store as fused
 from mainspring.backends.triton.launch import ALONE, Overlap
 from mainspring.core.backend import AttentionMetadata
 from mainspring.core.ops.attention import PagedKV
+from mainspring.core.ops.heads import HeadNorms, HeadsStep
 
-LONG_PREFILL = 2048
-"""Tokens of a step from which large tiles still leave every processor some."""
 FEW_ROWS = 16
 """Up to so many rows of a bucket, decodes among chunks are not worth launches of their own."""
 
@@ -50,21 +52,27 @@ def plan_step(metadata: AttentionMetadata, num_kv_heads: int, processors: int) -
     )
 
 
-def prefill_tile(num_tokens: int, head_dim: int, group: int, dtype: torch.dtype) -> Tile | None:
-    """As measured on an H100. None: nothing better is known than what Triton's own machines take."""
-    if dtype == torch.float32 or head_dim > 128 or group > 64:
-        return None
-    if num_tokens < LONG_PREFILL:
-        return Tile(64, 64, 4, 2)
-    # Two programs of eight warps fill a processor's registers, and one computes while the other waits for its products.
-    return Tile(128, 64, 8, 2, {"maxnreg": 128})
-
-
 def kv_write(
     k_TKD: Tensor, v_TKD: Tensor, kv: PagedKV, layer: int, slot_T: Tensor, *, overlap: Overlap = ALONE
 ) -> None:
     """As `core.ops.attention.kv_write`."""
     write(k_TKD, v_TKD, kv.keys[layer], kv.values[layer], slot_T, overlap=overlap)
+
+
+def rotate_and_store(
+    q_THD: Tensor,
+    k_TKD: Tensor,
+    v_TKD: Tensor,
+    step: HeadsStep,
+    norms: HeadNorms | None,
+    *,
+    overlap: Overlap = ALONE,
+) -> Tensor:
+    """As `core.ops.heads.rotate_and_store`, with the plan of `plan_step`."""
+    places = Places(step.positions, step.plan.slot, step.cos_sin)
+    cache = step.kv.keys[step.layer], step.kv.values[step.layer]
+    weights = None if norms is None else (norms.q, norms.k, norms.epsilon)
+    return fused((q_THD, k_TKD, v_TKD), places, cache, weights, overlap=overlap)
 
 
 def attention(
@@ -75,6 +83,7 @@ def attention(
     layer: int,
     plan: StepPlan,
     *,
+    tuning: Tuning,
     scale: float,
     window: int | None = None,
     softcap: float | None = None,
@@ -100,8 +109,9 @@ def attention(
         decode(
             q_THD[:count], cache, plan.rows, scoring, out_THD[:count],
             splits=plan.splits, mixed=plan.chunks, fresh=fresh, overlap=overlap,
+            tile=tuning.decode(q_THD.shape[2], q_THD.dtype),
         )  # fmt: skip
     if plan.chunks:
-        tile = prefill_tile(len(q_THD), q_THD.shape[2], q_THD.shape[1] // cache.keys.shape[2], q_THD.dtype)
+        tile = tuning.prefill(len(q_THD), q_THD.shape[2], q_THD.shape[1] // cache.keys.shape[2], q_THD.dtype)
         ragged(q_THD, cache, plan.rows, scoring, out_THD, mixed=plan.decodes, tile=tile)
     return out_THD

@@ -1,4 +1,4 @@
-"""The paged KV cache on a TPU: the tokens of a head of a block side by side, as a matrix unit wants them.
+"""The paged KV cache in static shapes: the tokens of a head of a block side by side, as a matrix unit wants them.
 
 Every write has the same shape: tokens that store nothing store into a block of nobody's behind the last. Legend: K kv
 heads, S tokens a block, D head dim, N blocks.

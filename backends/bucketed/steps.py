@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mainspring.backends.tpu.cache import BlockMajorKV
+from mainspring.backends.bucketed.cache import BlockMajorKV
 from mainspring.core.backend import AttentionMetadata
 
 

@@ -1,4 +1,4 @@
-"""CUDA graphs: which steps are captured, and how.
+"""Captured graphs: which steps are captured, and how.
 
 A captured program is everything from input ids to sampled ids. Its inputs are the bucket's own buffer, so a replay
 finds each step's integers where the capture found them; padding is inert.
@@ -11,12 +11,15 @@ from __future__ import annotations
 
 import logging
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
 
+from mainspring.backends.torch_gpu.runtime import Runtime
 from mainspring.core.backend import AttentionPlan, Program, ShapeLimits
 from mainspring.core.batch import Bucket, Buckets
+from mainspring.core.errors import BackendError
 from mainspring.core.execution.inputs import StepTensors
 
 _log = logging.getLogger(__name__)
@@ -57,9 +60,11 @@ def _prefill_tokens(most: int) -> list[int]:
 class Capturer:
     """Captures programs that run one at a time, so they share one pool of memory: the largest should come first."""
 
-    def __init__(self) -> None:
-        self._pool = torch.cuda.graph_pool_handle()
-        self._stream = torch.cuda.Stream()
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._pool = runtime.module.graph_pool_handle()
+        self._stream = runtime.module.Stream()
+        self._alive: WeakSet[_Captured] = WeakSet()
         self._used = False
 
     def program(self, program: Program) -> Program:
@@ -87,26 +92,34 @@ class Capturer:
 
     def _capture(self, program: Program, inputs: StepTensors, plan: AttentionPlan) -> _Captured:
         """Nothing runs, so the host does this while the device runs what was enqueued."""
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.stream(self._stream):
+        if self._runtime.graph is None:
+            raise BackendError(f"torch {torch.__version__} captures no graphs on {self._runtime.kind}")
+        if not self._alive:
+            # A pool that has lost its last graph is torch's to take apart, and takes no new one.
+            self._pool = self._runtime.module.graph_pool_handle()
+        graph, outside = self._runtime.graph(), self._runtime.module.current_stream()
+        with self._runtime.module.stream(self._stream):
             if not self._used:
                 # What libraries allocate once a stream must not come of the graphs' pool.
-                self._stream.wait_stream(torch.cuda.default_stream())
+                self._stream.wait_stream(outside)
                 program(inputs, plan)
                 self._stream.synchronize()
                 self._used = True
-            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+            graph.capture_begin(pool=self._pool, **self._runtime.capture)
             try:
                 result = program(inputs, plan)
             finally:
                 graph.capture_end()
-        return _Captured(graph, tuple(None if part is None else _borrowed(part) for part in result))
+        lend = _borrowed if self._runtime.lends else _kept
+        captured = _Captured(graph, tuple(None if part is None else lend(part) for part in result))
+        self._alive.add(captured)
+        return captured
 
 
 class _Captured:
     """A graph and where it leaves its result."""
 
-    def __init__(self, graph: torch.cuda.CUDAGraph, result: tuple[Tensor | None, ...]) -> None:
+    def __init__(self, graph: Any, result: tuple[Tensor | None, ...]) -> None:
         self._graph = graph
         self._result = result
 
@@ -131,3 +144,8 @@ def _borrowed(tensor: Tensor) -> Tensor:
     """
     alias = torch.as_tensor(_Memory(tensor.untyped_storage()), device=tensor.device)
     return alias.view(tensor.dtype).as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+
+
+def _kept(tensor: Tensor) -> Tensor:
+    """Where addresses do not become tensors: the graph's result stays its own."""
+    return tensor

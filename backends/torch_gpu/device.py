@@ -1,0 +1,112 @@
+"""One opened GPU, whoever made it: memory, events, graphs and ops, over the `Runtime` that its shell gives.
+
+Torch is imported in methods: shells are imported where devices are only listed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from mainspring.core.backend import AttentionMetadata, Device, Event, KVSpec, Program, ShapeLimits
+from mainspring.core.batch import Bucket, Buckets
+
+if TYPE_CHECKING:
+    import torch
+
+    from mainspring.backends.torch_gpu.attention import StepPlan
+    from mainspring.backends.torch_gpu.runtime import Runtime
+    from mainspring.backends.torch_gpu.tuning import Tuning
+    from mainspring.core.ops.attention import PagedKV
+
+
+class GpuDevice(Device):
+    """All work goes to the current stream, in the order it was given."""
+
+    def __init__(self, runtime: Runtime, index: int, tuning: Tuning, *, captures: bool = True) -> None:
+        self.torch_device = f"{runtime.kind}:{index}"
+        self._runtime = runtime
+        self._index = index
+        self._tuning = tuning
+        self._capturer: Any = None
+        if captures and runtime.graph is not None:
+            from mainspring.backends.torch_gpu.graphs import Capturer
+
+            self._capturer = Capturer(runtime)
+
+    def memory(self) -> tuple[int, int]:
+        """(free, total) bytes; what torch holds in reserve without using it is given back first, and free."""
+        self._runtime.module.empty_cache()
+        free, total = self._runtime.module.mem_get_info(self._index)
+        return free, total
+
+    def allocate_kv(self, spec: KVSpec, num_blocks: int) -> PagedKV:
+        """The reference layout: the heads of a token side by side, which copies and other attention libraries take."""
+        from mainspring.core.ops.attention import PagedKV
+
+        return PagedKV.allocate(spec, num_blocks, self.torch_device)
+
+    def synchronize(self) -> None:
+        """Waits for the GPU."""
+        self._runtime.module.synchronize(self._index)
+
+    def pinned(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+        """Page-locked memory, from torch's caching allocator."""
+        import torch
+
+        return torch.empty(tuple(shape), dtype=dtype, pin_memory=True)
+
+    def event(self) -> Event:
+        """An event of the current stream."""
+        event: Event = self._runtime.module.Event()
+        return event
+
+    def peak_bytes(self) -> int:
+        """Of torch's allocator, since the last call."""
+        peak: int = self._runtime.module.max_memory_allocated(self._index)
+        self._runtime.module.reset_peak_memory_stats(self._index)
+        return peak
+
+    def close(self) -> None:
+        """Drops the captured graphs' memory; the driver takes back the rest when the process ends."""
+        self._capturer = None
+
+    def ops(self) -> Mapping[str, Callable[..., Any]]:
+        """Triton kernels for what a Llama-like model runs at every step."""
+        from mainspring.backends.torch_gpu.attention import attention, kv_write, rotate_and_store
+        from mainspring.backends.torch_gpu.sampling import choose, sample
+        from mainspring.backends.triton import elementwise
+
+        overlapping = {
+            "rms_norm": elementwise.rms_norm,
+            "add_rms_norm": elementwise.add_rms_norm,
+            "rope": elementwise.rope,
+            "silu_mul": elementwise.silu_mul,
+            "kv_write": kv_write,
+            "attention": partial(attention, tuning=self._tuning),
+            "rotate_and_store": rotate_and_store,
+        }
+        bound = {name: partial(op, overlap=self._tuning.overlap) for name, op in overlapping.items()}
+        return {**bound, "sample": sample, "choose": choose}
+
+    def prepare_attention(self, metadata: AttentionMetadata, kv: PagedKV) -> StepPlan:
+        """Host integers only."""
+        from mainspring.backends.torch_gpu.attention import plan_step
+
+        return plan_step(metadata, kv.keys[0].shape[2], self._tuning.processors)
+
+    def buckets(self, limits: ShapeLimits) -> Buckets | None:
+        """A ladder of decodes, and one of other steps; what fits neither runs in its own shape."""
+        if self._capturer is None:
+            return None
+        from mainspring.backends.torch_gpu.graphs import ladder
+
+        return ladder(limits)
+
+    def compile(self, program: Program, bucket: Bucket | None) -> Program:
+        """A captured graph for a bucket; eager otherwise."""
+        if bucket is None or self._capturer is None:
+            return program
+        captured: Program = self._capturer.program(program)
+        return captured
