@@ -16,7 +16,7 @@ import transformers
 
 from mainspring.core.config import EngineConfig
 from mainspring.core.errors import StartupError
-from mainspring.core.request import SamplingParams
+from mainspring.core.request import LogitsProcessing, SamplingParams
 from mainspring.server.offline import LLM, Output
 from tests.support.tiny_models import build, save
 from tests.support.tiny_tokenizers import write_word_tokenizer
@@ -33,7 +33,14 @@ PROMPTS = [[*PREFIX, last] for last in range(4)] + [[5, 6, 7], PREFIX]
 """More than the cache holds at once, with a prefix of two blocks in common."""
 
 GREEDY = SamplingParams(max_tokens=30, prompt_logprobs=2, logprobs=2)
-DRAWN = SamplingParams(max_tokens=20, temperature=1.5, top_p=0.95, seed=11, repetition_penalty=1.1)
+DRAWN = SamplingParams(
+    max_tokens=20,
+    temperature=1.5,
+    top_p=0.95,
+    seed=11,
+    repetition_penalty=1.1,
+    processors=(LogitsProcessing("watermark", (0.5, 1.0, 7)),),
+)
 
 
 @dataclass(frozen=True, slots=True)
