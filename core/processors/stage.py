@@ -126,9 +126,10 @@ def process(
             position=position_P,
             num_prompt_tokens=stage.num_prompt_tokens,
         )
-        found_PV = stage.processor.process(given_PV.clone(), rows)
-        if stage.asked is not None:
-            found_PV = torch.where(stage.asked, found_PV, given_PV)
+        if stage.asked is None:
+            found_PV = stage.processor.process(given_PV, rows)
+        else:
+            found_PV = torch.where(stage.asked, stage.processor.process(given_PV.clone(), rows), given_PV)
         logits_NV = logits_NV.index_put((stage.rows,), found_PV)
         flush()
     return logits_NV

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from mainspring.core.ops.sample import key_state, token_hashes
@@ -46,4 +45,4 @@ class Watermark(LogitsProcessor):
         hash_PV = token_hashes(state_P, rows.previous[:, -1], logits_PV.shape[-1])
         share_PV = (hash_PV & 0x7FFFFFFF).bitwise_right_shift(7).float()
         green_PV = share_PV < rows.parameters["gamma"][:, None] * 2.0**24
-        return logits_PV + torch.where(green_PV, rows.parameters["delta"][:, None], 0.0)
+        return logits_PV.addcmul_(green_PV.float(), rows.parameters["delta"][:, None])
