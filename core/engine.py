@@ -36,6 +36,7 @@ from mainspring.core.grammar.store import Grammars, installed
 from mainspring.core.grammar.waiting import GrammarQueue
 from mainspring.core.metrics import Stats
 from mainspring.core.plan import Plan, make_plan
+from mainspring.core.processors.forms import ProcessorForms
 from mainspring.core.request import (
     Cancel,
     Delta,
@@ -81,6 +82,7 @@ class Engine:
         *,
         vocab_size: int,
         grammars: Grammars | None = None,
+        processors: ProcessorForms | None = None,
         heartbeat_seconds: float = 0.25,
         grace_seconds: float = 5.0,
     ) -> None:
@@ -89,6 +91,7 @@ class Engine:
         self._channel = channel
         self._vocab_size = vocab_size
         self._grammars = grammars or Grammars(vocab_size)
+        self._processors = processors or ProcessorForms()
         self._reading = GrammarQueue(self._grammars)
         self._heartbeat_seconds = heartbeat_seconds
         self._grace_seconds = grace_seconds
@@ -169,6 +172,7 @@ class Engine:
     def _submit(self, submit: Submit) -> list[Delta]:
         try:
             check_numbers(submit, self._vocab_size)
+            self._processors.check(submit.params.processors)
             waits = self._reading.add(submit)
         except RequestError as error:
             return _refusals(submit.request_id, submit.n, error.kind, error.message)
@@ -298,9 +302,9 @@ def compose(start: EngineStart, channel: EngineChannel) -> tuple[Engine, Executo
     def progress(phase: str, done: int, total: int) -> None:
         channel.send(Progress(phase, done, total))
 
-    grammars = Grammars(setting.model.vocab_size)
-    executor = build_executor(setting, plan, progress, start.grace_seconds, grammars)
-    ready = describe(setting, plan, executor, grammars)
+    grammars, processors = Grammars(setting.model.vocab_size), ProcessorForms()
+    executor = build_executor(setting, plan, progress, start.grace_seconds, grammars, processors)
+    ready = describe(setting, plan, executor, grammars, processors)
     scheduler = build_scheduler(setting, executor, ready.max_length)
     engine = Engine(
         scheduler,
@@ -308,6 +312,7 @@ def compose(start: EngineStart, channel: EngineChannel) -> tuple[Engine, Executo
         channel,
         vocab_size=ready.vocab_size,
         grammars=grammars,
+        processors=processors,
         heartbeat_seconds=start.heartbeat_seconds,
         grace_seconds=start.grace_seconds,
     )
@@ -320,6 +325,7 @@ def build_executor(
     progress: ProgressCallback,
     grace_seconds: float = 5.0,
     grammars: Grammars | None = None,
+    processors: ProcessorForms | None = None,
 ) -> Executor:
     """The backend's own executor where it has one, else the core's over the backend's device, or over several."""
     config, model = setting.config, setting.model
@@ -332,7 +338,7 @@ def build_executor(
     if len(setting.devices) > 1:
         from mainspring.core.parallel import leading
 
-        return leading.build_executor(setting, plan, progress, grace_seconds)
+        return leading.build_executor(setting, plan, progress, grace_seconds, forms=processors)
     from mainspring.core.execution import loading  # imports torch, which a backend's own executor may do without
 
     opened = backend.open(device.index, 0, 1, config)
@@ -347,6 +353,8 @@ def build_executor(
             progress=progress,
             model_plugins=setting.plugins.models(),
             grammars=grammars,
+            processor_plugins=setting.plugins.logits_processors(),
+            forms=processors,
         )
     except BaseException:
         opened.close()
@@ -373,7 +381,7 @@ def build_scheduler(setting: Setting, executor: Executor, max_length: int) -> Sc
     )
 
 
-def describe(setting: Setting, plan: Plan, executor: Executor, grammars: Grammars) -> Ready:
+def describe(setting: Setting, plan: Plan, executor: Executor, grammars: Grammars, processors: ProcessorForms) -> Ready:
     """What the server must know to validate requests, and what the operator should."""
     block_size, num_blocks = executor.kv_spec().block_size, executor.num_blocks()
     room = (num_blocks - 1) * block_size
@@ -395,6 +403,7 @@ def describe(setting: Setting, plan: Plan, executor: Executor, grammars: Grammar
         num_shard=len(setting.devices),
         eos_token_ids=tuple(setting.model.eos_token_ids),
         follows_grammars=grammars.followed and bool(installed()) and bool(setting.model.eos_token_ids),
+        processors=processors.offered,
     )
 
 

@@ -42,7 +42,7 @@ class Hooks:
 
     @hookspec
     def mainspring_logits_processors(self) -> Mapping[str, str]:
-        """Processor name to `module:Class` of a batched logits processor. Engine process."""
+        """Processor name to `module:Class` of a `core.processors.contract.LogitsProcessor`. Engine process."""
         raise NotImplementedError
 
     @hookspec
@@ -115,6 +115,13 @@ class Plugins:
         """Architecture name to `module:Class`, from all plugins."""
         found: dict[str, str] = {}
         for mapping in self.manager.hook.mainspring_models():
+            found.update(mapping)
+        return found
+
+    def logits_processors(self) -> dict[str, str]:
+        """Processor name to `module:Class`, from all plugins."""
+        found: dict[str, str] = {}
+        for mapping in self.manager.hook.mainspring_logits_processors():
             found.update(mapping)
         return found
 

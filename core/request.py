@@ -8,7 +8,7 @@ Every `Submit` is answered by deltas that end, for each of its sequences, with e
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import NewType
+from typing import Literal, NewType
 
 import msgspec
 
@@ -41,6 +41,40 @@ class Grammar(msgspec.Struct, frozen=True, array_like=True):
     source: str
 
 
+class LogitsProcessing(msgspec.Struct, frozen=True, array_like=True):
+    """That a processor is to change a sequence's logits, and with which numbers."""
+
+    name: str
+    values: tuple[float, ...] = ()
+    """One for each parameter that it declares, in that order."""
+
+
+class Parameter(msgspec.Struct, frozen=True, array_like=True):
+    """A number that requests may give to a logits processor."""
+
+    name: str
+    kind: Literal["number", "integer"]
+    minimum: float
+    maximum: float
+    """Both included; of an integer within 32 bits."""
+    default: float
+
+    def problem(self, value: float) -> str | None:
+        """What is wrong with a value, as the end of a sentence; None when nothing is."""
+        kind = int if self.kind == "integer" else float
+        low, high = kind(self.minimum), kind(self.maximum)
+        if self.kind == "integer" and value != value // 1:
+            return f"is {value}, which is no integer"
+        return None if low <= value <= high else f"is {value}; it must be >= {low} and <= {high}"
+
+
+class ProcessorForm(msgspec.Struct, frozen=True, array_like=True):
+    """A logits processor as requests see it."""
+
+    name: str
+    parameters: tuple[Parameter, ...] = ()
+
+
 class Vocabulary(msgspec.Struct, frozen=True, tag="vocabulary", array_like=True):
     """What tokens stand for, which the engine must know before it can follow a grammar. Sent once."""
 
@@ -56,7 +90,7 @@ class SamplingParams(msgspec.Struct, frozen=True, array_like=True, omit_defaults
     """How to choose tokens. The defaults mean "off" for every field; `temperature == 0` is greedy.
 
     Order of application (TGI's, section 5 of its behaviour): repetition, frequency and presence penalties, logit_bias,
-    min_tokens, temperature, top_k, top_p, typical_p, min_p, choose.
+    min_tokens, logits processors, the grammar, temperature, top_k, top_p, typical_p, min_p, choose.
     """
 
     max_tokens: int | None = None
@@ -84,7 +118,9 @@ class SamplingParams(msgspec.Struct, frozen=True, array_like=True, omit_defaults
     prompt_logprobs: int | None = None
     """As `logprobs`, of the prompt's own tokens. Such a prompt is computed whole: the prefix cache spares nothing."""
     grammar: Grammar | None = None
-    """What may be generated; it is applied last, to what the other fields leave possible."""
+    """What may be generated; it is applied to what penalties, biases and processors leave possible."""
+    processors: tuple[LogitsProcessing, ...] = ()
+    """Logits processors of this request, each at most once; they apply in the order of `Ready.processors`."""
 
 
 class Submit(msgspec.Struct, frozen=True, tag="submit", array_like=True):
@@ -195,6 +231,8 @@ class Ready(msgspec.Struct, frozen=True, tag="ready", array_like=True):
     eos_token_ids: tuple[int, ...] = ()
     follows_grammars: bool = False
     """Whether `SamplingParams.grammar` is understood."""
+    processors: tuple[ProcessorForm, ...] = ()
+    """What `SamplingParams.processors` may name, in the order in which they apply."""
 
 
 class StartupFailed(msgspec.Struct, frozen=True, tag="failed", array_like=True):

@@ -10,7 +10,7 @@ import logging
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -124,6 +124,8 @@ class ServerOptions:
     """How the model writes calls of tools and its thoughts."""
     grammar_engine: str | None = AUTO
     """What reads grammars; None: requests with one are refused."""
+    processor_defaults: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """What logits processors get where requests do not say, by their names and those of their parameters."""
     notes: tuple[str, ...] = ()
     """What the operator asked for and does not get, one sentence each."""
 
@@ -188,7 +190,7 @@ def create_lifecycle(
     metrics.registry.register(steps)
     build = build_model(
         options.source, options.engine, options.limits, options.compute_type, formats=options.formats,
-        grammar_engine=options.grammar_engine,
+        grammar_engine=options.grammar_engine, processor_defaults=options.processor_defaults,
     )  # fmt: skip
     return Lifecycle(engine, options.source, metrics, build, loaded=bars.close, announce=announce, spans=spans)
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import closing
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 import click
 
@@ -144,6 +145,40 @@ def check(model: str, **flags: Any) -> None:
 def conformance(backend: str, arguments: tuple[str, ...]) -> None:
     """Check BACKEND's ops and executor against the reference."""
     _run_module("mainspring.core.conformance", backend, *arguments)
+
+
+@main.group()
+def watermark() -> None:
+    """Texts that carry a mark: requests ask for it with `watermark: true`."""
+
+
+@watermark.command()
+@click.argument("model")
+@click.argument("file", type=click.File("r", encoding="utf-8"), default="-")
+@click.option("--watermark-gamma", "gamma", type=click.FloatRange(0.01, 0.99), default=0.5, envvar="WATERMARK_GAMMA")
+@click.option("--watermark-key", "key", type=click.IntRange(0, 2**31 - 1), envvar="WATERMARK_KEY")
+@click.option(
+    "--threshold", type=float, default=4.0, show_default=True, help="The z-score above which a text is marked."
+)
+@click.option("--revision", help="Branch, tag or commit of a hub model.")
+def detect(model: str, file: TextIO, gamma: float, key: int | None, threshold: float, revision: str | None) -> None:
+    """Tell whether the text in FILE (or standard input) is marked. Of MODEL only the tokenizer is read.
+
+    Exits with 1 when it is not.
+    """
+    import msgspec
+
+    from mainspring.server.text.tokenizer import load_tokenizer
+    from mainspring.server.watermark import DEFAULT_KEY
+    from mainspring.server.watermark import detect as detect_mark
+
+    with startup_errors():
+        tokenizer = load_tokenizer(_source(model, revision).path)
+    tokens = tokenizer.encode(file.read(), add_special_tokens=False)
+    found = detect_mark(tokens, gamma=gamma, key=DEFAULT_KEY if key is None else key)
+    marked = found.detected(threshold)
+    click.echo(msgspec.json.encode({"watermarked": marked, **asdict(found)}).decode())
+    sys.exit(0 if marked else 1)
 
 
 def _source(model: str | None, revision: str | None, hub_cache: Path | None = None) -> ModelSource:

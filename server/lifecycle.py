@@ -9,7 +9,7 @@ import asyncio
 import gc
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from mainspring.core.config import EngineConfig
@@ -20,6 +20,7 @@ from mainspring.core.request import Ready
 from mainspring.server.answer_formats import AnswerFormats
 from mainspring.server.engine.client import EngineClient
 from mainspring.server.errors import NotReadyError
+from mainspring.server.logits_processors import with_defaults
 from mainspring.server.model import Limits, ServedModel
 from mainspring.server.service import Service
 from mainspring.server.source import ModelSource
@@ -190,6 +191,7 @@ def build_model(
     *,
     formats: AnswerFormats | None = None,
     grammar_engine: str | None = AUTO,
+    processor_defaults: Mapping[str, Mapping[str, float]] | None = None,
 ) -> Callable[[Ready, Tokenizer, ChatTemplate | None], ServedModel]:
     """How the served model is put together once the engine has said what it can do.
 
@@ -210,6 +212,7 @@ def build_model(
             compute_type=compute_type or ready.backend,
             constrains=ready.follows_grammars and grammar_engine is not None,
             grammar_engine=grammar_engine or AUTO,
+            processors=with_defaults(ready.processors, processor_defaults or {}),
             tool_format=tool_format,
             reasoning_format=reasoning_format,
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mainspring.core.grammar.messages import AUTO
+from mainspring.core.request import ProcessorForm
 from mainspring.server.reasoning.parser import ReasoningParser
 from mainspring.server.text.template import ChatTemplate
 from mainspring.server.text.tokenizer import Tokenizer
@@ -55,6 +56,8 @@ class ServedModel:
     """Whether the engine can hold an answer to a grammar."""
     grammar_engine: str = AUTO
     """Which one."""
+    processors: tuple[ProcessorForm, ...] = ()
+    """Logits processors that requests may name."""
     tool_format: type[ToolParser] = PlainJson
     """How it writes calls of tools."""
     reasoning_format: type[ReasoningParser] | None = None

@@ -99,6 +99,13 @@ _SERVE_FLAGS = [
         help="What reads grammars: llguidance, xgrammar, or auto for the first that is installed.",
     ),
     flag("--disable-grammar-support/--no-disable-grammar-support", default=False, help="Refuse grammars."),
+    flag(
+        "--watermark-gamma",
+        type=click.FloatRange(0.01, 0.99),
+        help="Share of the vocabulary that `watermark` favours.  [default: 0.5]",
+    ),
+    flag("--watermark-delta", type=click.FloatRange(0, 100), help="What it adds to their scores.  [default: 2]"),
+    flag("--watermark-key", type=click.IntRange(0, 2**31 - 1), help="Who knows it can detect, and forge, the mark."),
     flag("--compute-type", help="For the header x-compute-type.  [default: the backend]"),
     click.option("--env", "-e", is_flag=True, help="Print the versions of everything that matters, and exit."),
 ]
@@ -132,9 +139,19 @@ def server_options(source: ModelSource, flags: Mapping[str, Any], notes: Sequenc
         compute_type=flags["compute_type"],
         grammar_engine=None if flags["disable_grammar_support"] else flags["grammar_engine"],
         formats=AnswerFormats(flags["tool_call_parser"], flags["reasoning_parser"]),
+        processor_defaults={"watermark": _given(flags, "watermark_")},
         traces=Traces(flags["otlp_endpoint"], flags["otlp_service_name"]) if flags["otlp_endpoint"] else None,
         notes=tuple(notes),
     )
+
+
+def _given(flags: Mapping[str, Any], prefix: str) -> dict[str, float]:
+    """The flags of this prefix that were set, without it."""
+    return {
+        name.removeprefix(prefix): value
+        for name, value in flags.items()
+        if name.startswith(prefix) and value is not None
+    }
 
 
 def _quota(flags: Mapping[str, Any]) -> Quota:

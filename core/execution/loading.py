@@ -30,6 +30,8 @@ from mainspring.core.models import CausalLM, build_model
 from mainspring.core.ops import Ops, resolve
 from mainspring.core.parallel.shard import ALONE, Shard, part_of
 from mainspring.core.plan import Plan, blocks_that_fit
+from mainspring.core.processors.forms import ProcessorForms
+from mainspring.core.processors.loading import forms_of, load_processors
 from mainspring.core.quantization import unsupported
 from mainspring.core.weights import fill_dummy, load_weights
 
@@ -47,6 +49,8 @@ def build_executor(
     shard: Shard = ALONE,
     group: Communicator | None = None,
     grammars: Grammars | None = None,
+    processor_plugins: Mapping[str, str] = NO_PLUGINS,
+    forms: ProcessorForms | None = None,
 ) -> GraphExecutor:
     """Loads the model, sizes the KV cache by what memory is left, and warms up.
 
@@ -55,6 +59,7 @@ def build_executor(
     Raises `StartupError` when the device cannot run the model's shapes or its memory is too small. The device stays the
     caller's to close until this returns.
     """
+    processors = load_processors(processor_plugins, model.vocab_size)
     built, ops = _load_model(
         config, model, plan, device, progress=progress, model_plugins=model_plugins, shard=shard, group=group
     )
@@ -68,7 +73,7 @@ def build_executor(
         config.max_sequences,
         max_length,
         plan.kv.block_size,
-        sampling=SamplingTable(config.max_sequences + 1, model.vocab_size, model.eos_token_ids),
+        sampling=SamplingTable(config.max_sequences + 1, model.vocab_size, model.eos_token_ids, processors=processors),
         torch_device=device.torch_device,
     )
     executor = GraphExecutor(
@@ -85,6 +90,8 @@ def build_executor(
         guides=None if grammars is None else Guides(grammars),
     )
     executor.warmup(progress, config.max_batch_tokens)
+    if forms is not None:
+        forms.offered = forms_of(processors)
     return executor
 
 

@@ -60,6 +60,7 @@ from mainspring.core.layers.attention import AttentionStep
 from mainspring.core.models import CausalLM
 from mainspring.core.ops import Ops
 from mainspring.core.ops.choose import not_finite
+from mainspring.core.processors.stage import process
 from mainspring.core.request import SamplingParams
 
 ProgramKey = tuple[Bucket | None, bool]
@@ -185,7 +186,7 @@ class GraphExecutor:
             for batch in shaped_batches(batches, self._table):
                 self.execute(batch).result()
             for rows, batch in one_for_each_count(batches).items():
-                self._warm_up_choices(batch, shaped_variants(rows))
+                self._warm_up_choices(batch, (*shaped_variants(rows), *self._table.sampling.processors.variants()))
         else:
             self._warm_up_choices(batches[-1], sampling_variants())
         progress("warm-up", len(batches), len(batches))
@@ -345,6 +346,9 @@ class GraphExecutor:
         flush, bad_N = self._device.flush, not_finite(logits_NV).int()
         flush()
         adjusted_NV = adjust(logits_NV, selection, table.tokens, position_N, max_length=history, flush=flush)
+        if selection.processing:
+            adjusted_NV = process(adjusted_NV, selection.processing, table.tokens, position_N, flush=flush)
+            bad_N |= not_finite(adjusted_NV)
         adjusted_NV = self._guided(adjusted_NV, selection, results)
         ids_N = self._ops.sample(adjusted_NV, replace(selection.sampling, position=position_N))
         table.append(rows_N, position_N, ids_N)

@@ -10,7 +10,7 @@ Legend: N rows that choose a token in a step, P those with a penalty, V vocabula
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 
 from mainspring.core.ops.sample import SamplingTensors, seed_key
+from mainspring.core.processors.contract import LogitsProcessor
+from mainspring.core.processors.stage import NO_PROCESSORS, Processing, ProcessorTable
 from mainspring.core.request import SamplingParams
 
 Value = TypeVar("Value")
@@ -107,12 +109,22 @@ class Selection:
     """The same on the device."""
     max_logprobs: int
     """How many likeliest tokens to look for: the most asked for, rounded up."""
+    processing: tuple[Processing, ...] = ()
+    """Logits processors, in their order, with the rows that asked for them."""
 
 
 class SamplingTable:
     """Sampling parameters of the rows of the state table, on the host."""
 
-    def __init__(self, num_rows: int, vocab_size: int, eos_token_ids: tuple[int, ...]) -> None:
+    def __init__(
+        self,
+        num_rows: int,
+        vocab_size: int,
+        eos_token_ids: tuple[int, ...],
+        *,
+        processors: Mapping[str, LogitsProcessor] = NO_PROCESSORS,
+    ) -> None:
+        self.processors = ProcessorTable(processors)
         self._columns = np.full(num_rows, np.array(_OFF, dtype=_COLUMNS))
         self._packed = np.zeros((PACKED_COLUMNS, num_rows), dtype=np.int32)
         self._demanding = np.zeros(num_rows, dtype=np.bool_)
@@ -142,6 +154,7 @@ class SamplingTable:
         self._bias.pop(row, None)
         self._bans.pop(row, None)
         self._guided[row] = params.grammar is not None
+        self.processors.admit(row, params.processors)
         if bias := {token: value for token, value in params.logit_bias.items() if 0 <= token < self._vocab_size}:
             self._bias[row] = bias
         if params.min_tokens > 0 and (ends := self._ends(params)):
@@ -164,6 +177,7 @@ class SamplingTable:
             row in self._bias
             or row in self._bans
             or self._guided[row]
+            or row in self.processors
             or columns["logprobs"] >= 0
             or bool(_penalised(columns))
             or (columns["temperature"] > 0 and columns["typical_p"] < 1)
@@ -195,6 +209,7 @@ class SamplingTable:
             guided_places=tuple(guided.tolist()),
             guided_index=upload(guided) if guided.size else None,
             max_logprobs=likeliest(int(columns["logprobs"][asking].max(initial=0)), padded=not partition),
+            processing=self.processors.select(rows, columns["num_prompt_tokens"], upload, partition=partition),
         )
 
     def _select_bias(self, rows: Rows, upload: Upload, partition: bool) -> Bias | None:

@@ -35,11 +35,8 @@ class LLGuidance:
     """A `GrammarEngine`. Sources are Lark as llguidance extends it, or its own JSON."""
 
     def __init__(self, vocabulary: Vocabulary, vocab_size: int) -> None:
-        self._tokenizer = llguidance.LLTokenizer(
-            llguidance.TokenizerWrapper(_Words(vocabulary, vocab_size)),
-            n_vocab=vocab_size,
-            eos_token=list(vocabulary.ends),
-        )
+        words = llguidance.TokenizerWrapper(_Words(vocabulary, vocab_size))
+        self._tokenizer = llguidance.LLTokenizer(words, n_vocab=vocab_size, eos_token=list(vocabulary.ends))
         self._ends = frozenset(vocabulary.ends)
         self._limits = llguidance.LLParserLimits(**LIMITS)
 
@@ -130,7 +127,7 @@ class _Words:
         self._longest = max(map(len, self._ids))
 
     def __call__(self, text: str | bytes) -> list[int]:
-        """Ids of a text, the longest word first. Not as the model's tokenizer would: any ids with these bytes will do."""
+        """Ids of a text, the longest word first: not the model's own way, but any ids with these bytes will do."""
         whole = text if isinstance(text, bytes) else text.encode()
         ids, at = [], 0
         while at < len(whole):

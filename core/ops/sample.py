@@ -205,11 +205,22 @@ def seed_key(seed: int) -> int:
 
 def gumbel_noise(key_S: Tensor, position_S: Tensor, vocab_size: int) -> Tensor:
     """[S, V] float32 standard Gumbel noise of the tokens 0 to V - 1."""
-    state_S = _absorb(key_S, _scramble(position_S))
-    tokens_V = torch.arange(vocab_size, dtype=torch.int32, device=key_S.device)
-    hash_SV = _finalise(_absorb(state_S[:, None], _scramble(tokens_V)[None, :]))
+    hash_SV = token_hashes(key_S, position_S, vocab_size)
     uniform_SV = hash_SV.bitwise_and_(0x7FFFFFFF).float().mul_(_UNIFORM_SCALE).add_(2.0**-32)
     return uniform_SV.neg_().log1p_().neg_().log_().neg_()
+
+
+def token_hashes(key_S: Tensor, word_S: Tensor, vocab_size: int) -> Tensor:
+    """[S, V] int32: the hash of two words that `key_S` is the state after, a third, and the tokens 0 to V - 1."""
+    state_S = _absorb(key_S, _scramble(word_S))
+    tokens_V = torch.arange(vocab_size, dtype=torch.int32, device=key_S.device)
+    return _finalise(_absorb(state_S[:, None], _scramble(tokens_V)[None, :]))
+
+
+def key_state(low_S: Tensor, high: int) -> Tensor:
+    """[S] int32: what `seed_key` says of `high << 32 | low`, for numbers that are on the device. `high` < 2**31."""
+    state_S = _absorb(torch.zeros_like(low_S), _scramble(low_S))
+    return _absorb(state_S, _scramble(torch.full_like(low_S, high)))
 
 
 def _scramble(word: Tensor) -> Tensor:

@@ -140,6 +140,7 @@ def build_executor(start: RankStart) -> Executor:
         capabilities=capabilities,
         progress=lambda phase, done, total: None,
         model_plugins=setting.plugins.models(),
+        processor_plugins=setting.plugins.logits_processors(),
         shard=shard,
         group=device.communicator(range(shard.world)),
     )

@@ -23,6 +23,7 @@ from mainspring.core.parallel.messages import RankStart, pack_batch
 from mainspring.core.parallel.processes import Ranks
 from mainspring.core.parallel.shard import Shard
 from mainspring.core.plan import Plan
+from mainspring.core.processors.forms import ProcessorForms
 from mainspring.core.setting import Setting
 
 _log = logging.getLogger(__name__)
@@ -94,7 +95,14 @@ class SharedPending:
             raise
 
 
-def build_executor(setting: Setting, plan: Plan, progress: ProgressCallback, grace_seconds: float) -> Executor:
+def build_executor(
+    setting: Setting,
+    plan: Plan,
+    progress: ProgressCallback,
+    grace_seconds: float,
+    *,
+    forms: ProcessorForms | None = None,
+) -> Executor:
     """Starts the other ranks and loads this one's part meanwhile. Raises `StartupError` with the reasons of all.
 
     A rank that stands still for `grace_seconds` counts as lost, as one that ended does.
@@ -106,7 +114,13 @@ def build_executor(setting: Setting, plan: Plan, progress: ProgressCallback, gra
         starts = [partial(_start, setting.config, rank, port) for rank in range(1, shard.world)]
         ranks = Ranks(starts, grace_seconds=grace_seconds, on_loss=partial(_end, serving))
         try:
-            own = _load(setting, plan, progress, lambda collectives: meeting.meet(shard, collectives, port, listener))
+            own = _load(
+                setting,
+                plan,
+                progress,
+                lambda collectives: meeting.meet(shard, collectives, port, listener),
+                forms=forms,
+            )
             ranks.await_ready()
         except Exception as error:
             explained = _explained(error, ranks)
@@ -122,7 +136,14 @@ def _start(config: EngineConfig, rank: int, port: int, report: int) -> RankStart
     return RankStart(config=config, rank=rank, port=port, leader_pid=os.getpid(), report=report)
 
 
-def _load(setting: Setting, plan: Plan, progress: ProgressCallback, meet: Callable[[str], None]) -> Executor:
+def _load(
+    setting: Setting,
+    plan: Plan,
+    progress: ProgressCallback,
+    meet: Callable[[str], None],
+    *,
+    forms: ProcessorForms | None,
+) -> Executor:
     """This rank's part."""
     from mainspring.core.execution import loading  # imports torch, while the other ranks do
 
@@ -140,6 +161,8 @@ def _load(setting: Setting, plan: Plan, progress: ProgressCallback, meet: Callab
             capabilities=capabilities,
             progress=progress,
             model_plugins=setting.plugins.models(),
+            processor_plugins=setting.plugins.logits_processors(),
+            forms=forms,
             shard=shard,
             group=device.communicator(range(shard.world)),
         )

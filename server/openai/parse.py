@@ -12,6 +12,7 @@ from mainspring.core.request import SamplingParams
 from mainspring.server.errors import FieldError, TemplateError, UnknownModelError, UnsupportedError, invalid
 from mainspring.server.grammar.requests import of_response_format, of_vllm
 from mainspring.server.http.body import parse_wire
+from mainspring.server.logits_processors import of_request
 from mainspring.server.model import ServedModel
 from mainspring.server.openai.answers import AnswerForm, Reading, reading_of
 from mainspring.server.openai.tools import call_for_template, offer_of, tools_of, with_tool_names, with_tools_in_text
@@ -25,11 +26,7 @@ _ANY_MODEL = (None, "", "tgi", "dummy")
 _ANY_MODEL_PREFIXES = ("http://", "https://")
 """@huggingface/inference names the server by its own address where it is given no model."""
 _DEFAULT_COMPLETION_TOKENS = 16
-_SHARED_UNSUPPORTED = (
-    "logits_processors",
-    "watermark",
-    "adapter_id",
-)
+_SHARED_UNSUPPORTED = ("adapter_id",)
 _GUIDED_FIELDS = ("guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs")
 _CHAT_UNSUPPORTED = ("functions", "function_call", "audio", "prediction", "web_search_options", "chat_template")
 
@@ -322,6 +319,7 @@ def _sampling(request: SamplingFields, max_tokens: int, logprobs: int | None, mo
         prompt_logprobs=_prompt_logprobs(request, logprobs),
         stop_token_ids=_stop_token_ids(request, model),
         ignore_eos=bool(request.ignore_eos),
+        processors=of_request(request.logits_processors, request.watermark, model.processors),
     )
 
 

@@ -107,9 +107,10 @@ class SamplingFields(WireModel):
     service_tier: Ignored = None
     safety_identifier: Ignored = None
     prompt_cache_key: Ignored = None
+    # what plugins do to scores, and the first of them by TGI's name
+    logits_processors: Annotated[Any, Field(description="`[{name: ..., parameter: number, ...}]`")] = None
+    watermark: Annotated[bool | None, Field(description="Marks the text so that a detector finds it")] = None
     # known, and not there
-    logits_processors: Absent = None
-    watermark: Absent = None
     adapter_id: Absent = None
 
 

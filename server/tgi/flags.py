@@ -61,8 +61,6 @@ FOREIGN_FLAGS = (
     ForeignFlag("--disable-custom-kernels", "choose another --backend instead", is_switch=True),
     ForeignFlag("--rope-scaling", "set `rope_scaling` in the model's config.json", refused=True),
     ForeignFlag("--rope-factor", "set `rope_scaling` in the model's config.json", refused=True),
-    ForeignFlag("--watermark-gamma", "requests with `watermark` are refused"),
-    ForeignFlag("--watermark-delta", "requests with `watermark` are refused"),
     ForeignFlag("--ngrok", _TUNNEL, refused=True, is_switch=True),
     ForeignFlag("--ngrok-authtoken", _TUNNEL, refused=True),
     ForeignFlag("--ngrok-edge", _TUNNEL, refused=True),

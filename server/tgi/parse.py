@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mainspring.core.request import SamplingParams
+from mainspring.core.request import LogitsProcessing, SamplingParams
 from mainspring.server.errors import UnsupportedError, invalid
 from mainspring.server.grammar.requests import of_tgi
 from mainspring.server.http.body import parse_wire
+from mainspring.server.logits_processors import of_request
 from mainspring.server.model import MAX_STOP_CHARACTERS, Limits, ServedModel
 from mainspring.server.text.generation import Generation
 from mainspring.server.text.tokenizer import TooManyTokens
@@ -51,6 +52,7 @@ def _call(request: GenerateRequest, model: ServedModel, *, stream: bool, full_te
     # Without any `parameters` TGI samples; with an empty object it does not.
     parameters = request.parameters or GenerateParameters(do_sample=True)
     _check_supported(parameters)
+    processors = of_request(None, parameters.watermark, model.processors)
     grammar = of_tgi(parameters.grammar)
     if grammar is not None and not model.constrains:
         raise UnsupportedError("grammar")
@@ -59,7 +61,7 @@ def _call(request: GenerateRequest, model: ServedModel, *, stream: bool, full_te
     max_tokens = _max_tokens(len(tokens), parameters.max_new_tokens, model.limits)
     generation = Generation(
         tokens=tokens,
-        params=_sampling(parameters, max_tokens, with_logprobs=stream),
+        params=_sampling(parameters, max_tokens, processors, with_logprobs=stream),
         n=max(parameters.best_of or 1, 1),
         stops=tuple(parameters.stop or ()),
         keep_stop=True,
@@ -76,9 +78,8 @@ def _call(request: GenerateRequest, model: ServedModel, *, stream: bool, full_te
 
 
 def _check_supported(parameters: GenerateParameters) -> None:
-    for field in ("watermark", "adapter_id"):
-        if getattr(parameters, field):
-            raise UnsupportedError(field)
+    if parameters.adapter_id:
+        raise UnsupportedError("adapter_id")
 
 
 def _samples(parameters: GenerateParameters) -> bool:
@@ -173,7 +174,9 @@ def _max_tokens(input_length: int, max_new_tokens: int | None, limits: Limits) -
     return limits.max_total_tokens - input_length if max_new_tokens is None else max_new_tokens
 
 
-def _sampling(parameters: GenerateParameters, max_tokens: int, with_logprobs: bool) -> SamplingParams:
+def _sampling(
+    parameters: GenerateParameters, max_tokens: int, processors: tuple[LogitsProcessing, ...], *, with_logprobs: bool
+) -> SamplingParams:
     samples = _samples(parameters)
     with_details = bool(parameters.details or parameters.decoder_input_details)
     with_logprobs = with_logprobs or with_details or (parameters.best_of or 1) > 1
@@ -189,4 +192,5 @@ def _sampling(parameters: GenerateParameters, max_tokens: int, with_logprobs: bo
         seed=parameters.seed,
         logprobs=(parameters.top_n_tokens or 0) if with_logprobs else None,
         prompt_logprobs=0 if parameters.decoder_input_details else None,
+        processors=processors,
     )

@@ -31,7 +31,7 @@ class GenerateParameters(WireModel):
     return_full_text: bool | None = None
     stop: Annotated[list[str], Field(fail_fast=True)] | None = None
     truncate: Unsigned32 | None = None
-    watermark: Annotated[bool | None, Field(description="Not supported yet: true is refused")] = None
+    watermark: Annotated[bool | None, Field(description="Marks the text so that a detector finds it")] = None
     details: bool | None = None
     decoder_input_details: bool | None = None
     seed: Unsigned64 | None = None

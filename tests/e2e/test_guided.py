@@ -45,7 +45,7 @@ def test_finished_answers_are_valid_and_free_ones_are_as_they_were(smollm2: Path
     ]
     free = SamplingParams(max_tokens=8, temperature=1.0, seed=1)
     # Blocks for half of them at once: sequences are preempted in the middle of their grammars.
-    with LLM.of(EngineConfig(model=str(smollm2), backend="cpu", max_length=256, num_blocks=24)) as llm:
+    with LLM.of(EngineConfig(model=str(smollm2), backend="cpu", max_length=256, num_blocks=10)) as llm:
         outputs = llm.generate(["Answer:"] * (1 + len(asked)), [free, *asked], grammar=[None, *grammars])
         alone = llm.generate("Answer:", free)[0]
         preemptions = llm.stats.preemptions

@@ -76,7 +76,7 @@ SUPPORTED: list[tuple[str, str, str, Any]] = [
 ]
 ELSEWHERE = {
     "--otlp-service-name", "--sharded", "--model-id", "--hostname", "--api-key", "--json-output", "--env",
-    "--huggingface-hub-cache", "--disable-grammar-support",
+    "--huggingface-hub-cache", "--disable-grammar-support", "--watermark-gamma", "--watermark-delta",
 }  # fmt: skip
 """Flags that work and have a test of their own."""
 
@@ -228,6 +228,20 @@ def test_certificate_and_key_go_together(model: str, options: list[ServerOptions
     assert "go together" in serve(model, "--ssl-certfile", "a.pem").output
     assert serve(model, "--ssl-certfile", "a.pem", "--ssl-keyfile", "b.pem").exit_code == 0
     assert options[0].certificate is not None
+
+
+@tgi("3 --watermark-gamma", "3 --watermark-delta")
+@pytest.mark.parametrize("by_variable", [False, True])
+def test_the_watermark_s_flags_are_its_processor_s_defaults(
+    model: str, options: list[ServerOptions], by_variable: bool
+) -> None:
+    flags = {"--watermark-gamma": "0.25", "--watermark-delta": "3"}
+    if by_variable:
+        result = serve(model, **{variable(flag): value for flag, value in flags.items()})
+    else:
+        result = serve(model, *(word for pair in flags.items() for word in pair))
+    assert result.exit_code == 0, result.output
+    assert options[0].processor_defaults == {"watermark": {"gamma": 0.25, "delta": 3.0}}
 
 
 def test_foreign_flags_are_not_in_the_help() -> None:

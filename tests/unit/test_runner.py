@@ -24,7 +24,8 @@ from mainspring.core.execution.warmup import FLOOR_SECONDS, dummy_batches
 from mainspring.core.layers.attention import AttentionStep
 from mainspring.core.ops import Ops
 from mainspring.core.ops.attention import PagedKV
-from mainspring.core.request import SamplingParams
+from mainspring.core.processors.loading import load_processors
+from mainspring.core.request import LogitsProcessing, SamplingParams
 from tests.support.by_hand import Running, plan, run
 from tests.support.plain_device import DYNAMIC, PlainDevice
 from tests.support.tiny_model import GREEDY_TOKEN, NAN_TOKEN, VOCAB, TinyModel, spec
@@ -42,7 +43,7 @@ Make = Callable[..., GraphExecutor]
 
 
 def state_table(eos: tuple[int, ...] = ()) -> StateTable:
-    sampling = SamplingTable(ROWS + 1, VOCAB, eos)
+    sampling = SamplingTable(ROWS + 1, VOCAB, eos, processors=load_processors({}, VOCAB))
     return StateTable(ROWS, LENGTH, BLOCK_SIZE, sampling=sampling, torch_device="cpu")
 
 
@@ -115,12 +116,13 @@ def running(params: list[SamplingParams] | None = None, inputs: list[list[int]] 
     ]
 
 
+WATERMARK = LogitsProcessing("watermark", (0.4, 3.0, 7))
 MIXED = [
     SamplingParams(temperature=1.0),
     SamplingParams(),
     SamplingParams(temperature=0.8, top_k=20, top_p=0.9, repetition_penalty=1.2),
     SamplingParams(frequency_penalty=0.5, presence_penalty=0.5, logprobs=2),
-    SamplingParams(temperature=1.2, min_p=0.05, logit_bias={3: 1.0}),
+    SamplingParams(temperature=1.2, min_p=0.05, logit_bias={3: 1.0}, processors=(WATERMARK,)),
 ]
 
 
@@ -177,6 +179,7 @@ def test_programs_choose_what_is_chosen_behind_them(make: Make, monkeypatch: pyt
         {"presence_penalty": -0.1},
         {"logit_bias": {3: 1.0}},
         {"min_tokens": 2},
+        {"processors": (WATERMARK,)},
         {"temperature": 1.0, "typical_p": 0.9},
     ],
     ids=lambda wish: next(reversed(wish)),
@@ -412,7 +415,15 @@ def test_enqueueing_a_step_never_waits_for_the_device(make: Make, shapes: Litera
     executor = make(capabilities=replace(ASYNCHRONOUS, shapes=shapes), model=Blind())
     params = [
         *MIXED[:4],
-        SamplingParams(temperature=1.0, typical_p=0.5, min_p=0.1, min_tokens=9, logit_bias={1: 2.0}, logprobs=1),
+        SamplingParams(
+            temperature=1.0,
+            typical_p=0.5,
+            min_p=0.1,
+            min_tokens=9,
+            logit_bias={1: 2.0},
+            logprobs=1,
+            processors=(WATERMARK,),
+        ),
     ]
     sequences = running(params)
     for step in range(4):
