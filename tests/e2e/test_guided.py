@@ -35,6 +35,10 @@ SCHEMAS: list[dict[str, Any]] = [
 PATTERNS = ["[0-9]{3}-[0-9]{4}", "(yes|no|maybe)", "[A-Z][a-z]{1,8}", r"\d{4}-\d{2}-\d{2}", "(ab|c){2,4}", "é+x?"]
 
 
+PROMPT = "Say something short, and nothing else, and stop when you have said it, please. Answer:" + " now" * 8
+"""Nearly a block of the cache."""
+
+
 def test_finished_answers_are_valid_and_free_ones_are_as_they_were(smollm2: Path) -> None:
     grammars = [GrammarSpec("json_schema", json.dumps(schema)) for schema in SCHEMAS]
     grammars += [GrammarSpec("regex", pattern) for pattern in PATTERNS]
@@ -46,8 +50,8 @@ def test_finished_answers_are_valid_and_free_ones_are_as_they_were(smollm2: Path
     free = SamplingParams(max_tokens=8, temperature=1.0, seed=1)
     # Blocks for half of them at once: sequences are preempted in the middle of their grammars.
     with LLM.of(EngineConfig(model=str(smollm2), backend="cpu", max_length=256, num_blocks=10)) as llm:
-        outputs = llm.generate(["Answer:"] * (1 + len(asked)), [free, *asked], grammar=[None, *grammars])
-        alone = llm.generate("Answer:", free)[0]
+        outputs = llm.generate([PROMPT] * (1 + len(asked)), [free, *asked], grammar=[None, *grammars])
+        alone = llm.generate(PROMPT, free)[0]
         preemptions = llm.stats.preemptions
     assert preemptions > 0
     assert outputs[0].token_ids == alone.token_ids
