@@ -135,19 +135,21 @@ class LLM:
         prompts: Prompt | Sequence[Prompt],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         stop: Sequence[str] = (),
-        grammar: GrammarSpec | None = None,
+        grammar: GrammarSpec | Sequence[GrammarSpec | None] | None = None,
     ) -> list[Output]:
         """One output a prompt, in order. Greedy and to the end of the context where `params` do not say otherwise.
 
-        Every output follows the `grammar`, if there is one.
+        Every output follows its `grammar`, if there is one: one for all, or one for each.
 
         `params` are those of all prompts, or a sequence with one entry for each. Raises RequestError for the first
         prompt that fails; the others are then ended.
         """
         each = _one_by_one(prompts)
-        of_each = [params] * len(each) if isinstance(params, SamplingParams | None) else params
+        params_of = [params] * len(each) if isinstance(params, SamplingParams | None) else params
+        grammar_of = [grammar] * len(each) if isinstance(grammar, GrammarSpec | None) else grammar
         generations = [
-            replace(self._generation(*pair, stop), grammar=grammar) for pair in zip(each, of_each, strict=True)
+            replace(self._generation(prompt, how, stop), grammar=what)
+            for prompt, how, what in zip(each, params_of, grammar_of, strict=True)
         ]
         return self._run(self._generate_all(generations))
 

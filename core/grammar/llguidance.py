@@ -11,7 +11,7 @@ from typing import Any
 import llguidance
 import llguidance.numpy
 import numpy as np
-from llguidance.gbnf_to_lark import gbnf_to_lark
+from llguidance.gbnf_to_lark import GbnfToLarkError, gbnf_to_lark
 
 from mainspring.core.grammar import lark
 from mainspring.core.grammar.messages import GrammarSpec
@@ -35,9 +35,8 @@ class LLGuidance:
     """A `GrammarEngine`. Sources are Lark as llguidance extends it, or its own JSON."""
 
     def __init__(self, vocabulary: Vocabulary, vocab_size: int) -> None:
-        self._tokenizer = llguidance.LLTokenizer(
-            llguidance.TokenizerWrapper(_Words(vocabulary)), n_vocab=vocab_size, eos_token=list(vocabulary.ends)
-        )
+        words = llguidance.TokenizerWrapper(_Words(vocabulary, vocab_size))
+        self._tokenizer = llguidance.LLTokenizer(words, n_vocab=vocab_size, eos_token=list(vocabulary.ends))
         self._ends = frozenset(vocabulary.ends)
         self._limits = llguidance.LLParserLimits(**LIMITS)
 
@@ -45,7 +44,7 @@ class LLGuidance:
         """In Lark, or in llguidance's JSON."""
         try:
             return self._source(spec)
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, GbnfToLarkError) as error:
             raise GrammarError(_brief(f"{spec.kind} cannot be read: {error}")) from error
 
     def _source(self, spec: GrammarSpec) -> str:
@@ -90,7 +89,10 @@ class LLGuidanceMatcher:
 
     def fill(self, mask_W: Mask) -> None:
         """By one token mask, computed now."""
-        llguidance.numpy.fill_next_token_bitmask(self._matcher, mask_W[np.newaxis, :])
+        try:
+            llguidance.numpy.fill_next_token_bitmask(self._matcher, mask_W[np.newaxis, :])
+        except ValueError as error:
+            raise GrammarError(_brief(str(error))) from error
         _check(self._matcher)
 
     def accept(self, token: int) -> bool:
@@ -115,17 +117,26 @@ class LLGuidanceMatcher:
 class _Words:
     """A vocabulary as llguidance's wrapper reads it."""
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
-        self.tokens = list(vocabulary.tokens)
+    def __init__(self, vocabulary: Vocabulary, vocab_size: int) -> None:
+        # Ids without a token are there in the model's logits and its masks.
+        self.tokens = [*vocabulary.tokens, *[b""] * (vocab_size - len(vocabulary.tokens))]
         self.special_token_ids = list(vocabulary.special)
         self.eos_token_id = vocabulary.ends[0]
         self.bos_token_id: int | None = None
-        self._ids = {word: number for number, word in reversed(list(enumerate(self.tokens)))}
+        self._ids = {word: number for number, word in reversed(list(enumerate(self.tokens))) if word}
+        self._longest = max(map(len, self._ids))
 
     def __call__(self, text: str | bytes) -> list[int]:
-        """Ids of a text, a byte each: grammars are read by bytes, and nothing here is generated from it."""
+        """Ids of a text, the longest word first: not the model's own way, but any ids with these bytes will do."""
         whole = text if isinstance(text, bytes) else text.encode()
-        return [self._ids[byte] for byte in (whole[at : at + 1] for at in range(len(whole))) if byte in self._ids]
+        ids, at = [], 0
+        while at < len(whole):
+            for size in range(min(self._longest, len(whole) - at), 0, -1):
+                if (found := self._ids.get(whole[at : at + size])) is not None:
+                    ids.append(found)
+                    break
+            at += size
+        return ids
 
 
 def _check(matcher: llguidance.LLMatcher) -> None:

@@ -35,7 +35,7 @@ GENERATION_TAKEN: dict[str, Any] = {
 }
 GENERATION_REFUSED: dict[str, Any] = {
     "adapter_id": "somebody/adapter",
-    "grammar": {"type": "regex", "value": "[0-9]+"},
+    "grammar": {"type": "regex", "value": "a" * 70_000},
     "watermark": True,
 }
 CHAT_TAKEN: dict[str, Any] = {
@@ -54,7 +54,7 @@ CHAT_TAKEN: dict[str, Any] = {
 }
 CHAT_REFUSED: dict[str, Any] = {
     "logit_bias": [1.0],
-    "response_format": {"type": "json_object", "value": {"properties": {}}},
+    "response_format": {"type": "json_object", "value": "{"},
 }
 
 Call = Callable[..., Any]

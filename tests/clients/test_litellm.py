@@ -72,7 +72,7 @@ def test_errors_are_litellm_s_own(complete: Callable[..., Any]) -> None:
     with pytest.raises(litellm.BadRequestError, match="context"):
         complete(max_tokens=10**6, num_retries=0)
     with pytest.raises(litellm.BadRequestError, match="response_format"):
-        complete(response_format={"type": "json_object"}, num_retries=0)
+        complete(response_format={"type": "json_schema", "json_schema": {"name": "x"}}, num_retries=0)
 
 
 def test_other_models_are_not_found(server: str) -> None:

@@ -29,7 +29,7 @@ TAKEN: dict[str, Any] = {
     "truncate": 1,
     "typical_p": 0.9,
 }
-REFUSED: dict[str, Any] = {"grammar": Grammar(type=GrammarType.Regex, value="[0-9]+"), "watermark": True}
+REFUSED: dict[str, Any] = {"grammar": Grammar(type=GrammarType.Regex, value="a" * 70_000), "watermark": True}
 CHAT_TAKEN: dict[str, Any] = {
     "frequency_penalty": 0.5,
     "logprobs": True,

@@ -261,8 +261,10 @@ REFUSED = [
     ({"stop_token_ids": [1000]}, "stop_token_ids", None),
     ({"min_tokens": 7}, "min_tokens", None),
     ({"stream_options": {"include_usage": True}}, "stream_options", None),
-    ({"response_format": {"type": "json_object"}}, "response_format", "unsupported_parameter"),
-    ({"guided_regex": "a"}, "guided_regex", "unsupported_parameter"),
+    ({"response_format": {"type": "xml"}}, "response_format.type", None),
+    ({"guided_regex": "a", "guided_choice": ["b"]}, "guided_regex", None),
+    ({"guided_regex": "a", "min_tokens": 3}, "min_tokens", None),
+    ({"guided_json": "{"}, "guided_json", None),
 ]
 REFUSED_CHATS = [
     *REFUSED,

@@ -206,7 +206,10 @@ REFUSED = [
         "`inputs` tokens + `max_new_tokens` must be <= 2048. Given: 5 `inputs` tokens and 2044 `max_new_tokens`",
     ),
     ({"watermark": True}, "`watermark` is not supported by this server; leave it out"),
-    ({"grammar": {"type": "regex", "value": "a"}}, "`grammar` is not supported by this server; leave it out"),
+    (
+        {"grammar": {"type": "xml", "value": "a"}},
+        "`grammar.type` is 'xml'; one of json, json_object, json_schema, regex",
+    ),
     ({"adapter_id": "x"}, "`adapter_id` is not supported by this server; leave it out"),
     ({"temperature": "hot"}, "`parameters.temperature`: input should be a valid number"),
     ({"max_new_tokens": True}, "`parameters.max_new_tokens`: input should be a valid integer"),

@@ -76,7 +76,7 @@ SUPPORTED: list[tuple[str, str, str, Any]] = [
 ]
 ELSEWHERE = {
     "--otlp-service-name", "--sharded", "--model-id", "--hostname", "--api-key", "--json-output", "--env",
-    "--huggingface-hub-cache", "--watermark-gamma", "--watermark-delta",
+    "--huggingface-hub-cache", "--disable-grammar-support", "--watermark-gamma", "--watermark-delta",
 }  # fmt: skip
 """Flags that work and have a test of their own."""
 
