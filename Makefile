@@ -19,6 +19,7 @@ $(BIN)/mainspring: pyproject.toml constraints.txt
 
 $(VENV)/dev: $(BIN)/mainspring
 	$(PIP) --editable '.[cpu,dev]'
+	$(PIP) --no-deps xgrammar==0.2.8 apache-tvm-ffi==0.1.15.post2 # what it asks for beside brings CUDA's compilers
 	@touch $@
 
 serve: $(BIN)/mainspring ## chat with MODEL on BACKEND at HOST:PORT

@@ -50,7 +50,8 @@ def of_response_format(wanted: Any) -> GrammarSpec | None:
             return GrammarSpec("structural_tag", json.dumps(wanted))
         case "json" | "regex" | "json_schema" | "json_object":
             return of_tgi(wanted, field)
-    raise invalid(f"`{field}.type` must be text, json_object or json_schema. Given: {wanted.get('type')!r}", field)
+    given = wanted.get("type")
+    raise invalid(f"`{field}.type` must be text, json_object or json_schema. Given: {given!r}", f"{field}.type")
 
 
 def of_vllm(fields: Mapping[str, Any]) -> GrammarSpec | None:

@@ -177,6 +177,8 @@ def _asked_grammar(request: SamplingFields, model: ServedModel) -> GrammarSpec |
     found = formatted or guided
     if found is not None and not model.constrains:
         raise UnsupportedError("response_format" if formatted is not None else "guided_json")
+    if found is not None and request.min_tokens:
+        raise invalid("`min_tokens` cannot be promised of an answer that ends where its grammar does", "min_tokens")
     return found
 
 

@@ -262,7 +262,7 @@ REFUSED = [
     ({"min_tokens": 7}, "min_tokens", None),
     ({"stream_options": {"include_usage": True}}, "stream_options", None),
     ({"response_format": {"type": "xml"}}, "response_format.type", None),
-    ({"guided_regex": "a", "guided_choice": ["b"]}, "guided_regex", None),
+    ({"guided_regex": "a", "guided_choice": ["b"]}, "guided_choice", None),
     ({"guided_regex": "a", "min_tokens": 3}, "min_tokens", None),
     ({"guided_json": "{"}, "guided_json", None),
 ]

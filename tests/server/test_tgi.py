@@ -208,7 +208,7 @@ REFUSED = [
     ({"watermark": True}, "`watermark` is not supported by this server; leave it out"),
     (
         {"grammar": {"type": "xml", "value": "a"}},
-        "`grammar.type` is 'xml'; one of json, json_object, json_schema, regex",
+        "`grammar.type` must be json, json_schema or regex. Given: 'xml'",
     ),
     ({"adapter_id": "x"}, "`adapter_id` is not supported by this server; leave it out"),
     ({"temperature": "hot"}, "`parameters.temperature`: input should be a valid number"),
