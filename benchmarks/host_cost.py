@@ -133,7 +133,7 @@ def cpu_seconds(process: psutil.Process) -> float:
 def serving(model: str, port: int, prefix: list[str], flags: list[str]) -> Iterator[psutil.Process]:
     """A ready server, ended afterwards. `prefix` is what its command is run under."""
     command = [sys.executable, "-m", "mainspring.server.cli", "serve", model, "--port", str(port)]
-    process = subprocess.Popen([*prefix, *command, *ENGINE_FLAGS, *flags])
+    process = subprocess.Popen([*prefix, *command, *flags])
     try:
         wait_until_ready(process, port)
         yield psutil.Process(process.pid)
@@ -186,7 +186,7 @@ def main() -> None:
     arguments, flags = parser.parse_known_args()
     print(f"{platform.processor() or platform.machine()}, Python {platform.python_version()}, {os.cpu_count()} cores")
     port = free_port()
-    with serving(arguments.model, port, arguments.under.split(), flags) as server:
+    with serving(arguments.model, port, arguments.under.split(), [*ENGINE_FLAGS, *flags]) as server:
         for route in arguments.route:
             request = request_of(route, arguments.max_tokens)
             measure(server, port, request_of(route, 8), arguments.streams)

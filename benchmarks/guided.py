@@ -1,0 +1,97 @@
+"""What grammars cost those who ask for none: the time between tokens of free streams, beside as many other free ones
+and beside as many guided ones, while grammars that nobody can use are being read.
+
+    python benchmarks/guided.py [--streams 64] [--tokens 32] [--rounds 3] [--model demo] [SERVE FLAGS]
+
+One server, rounds in turn, so that what else the machine does meets both alike. The guided streams write JSON objects
+with a text in them, as long as the free ones write. Told are the median and the 99th percentile of the free streams.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import statistics
+import time
+from collections.abc import Sequence
+from itertools import pairwise
+
+import httpx
+from host_cost import free_port, serving
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"story": {"type": "string", "minLength": 400}, "pages": {"type": "integer"}},
+    "required": ["story", "pages"],
+}
+HOSTILE = (
+    {"type": "json", "value": {"enum": [f"value {number}" for number in range(3000)]}},
+    {"type": "regex", "value": "(a{1,1000}){1,1000}"},
+    {"type": "regex", "value": "(x+x+)+y" * 200},
+)
+
+
+async def gaps(client: httpx.AsyncClient, number: int, tokens: int, grammar: object | None) -> list[float]:
+    """Seconds between the tokens of one stream."""
+    parameters = {"max_new_tokens": tokens, "grammar": grammar, "temperature": 1.0, "seed": number}
+    body = {"inputs": f"Story {number}:", "parameters": parameters}
+    async with client.stream("POST", "/generate_stream", json=body) as answer:
+        answer.raise_for_status()
+        seen = [time.perf_counter() async for line in answer.aiter_lines() if line.startswith("data:")]
+    return [after - before for before, after in pairwise(seen)]
+
+
+async def pester(client: httpx.AsyncClient) -> None:
+    """Asks for hostile grammars, one after another, until it is cancelled."""
+    while True:
+        for number, grammar in enumerate(HOSTILE):
+            # A new text each time, so that nothing is answered from memory.
+            value = grammar["value"]
+            fresh = f"{value}{time.time_ns()}" if isinstance(value, str) else {**value, "$comment": str(time.time_ns())}
+            parameters = {"max_new_tokens": 1, "grammar": {**grammar, "value": fresh}, "seed": number}
+            await client.post("/generate", json={"inputs": "x", "parameters": parameters})
+
+
+async def volley(port: int, streams: int, tokens: int, grammar: object | None) -> list[float]:
+    """The gaps of the free half, all of them."""
+    limits = httpx.Limits(max_connections=2 * streams + 8)
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=600, limits=limits) as client:
+        hostile = asyncio.create_task(pester(client)) if grammar is not None else None
+        others = [asyncio.create_task(gaps(client, streams + n, tokens, grammar)) for n in range(streams)]
+        free = await asyncio.gather(*(gaps(client, number, tokens, None) for number in range(streams)))
+        await asyncio.gather(*others)
+        if hostile is not None:
+            hostile.cancel()
+            await asyncio.gather(hostile, return_exceptions=True)
+    return [gap for stream in free for gap in stream]
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """The smallest value that so large a share is not above."""
+    return sorted(values)[min(len(values) - 1, int(share * len(values)))]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="demo")
+    parser.add_argument("--streams", type=int, default=64)
+    parser.add_argument("--tokens", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=3)
+    options, flags = parser.parse_known_args()
+    port, grammar = free_port(), {"type": "json", "value": SCHEMA}
+    found: dict[str, list[float]] = {"free": [], "guided": []}
+    with serving(options.model, port, [], ["--backend", "cpu", *flags]):
+        for _ in range(1 + options.rounds):  # the first is for warmth
+            for beside, theirs in (("free", None), ("guided", grammar)):
+                found[beside] += asyncio.run(volley(port, options.streams, options.tokens, theirs))
+            if _ == 0:
+                found = {beside: [] for beside in found}
+    for beside, values in found.items():
+        middle, late = statistics.median(values), percentile(values, 0.99)
+        print(f"beside {options.streams} {beside:6} streams: median {1000 * middle:.0f} ms, p99 {1000 * late:.0f} ms")
+    print(json.dumps({"p99 ratio": percentile(found["guided"], 0.99) / percentile(found["free"], 0.99)}))
+
+
+if __name__ == "__main__":
+    main()
