@@ -52,7 +52,9 @@ def rows(found: Mapping[str, Report | None]) -> list[tuple[str, ...]]:
 
 def table(found: Mapping[str, Report | None]) -> Table:
     """For a terminal."""
-    shown = Table("", *found, title="Backends, by their last conformance report", box=box.SIMPLE_HEAD)
+    shown = Table("", title="Backends, by their last conformance report", box=box.SIMPLE_HEAD)
+    for name in found:
+        shown.add_column(name, min_width=len(name))  # a terminal too narrow breaks what the cells say, never a name
     for row in rows(found):
         shown.add_row(*row)
     return shown

@@ -12,12 +12,13 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from mainspring.backends.torch_gpu.attention import attention, kv_write, plan_step
+from mainspring.backends.torch_gpu.attention import attention, kv_write, plan_step, rotate_and_store
 from mainspring.backends.triton import elementwise
 from mainspring.backends.triton.linear import SplitTile, VectorTile, split, vector
 from mainspring.backends.triton.sample import Destination, draw, find_peaks, highest, record, thresholds
 from mainspring.core.backend import AttentionMetadata
 from mainspring.core.ops.attention import PagedKV
+from mainspring.core.ops.heads import HeadNorms, HeadsStep
 from tests.compiled.targets import Target
 
 VOCABULARY = 32000
@@ -67,6 +68,8 @@ def variants(fp8: torch.dtype | None, *, products: bool) -> Iterator[Variant]:
         yield Variant("rms_norm", name, partial(_norm, dtype, False))
         yield Variant("add_rms_norm", name, partial(_norm, dtype, True))
         yield Variant("rope", name, partial(_rope, dtype))
+        yield Variant("norms of heads, rope, kv_write", name, partial(_heads, dtype, True))
+        yield Variant("rope, kv_write", name, partial(_heads, dtype, False))
         yield Variant("silu_mul", name, partial(_silu, dtype))
         yield Variant("kv_write", name, partial(_write, dtype, dtype))
         yield Variant("sample, choose", name, partial(_sample, dtype))
@@ -118,6 +121,24 @@ def _rope(dtype: torch.dtype, target: Target) -> None:
     q, k = torch.zeros(8, 32, 128, dtype=dtype), torch.zeros(8, 8, 128, dtype=dtype)
     positions, table = torch.zeros(8, dtype=torch.int32), torch.zeros(64, 128)
     elementwise.rope(q, k, positions, table, overlap=target.tuning.overlap)
+
+
+def _heads(dtype: torch.dtype, normed: bool, target: Target) -> None:
+    q, (k, v) = torch.zeros(8, 32, 128, dtype=dtype), (torch.zeros(8, 8, 128, dtype=dtype) for _ in range(2))
+    plan = plan_step(_decodes(8), 8, target.tuning.processors)
+    positions, table = torch.zeros(8, dtype=torch.int32), torch.zeros(64, 128)
+    weight = torch.zeros(128, dtype=dtype)
+    rotate_and_store(
+        q, k, v, HeadsStep(positions, table, _cache(8, 128, dtype), 0, plan),
+        HeadNorms(weight, weight, 1e-6) if normed else None, overlap=target.tuning.overlap,
+    )  # fmt: skip
+
+
+def _decodes(rows: int) -> AttentionMetadata:
+    return AttentionMetadata(
+        torch.arange(rows + 1, dtype=torch.int32), torch.ones(rows, dtype=torch.int32),
+        torch.zeros(rows, 64, dtype=torch.int32), torch.zeros(rows, dtype=torch.int64), 1, 1, rows,
+    )  # fmt: skip
 
 
 def _silu(dtype: torch.dtype, target: Target) -> None:
