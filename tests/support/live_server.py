@@ -33,9 +33,10 @@ class LiveServer:
 
     @property
     def engine(self) -> psutil.Process:
-        """Its engine process, the only child."""
-        (child,) = psutil.Process(self.process.pid).children()
-        return child
+        """Its engine process. What reads grammars is the other child that there may be."""
+        children = psutil.Process(self.process.pid).children()
+        (engine,) = [child for child in children if "mainspring.core.engine" in child.cmdline()]
+        return engine
 
     def get(self, path: str) -> str:
         """The body of an answer, whatever its status."""
