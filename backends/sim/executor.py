@@ -264,12 +264,16 @@ class SimExecutor:
         return found
 
     def _guided(self, row_id: int) -> int:
-        """Any of the tokens that the grammar allows; the end where that is one of them."""
+        """What the prompt quotes where the grammar allows it; else any token that it allows, the end if it may come."""
         row = self._rows[row_id]
         if self._guides is None:
             raise ValueError("a sequence with a grammar, and no grammars")
-        (mask_W,) = self._guides.masks([row_id])
-        token = self._spec.vocabulary.draw_masked(row.state, row.salt, mask_W.tobytes())
+        mask = self._guides.masks([row_id])[0].tobytes()
+        generated = len(row.tokens) - row.num_prompt_tokens
+        token = self._spec.vocabulary.draw_masked(row.state, row.salt, mask)
+        if row.script is not None and generated < len(row.script):
+            scripted = row.script[generated]
+            token = scripted if mask[scripted // 8] >> scripted % 8 & 1 else token
         self._guides.expect([row_id], [0], lambda: [token])
         self._guides.catch_up()
         row.tokens.append(token)

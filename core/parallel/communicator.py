@@ -36,7 +36,7 @@ class TorchCommunicator:
         parts = torch.empty((self.size, *x.shape), dtype=x.dtype, device=x.device)
         distributed.all_gather(list(parts), x.contiguous(), group=self._group)
         dim %= x.dim()
-        return parts.movedim(0, dim).flatten(dim, dim + 1)
+        return parts.movedim(0, dim).contiguous().flatten(dim, dim + 1)
 
     def reduce_scatter(self, x: Tensor, dim: int) -> Tensor:
         """This rank's share along `dim` of the sum over ranks; `dim` must divide by the number of ranks."""
