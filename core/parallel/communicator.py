@@ -33,10 +33,9 @@ class TorchCommunicator:
 
     def all_gather(self, x: Tensor, dim: int) -> Tensor:
         """The ranks' tensors side by side along `dim`, in rank order; all have one shape."""
-        parts = torch.empty((self.size, *x.shape), dtype=x.dtype, device=x.device)
-        distributed.all_gather(list(parts), x.contiguous(), group=self._group)
-        dim %= x.dim()
-        return parts.movedim(0, dim).contiguous().flatten(dim, dim + 1)
+        parts = [torch.empty_like(x) for _ in self._ranks]
+        distributed.all_gather(parts, x.contiguous(), group=self._group)
+        return torch.cat(parts, dim=dim)
 
     def reduce_scatter(self, x: Tensor, dim: int) -> Tensor:
         """This rank's share along `dim` of the sum over ranks; `dim` must divide by the number of ranks."""
