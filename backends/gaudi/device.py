@@ -6,10 +6,10 @@ torch is imported in methods, when a device is open: listing backends must not l
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from mainspring.backends.bucketed.ladders import LADDERS, Rungs, ladders, read_ladders
+from mainspring.backends.bucketed.device import BucketedDevice
+from mainspring.backends.bucketed.ladders import LADDERS, Rungs, read_ladders
 from mainspring.backends.gaudi.cards import Card, cards, of_arch
 from mainspring.backends.gaudi.vendor import REMEDY, Habana, VendorMissing, check
 from mainspring.core.backend import (
@@ -19,15 +19,13 @@ from mainspring.core.backend import (
     Device,
     DeviceInfo,
     Event,
-    KVSpec,
     PackedLinear,
     Program,
-    ShapeLimits,
     Unavailable,
     Verdict,
     WeightScheme,
 )
-from mainspring.core.batch import Bucket, Buckets
+from mainspring.core.batch import Bucket
 from mainspring.core.errors import BackendError, unknown
 
 if TYPE_CHECKING:
@@ -101,7 +99,7 @@ class GaudiBackend(Backend):
         return GaudiDevice(vendor, found[index], by_hand, given)
 
 
-class GaudiDevice(Device):
+class GaudiDevice(BucketedDevice):
     """One opened card."""
 
     torch_device = "hpu"
@@ -109,14 +107,8 @@ class GaudiDevice(Device):
     def __init__(
         self, vendor: Habana, card: Card, by_hand: Mapping[str, tuple[int, ...]], options: Mapping[str, str]
     ) -> None:
-        import torch
-
-        # A lazy tensor made outside of inference mode has no views inside: this thread stays inside until `close`.
-        self._mode = ExitStack()
-        if vendor.lazy:
-            self._mode.enter_context(torch.inference_mode())
+        super().__init__(vendor, by_hand, CLIMB)
         self.vendor = vendor
-        self._by_hand = by_hand
         self._captures = options.get(GRAPHS) == "on"
         self._kernels = options.get(KERNELS) != "off"
         self._float8 = self._find_float8(card)
@@ -136,32 +128,10 @@ class GaudiDevice(Device):
         """As the bridge says."""
         return self.vendor.peak_bytes()
 
-    def allocate_kv(self, spec: KVSpec, num_blocks: int) -> BlockMajorKV:
-        """Heads outside tokens, and one block more that padding is written to."""
-        from mainspring.backends.bucketed.cache import BlockMajorKV
-
-        return BlockMajorKV.allocate(spec, num_blocks, self.torch_device, self.flush)
-
-    def synchronize(self) -> None:
-        """Enqueues what is pending and waits for it."""
-        self.vendor.synchronize()
-
     def event(self) -> Event:
         """The bridge's own."""
         event: Event = self.vendor.event()
         return event
-
-    def flush(self) -> None:
-        """Ends a lazy graph; each distinct one is compiled once."""
-        self.vendor.flush()
-
-    def compilations(self) -> int:
-        """As the bridge counts them."""
-        return self.vendor.compilations()
-
-    def close(self) -> None:
-        """Leaves inference mode; the runtime lets go of the device when the process ends."""
-        self._mode.close()
 
     def ops(self) -> Mapping[str, Callable[..., Any]]:
         """Attention, and what may not be empty: the graph compiler fuses the rest."""
@@ -204,17 +174,13 @@ class GaudiDevice(Device):
             return super().quantize_activation(x, scheme)
         return self._float8.quantize(x)
 
-    def buckets(self, limits: ShapeLimits) -> Buckets | None:
-        """Ladders up to the limits; everything has a bucket."""
-        return ladders(limits, self._by_hand, CLIMB)
-
     def compile(self, program: Program, bucket: Bucket | None) -> Program:
         """torch.compile, or a lazy graph that needs no more than its flush, or one that is captured."""
         if self._captures:
             from mainspring.backends.gaudi.graphs import captured
 
             return captured(program, self.vendor.capture)
-        return self.vendor.compile(program)
+        return super().compile(program, bucket)
 
     def artifact_key(self) -> str:
         """What the graph compiler's programs depend on."""

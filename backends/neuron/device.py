@@ -7,31 +7,24 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mainspring.backends.bucketed.ladders import LADDERS, Rungs, ladders, read_ladders
+from mainspring.backends.bucketed.device import BucketedDevice
+from mainspring.backends.bucketed.ladders import LADDERS, Rungs, read_ladders
 from mainspring.backends.neuron.artifacts import folder
 from mainspring.backends.neuron.chips import Chip, Core, chips, cores
 from mainspring.backends.neuron.vendor import REMEDY, Vendor, VendorMissing, find, keep_programs, release
 from mainspring.core.backend import (
-    AttentionMetadata,
     Backend,
     Capabilities,
     Device,
     DeviceInfo,
-    KVSpec,
-    Program,
-    ShapeLimits,
     Unavailable,
 )
-from mainspring.core.batch import Bucket, Buckets
 from mainspring.core.errors import BackendError, unknown
 
 if TYPE_CHECKING:
-    from mainspring.backends.bucketed.cache import BlockMajorKV
-    from mainspring.backends.bucketed.steps import StepPlan
     from mainspring.core.config import EngineConfig
 
 CACHE, KERNELS = "program_cache", "kernels"
@@ -107,50 +100,22 @@ class NeuronBackend(Backend):
         return NeuronDevice(kind(), index, cores(found)[index], by_hand, kernels=given.get(KERNELS) != "off")
 
 
-class NeuronDevice(Device):
+class NeuronDevice(BucketedDevice):
     """One opened core."""
 
     def __init__(
         self, vendor: Vendor, index: int, core: Core, by_hand: Mapping[str, tuple[int, ...]], *, kernels: bool
     ) -> None:
-        import torch
-
-        # A lazy tensor made outside of inference mode has no views inside: this thread stays inside until `close`.
-        self._mode = ExitStack()
-        if vendor.lazy:
-            self._mode.enter_context(torch.inference_mode())
+        super().__init__(vendor, by_hand, CLIMB)
         self.torch_device = vendor.device(index)
         self.vendor = vendor
         self._core = core
-        self._by_hand = by_hand
         self._kernels = kernels
 
     def memory(self) -> tuple[int, int]:
         """(free, total) bytes of the core's share of its chip."""
         total = self._core.hbm_bytes
         return max(0, total - self.vendor.used_bytes(self.torch_device)), total
-
-    def allocate_kv(self, spec: KVSpec, num_blocks: int) -> BlockMajorKV:
-        """Heads outside tokens, and one block more that padding is written to."""
-        from mainspring.backends.bucketed.cache import BlockMajorKV
-
-        return BlockMajorKV.allocate(spec, num_blocks, self.torch_device, self.flush)
-
-    def synchronize(self) -> None:
-        """Enqueues what is pending and waits for it."""
-        self.vendor.synchronize()
-
-    def flush(self) -> None:
-        """Ends a lazy graph; each distinct one is compiled once."""
-        self.vendor.flush()
-
-    def compilations(self) -> int:
-        """As the runtime counts them."""
-        return self.vendor.compilations()
-
-    def close(self) -> None:
-        """Leaves inference mode; the runtime lets go of the device when the process ends."""
-        self._mode.close()
 
     def ops(self) -> Mapping[str, Callable[..., Any]]:
         """Attention, and what may not be empty: the compiler fuses the rest."""
@@ -159,20 +124,6 @@ class NeuronDevice(Device):
 
         fused = self.vendor.fused_attention() if self._kernels else None
         return {"attention": Attention(fused=fused), "kv_write": kv_write, "logprobs": logprobs}
-
-    def prepare_attention(self, metadata: AttentionMetadata, kv: BlockMajorKV) -> StepPlan:
-        """Where tokens stand, in the shapes of the bucket."""
-        from mainspring.backends.bucketed.steps import plan_step
-
-        return plan_step(metadata, kv)
-
-    def buckets(self, limits: ShapeLimits) -> Buckets | None:
-        """Ladders up to the limits; everything has a bucket."""
-        return ladders(limits, self._by_hand, CLIMB)
-
-    def compile(self, program: Program, bucket: Bucket | None) -> Program:
-        """torch.compile, or a lazy graph that needs no more than its flush."""
-        return self.vendor.compile(program)
 
     def artifact_key(self) -> str:
         """What the compiler's programs depend on."""

@@ -7,32 +7,25 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from mainspring.backends.bucketed.ladders import LADDERS, ladders, read_ladders
+from mainspring.backends.bucketed.device import BucketedDevice
+from mainspring.backends.bucketed.ladders import DEFAULT, LADDERS, read_ladders
 from mainspring.backends.tpu.chips import Chip, chips
 from mainspring.backends.tpu.vendor import HOST_ARCH, REMEDY, Vendor, VendorMissing, find
 from mainspring.core.backend import (
-    AttentionMetadata,
     Backend,
     Capabilities,
     Device,
     DeviceInfo,
-    KVSpec,
-    Program,
-    ShapeLimits,
     Unavailable,
 )
-from mainspring.core.batch import Bucket, Buckets
 from mainspring.core.errors import BackendError, unknown
 
 if TYPE_CHECKING:
     from mainspring.backends.bucketed.attention import PagedDecode
-    from mainspring.backends.bucketed.cache import BlockMajorKV
-    from mainspring.backends.bucketed.steps import StepPlan
     from mainspring.core.config import EngineConfig
 
 CACHE, KERNEL = "program_cache", "kernel"
@@ -102,21 +95,15 @@ class TpuBackend(Backend):
         return TpuDevice(vendor, index, by_hand, kernel=real and given.get(KERNEL) != "off")
 
 
-class TpuDevice(Device):
+class TpuDevice(BucketedDevice):
     """One opened chip, or the host under XLA."""
 
     def __init__(
         self, vendor: Vendor, index: int, by_hand: Mapping[str, tuple[int, ...]], *, kernel: bool = False
     ) -> None:
-        import torch
-
-        # A lazy tensor made outside of inference mode has no views inside: this thread stays inside until `close`.
-        self._mode = ExitStack()
-        if vendor.lazy:
-            self._mode.enter_context(torch.inference_mode())
+        super().__init__(vendor, by_hand, DEFAULT)
         self.torch_device = vendor.device(index)
         self.vendor = vendor
-        self._by_hand = by_hand
         self._kernel = kernel
 
     def memory(self) -> tuple[int, int]:
@@ -128,28 +115,6 @@ class TpuDevice(Device):
             return host.available, host.total
         used, total = told
         return total - used, total
-
-    def allocate_kv(self, spec: KVSpec, num_blocks: int) -> BlockMajorKV:
-        """Heads outside tokens, and one block more that padding is written to."""
-        from mainspring.backends.bucketed.cache import BlockMajorKV
-
-        return BlockMajorKV.allocate(spec, num_blocks, self.torch_device, self.flush)
-
-    def synchronize(self) -> None:
-        """Enqueues what is pending and waits for it."""
-        self.vendor.synchronize()
-
-    def flush(self) -> None:
-        """Ends a lazy graph; each distinct one is compiled once."""
-        self.vendor.flush()
-
-    def compilations(self) -> int:
-        """As the runtime counts them; 0 where it does not."""
-        return self.vendor.compilations() or 0
-
-    def close(self) -> None:
-        """Leaves inference mode; the runtime lets go of the device when the process ends."""
-        self._mode.close()
 
     def ops(self) -> Mapping[str, Callable[..., Any]]:
         """Attention, and what XLA cannot take as it is: it fuses the rest better than a hand would."""
@@ -164,20 +129,6 @@ class TpuDevice(Device):
         from mainspring.backends.tpu.pallas_attention import as_torch_op
 
         return as_torch_op(self.vendor)
-
-    def prepare_attention(self, metadata: AttentionMetadata, kv: BlockMajorKV) -> StepPlan:
-        """Where tokens stand, in the shapes of the bucket."""
-        from mainspring.backends.bucketed.steps import plan_step
-
-        return plan_step(metadata, kv)
-
-    def buckets(self, limits: ShapeLimits) -> Buckets | None:
-        """Ladders up to the limits; everything has a bucket."""
-        return ladders(limits, self._by_hand)
-
-    def compile(self, program: Program, bucket: Bucket | None) -> Program:
-        """A lazy graph needs no more than its flush."""
-        return self.vendor.compile(program)
 
     def artifact_key(self) -> str:
         """What XLA's programs depend on."""
