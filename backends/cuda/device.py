@@ -5,7 +5,6 @@ Torch is imported in methods, when a device is open: listing backends must not l
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING
 from mainspring.backends.cuda.driver import DriverError, Gpu, gpus
 from mainspring.backends.torch_gpu.device import GpuDevice
 from mainspring.backends.torch_gpu.options import check_options
+from mainspring.backends.torch_gpu.shell import capabilities, missing_software
 from mainspring.core.backend import (
     Backend,
     Capabilities,
@@ -34,14 +34,8 @@ OLDEST = (8, 0)
 """Compute capability from which bfloat16 and asynchronous copies to shared memory exist; kernels rely on both."""
 
 
-def missing_software() -> str:
-    """What of the software is not installed; empty when nothing is."""
-    torch = importlib.util.find_spec("torch")
-    if torch is None or torch.origin is None:
-        return "torch is not installed"
-    if not (Path(torch.origin).parent / "lib" / "libtorch_cuda.so").exists():
-        return "the installed torch was built without CUDA"
-    return "" if importlib.util.find_spec("triton") else "triton is not installed"
+def _missing_software() -> str:
+    return missing_software("cuda", "CUDA")
 
 
 class CudaBackend(Backend):
@@ -51,7 +45,11 @@ class CudaBackend(Backend):
     contract_version = 1
     preference = 100
 
-    def __init__(self, find: Callable[[], list[Gpu]] = gpus, missing: Callable[[], str] = missing_software) -> None:
+    def __init__(
+        self,
+        find: Callable[[], list[Gpu]] = gpus,
+        missing: Callable[[], str] = _missing_software,
+    ) -> None:
         self._find = find
         self._missing = missing
 
@@ -79,19 +77,8 @@ class CudaBackend(Backend):
 
     def capabilities(self, device: DeviceInfo) -> Capabilities:
         """The same for all generations taken, but for how far they were verified."""
-        return Capabilities(
-            compute_dtypes=("bfloat16", "float16", "float32"),
-            kv_dtypes=("bfloat16", "float16", "float32"),
-            block_sizes=(32, 16, 64, 128),
-            attention=frozenset({"sliding_window", "softcap", "sinks"}),
-            graphs="capture",
-            collectives="nccl",
-            asynchronous=True,
-            copies_async=True,
-            samples_in_program=True,
-            # On the hardware for Hopper. Other generations run the same source, and nobody has looked.
-            verified="L5" if device.arch == "sm_90" else "L0",
-        )
+        # On the hardware for Hopper. Other generations run the same source, and nobody has looked.
+        return capabilities(collectives="nccl", verified="L5" if device.arch == "sm_90" else "L0")
 
     def open(self, index: int, rank: int, world: int, options: EngineConfig) -> Device:
         """Opens a GPU; the device becomes this process's current one."""

@@ -6,17 +6,16 @@ torch reaches them by the names it has for NVIDIA's (docs.pytorch.org, "HIP (ROC
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mainspring.backends.rocm.chips import CHIPS
 from mainspring.backends.rocm.driver import Gpu, gpus, visible
 from mainspring.backends.torch_gpu.device import GpuDevice
 from mainspring.backends.torch_gpu.options import check_options
+from mainspring.backends.torch_gpu.shell import capabilities, missing_software
 from mainspring.core.backend import Backend, Capabilities, Device, DeviceInfo, Unavailable
 from mainspring.core.errors import BackendError
 
@@ -28,19 +27,13 @@ REMEDY = (
 )
 
 
-def missing_software() -> str:
-    """What of the software is not installed; empty when nothing is."""
-    torch = importlib.util.find_spec("torch")
-    if torch is None or torch.origin is None:
-        return "torch is not installed"
-    if not (Path(torch.origin).parent / "lib" / "libtorch_hip.so").exists():
-        return "the installed torch was built without ROCm"
-    return "" if importlib.util.find_spec("triton") else "triton is not installed"
-
-
 def _visible_gpus() -> list[Gpu]:
     # HIP reads its switches from the environment, and indices must be those that torch will use.
     return visible(gpus(), os.environ)
+
+
+def _missing_software() -> str:
+    return missing_software("hip", "ROCm")
 
 
 class RocmBackend(Backend):
@@ -51,7 +44,9 @@ class RocmBackend(Backend):
     preference = 100
 
     def __init__(
-        self, find: Callable[[], list[Gpu]] = _visible_gpus, missing: Callable[[], str] = missing_software
+        self,
+        find: Callable[[], list[Gpu]] = _visible_gpus,
+        missing: Callable[[], str] = _missing_software,
     ) -> None:
         self._find = find
         self._missing = missing
@@ -75,19 +70,8 @@ class RocmBackend(Backend):
 
     def capabilities(self, device: DeviceInfo) -> Capabilities:
         """As on any of torch's GPUs. Caches of 8 bits wait for scales in the kernels."""
-        return Capabilities(
-            compute_dtypes=("bfloat16", "float16", "float32"),
-            kv_dtypes=("bfloat16", "float16", "float32"),
-            block_sizes=(32, 16, 64, 128),
-            attention=frozenset({"sliding_window", "softcap", "sinks"}),
-            graphs="capture",
-            collectives="nccl",
-            asynchronous=True,
-            copies_async=True,
-            samples_in_program=True,
-            # AMD's compiler takes every kernel (L3), and their numerics hold in Triton's interpreter (L4).
-            verified="L4",
-        )
+        # AMD's compiler takes every kernel (L3), and their numerics hold in Triton's interpreter (L4).
+        return capabilities(collectives="nccl", verified="L4")
 
     def open(self, index: int, rank: int, world: int, options: EngineConfig) -> Device:
         """Opens a GPU; the device becomes this process's current one."""

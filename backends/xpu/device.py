@@ -6,13 +6,12 @@ Intel's extension (IPEX) ended with torch 2.8 and is not used. Torch is imported
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mainspring.backends.torch_gpu.device import GpuDevice
 from mainspring.backends.torch_gpu.options import check_options
+from mainspring.backends.torch_gpu.shell import capabilities, missing_software
 from mainspring.backends.xpu.driver import Gpu, gpus
 from mainspring.core.backend import Backend, Capabilities, Device, DeviceInfo, Unavailable
 from mainspring.core.errors import BackendError
@@ -25,14 +24,8 @@ REMEDY = (
 )
 
 
-def missing_software() -> str:
-    """What of the software is not installed; empty when nothing is."""
-    torch = importlib.util.find_spec("torch")
-    if torch is None or torch.origin is None:
-        return "torch is not installed"
-    if not (Path(torch.origin).parent / "lib" / "libtorch_xpu.so").exists():
-        return "the installed torch was built without XPU"
-    return "" if importlib.util.find_spec("triton") else "triton (PyTorch's build for XPU) is not installed"
+def _missing_software() -> str:
+    return missing_software("xpu", "XPU")
 
 
 class XpuBackend(Backend):
@@ -42,7 +35,7 @@ class XpuBackend(Backend):
     contract_version = 1
     preference = 100
 
-    def __init__(self, find: Callable[[], list[Gpu]] = gpus, missing: Callable[[], str] = missing_software) -> None:
+    def __init__(self, find: Callable[[], list[Gpu]] = gpus, missing: Callable[[], str] = _missing_software) -> None:
         self._find = find
         self._missing = missing
 
@@ -60,19 +53,8 @@ class XpuBackend(Backend):
 
     def capabilities(self, device: DeviceInfo) -> Capabilities:
         """As on any of torch's GPUs; graphs where its torch has them, which only an opened device knows."""
-        return Capabilities(
-            compute_dtypes=("bfloat16", "float16", "float32"),
-            kv_dtypes=("bfloat16", "float16", "float32"),
-            block_sizes=(32, 16, 64, 128),
-            attention=frozenset({"sliding_window", "softcap", "sinks"}),
-            graphs="capture",
-            collectives="xccl",
-            asynchronous=True,
-            copies_async=True,
-            samples_in_program=True,
-            # Intel's compilers take every kernel for PVC and DG2 (L3), whose numerics hold in the interpreter (L4).
-            verified="L4" if device.arch in ("pvc", "dg2") else "L0",
-        )
+        # Intel's compilers take every kernel for PVC and DG2 (L3), whose numerics hold in the interpreter (L4).
+        return capabilities(collectives="xccl", verified="L4" if device.arch in ("pvc", "dg2") else "L0")
 
     def open(self, index: int, rank: int, world: int, options: EngineConfig) -> Device:
         """Opens a GPU; the device becomes this process's current one."""

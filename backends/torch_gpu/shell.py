@@ -1,0 +1,34 @@
+"""What a shell says of its GPUs before one is opened, as far as it is the same for all of them. Imports no torch."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+from mainspring.core.backend import Capabilities
+
+
+def missing_software(library: str, vendor: str) -> str:
+    """What of the software is not installed; empty when nothing is. `library` is torch's own for this vendor."""
+    torch = importlib.util.find_spec("torch")
+    if torch is None or torch.origin is None:
+        return "torch is not installed"
+    if not (Path(torch.origin).parent / "lib" / f"libtorch_{library}.so").exists():
+        return f"the installed torch was built without {vendor}"
+    return "" if importlib.util.find_spec("triton") else "triton is not installed"
+
+
+def capabilities(collectives: str, verified: str) -> Capabilities:
+    """What the kernels and captured graphs give on any of torch's GPUs. Caches of 8 bits wait for scales in them."""
+    return Capabilities(
+        compute_dtypes=("bfloat16", "float16", "float32"),
+        kv_dtypes=("bfloat16", "float16", "float32"),
+        block_sizes=(32, 16, 64, 128),
+        attention=frozenset({"sliding_window", "softcap", "sinks"}),
+        graphs="capture",
+        collectives=collectives,
+        asynchronous=True,
+        copies_async=True,
+        samples_in_program=True,
+        verified=verified,
+    )
