@@ -32,4 +32,5 @@ def choose(
 
 def not_finite(logits_NV: Tensor) -> Tensor:
     """[N] bool: rows that hold NaN or +inf, or no finite logit at all. -inf alone is how a token is ruled out."""
-    return ~logits_NV.amax(dim=-1).isfinite()
+    # Not every compiler's maximum passes NaN on (XLA's on a host does not); every sum does.
+    return ~logits_NV.amax(dim=-1).isfinite() | logits_NV.sum(dim=-1).isnan()
