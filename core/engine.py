@@ -4,7 +4,7 @@
 
 The host always plans one step ahead of the device, so the device never waits for it. The loop decides nothing: policy
 is `core/scheduling/scheduler.py`, computing is the `Executor`'s. Below it is the process's entry, `python -m
-mainspring.core.engine`, the one place in the core that constructs things.
+mainspring.core.engine`, which puts together what `core/composition.py` builds.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import os
 import shutil
 import signal
 import sys
-import time
 from dataclasses import dataclass
 
 from mainspring.core import lifeline
-from mainspring.core.backend import Executor, ExecutorRequest, Pending, ProgressCallback
+from mainspring.core.backend import Executor, Pending
 from mainspring.core.batch import Batch
 from mainspring.core.border import check_numbers
 from mainspring.core.channel import EngineChannel, EngineStart, Malformed, read_start
+from mainspring.core.composition import build_executor, build_scheduler, describe
 from mainspring.core.errors import (
     EXIT_DRAIN_OVERRUN,
     EXIT_ENGINE,
@@ -32,10 +32,10 @@ from mainspring.core.errors import (
     RequestError,
     StartupError,
 )
-from mainspring.core.grammar.store import Grammars, installed
+from mainspring.core.grammar.store import Grammars
 from mainspring.core.grammar.waiting import GrammarQueue
 from mainspring.core.metrics import Stats
-from mainspring.core.plan import Plan, make_plan
+from mainspring.core.plan import make_plan
 from mainspring.core.processors.forms import ProcessorForms
 from mainspring.core.request import (
     Cancel,
@@ -51,9 +51,8 @@ from mainspring.core.request import (
     ToEngine,
     Vocabulary,
 )
-from mainspring.core.scheduling.blocks import BlockPool
 from mainspring.core.scheduling.scheduler import Scheduler
-from mainspring.core.setting import Setting, settle
+from mainspring.core.setting import settle
 
 _log = logging.getLogger(__name__)
 
@@ -317,94 +316,6 @@ def compose(start: EngineStart, channel: EngineChannel) -> tuple[Engine, Executo
         grace_seconds=start.grace_seconds,
     )
     return engine, executor, ready
-
-
-def build_executor(
-    setting: Setting,
-    plan: Plan,
-    progress: ProgressCallback,
-    grace_seconds: float = 5.0,
-    grammars: Grammars | None = None,
-    processors: ProcessorForms | None = None,
-) -> Executor:
-    """The backend's own executor where it has one, else the core's over the backend's device, or over several."""
-    config, model = setting.config, setting.model
-    backend, device = setting.choice.backend, setting.choice.device
-    own = backend.executor(
-        ExecutorRequest(model, config, plan.max_length, plan.kv, plan.num_blocks, device, progress, grammars)
-    )
-    if own is not None:
-        return own
-    if len(setting.devices) > 1:
-        from mainspring.core.parallel import leading
-
-        return leading.build_executor(setting, plan, progress, grace_seconds, forms=processors)
-    from mainspring.core.execution import loading  # imports torch, which a backend's own executor may do without
-
-    opened = backend.open(device.index, 0, 1, config)
-    try:
-        return loading.build_executor(
-            config,
-            model,
-            plan,
-            opened,
-            info=device,
-            capabilities=backend.capabilities(device),
-            progress=progress,
-            model_plugins=setting.plugins.models(),
-            grammars=grammars,
-            processor_plugins=setting.plugins.logits_processors(),
-            forms=processors,
-        )
-    except BaseException:
-        opened.close()
-        raise
-
-
-def build_scheduler(setting: Setting, executor: Executor, max_length: int) -> Scheduler:
-    """The scheduler for what the executor turned out to hold."""
-    config, choice = setting.config, setting.choice
-    pool = BlockPool(executor.num_blocks(), executor.kv_spec().block_size, prefix_caching=config.prefix_caching)
-    return Scheduler(
-        pool=pool,
-        max_sequences=config.max_sequences,
-        max_length=max_length,
-        max_batch_tokens=config.max_batch_tokens,
-        max_prefill_chunk=config.max_prefill_chunk,
-        max_waiting_requests=config.max_waiting_requests,
-        max_waiting_tokens=config.max_waiting_tokens,
-        eos_token_ids=setting.model.eos_token_ids,
-        buckets=executor.buckets(),
-        mixes_prefill_and_decode=choice.backend.capabilities(choice.device).mixes_prefill_and_decode,
-        clock=time.monotonic,
-        seed=config.seed,
-    )
-
-
-def describe(setting: Setting, plan: Plan, executor: Executor, grammars: Grammars, processors: ProcessorForms) -> Ready:
-    """What the server must know to validate requests, and what the operator should."""
-    block_size, num_blocks = executor.kv_spec().block_size, executor.num_blocks()
-    room = (num_blocks - 1) * block_size
-    notes = (setting.choice.reason, *plan.notes)
-    if room < plan.max_length:
-        notes += (
-            f"sequences are limited to {room} of {plan.max_length} tokens: no more memory was free for the cache",
-        )
-    return Ready(
-        max_length=min(plan.max_length, room),
-        vocab_size=setting.model.vocab_size,
-        block_size=block_size,
-        num_blocks=num_blocks,
-        max_sequences=setting.config.max_sequences,
-        backend=setting.choice.backend.name,
-        device=executor.device_name(),
-        dtype=plan.dtype,
-        notes=notes,
-        num_shard=len(setting.devices),
-        eos_token_ids=tuple(setting.model.eos_token_ids),
-        follows_grammars=grammars.followed and bool(installed()) and bool(setting.model.eos_token_ids),
-        processors=processors.offered,
-    )
 
 
 if __name__ == "__main__":

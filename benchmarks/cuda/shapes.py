@@ -21,8 +21,8 @@ from pathlib import Path
 import torch
 
 from mainspring.core.backend import Executor
+from mainspring.core.composition import build_executor, build_scheduler
 from mainspring.core.config import EngineConfig, ModelConfig
-from mainspring.core.engine import build_executor, build_scheduler
 from mainspring.core.plan import make_plan
 from mainspring.core.request import RequestId, SamplingParams, Submit
 from mainspring.core.scheduling.scheduler import Scheduler

@@ -20,8 +20,8 @@ from pathlib import Path
 
 from shapes import COMMON, LOADS, MODELS, Serving, decode_step, throughput
 
+from mainspring.core.composition import build_executor, build_scheduler
 from mainspring.core.config import EngineConfig
-from mainspring.core.engine import build_executor, build_scheduler
 from mainspring.core.plan import make_plan
 from mainspring.core.request import RequestId, SamplingParams, Submit
 from mainspring.core.setting import settle

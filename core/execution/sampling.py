@@ -19,6 +19,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from mainspring.core.execution.penalties import Penalties, penalise
 from mainspring.core.ops.sample import SamplingTensors, seed_key
 from mainspring.core.processors.contract import LogitsProcessor
 from mainspring.core.processors.stage import NO_PROCESSORS, Processing, ProcessorTable
@@ -51,21 +52,6 @@ _PACKED_FLOATS = ("temperature", "top_p", "typical_p", "min_p")
 _PACKED_INTEGERS = ("top_k", "key")
 PACKED_COLUMNS = len(_PACKED_FLOATS) + len(_PACKED_INTEGERS)
 """Words of a row that chooses inside a program: floats by their bits."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Penalties:
-    """Of the P rows that have any."""
-
-    rows: Tensor
-    """[P] int64: which of the N."""
-    table_rows: Tensor
-    """[P] int64: their rows in the token table."""
-    num_prompt_tokens: Tensor
-    repetition: Tensor
-    frequency: Tensor
-    presence: Tensor
-    """[P] each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,25 +250,6 @@ def adjust(
         logits_NV.index_put_((bans.rows, bans.tokens), value, accumulate=True)
         flush()
     return logits_NV
-
-
-def penalise(logits_PV: Tensor, history_PL: Tensor, lengths_P: Tensor, penalties: Penalties) -> Tensor:
-    """Repetition penalty over prompt and output, frequency and presence penalties over the output. Overwrites logits.
-
-    Repetition: Keskar et al. 2019. Frequency and presence: OpenAI's API reference, `logit - count * frequency -
-    (count > 0) * presence`, with absolute counts.
-    """
-    place_L = torch.arange(history_PL.shape[1], device=history_PL.device)
-    history_PL = history_PL.long()
-    said_PL = place_L < lengths_P[:, None]
-    output_PL = said_PL & (place_L >= penalties.num_prompt_tokens[:, None])
-    counts_PV = torch.zeros_like(logits_PV).scatter_add_(1, history_PL, said_PL.float())
-    repetition_P1 = penalties.repetition[:, None]
-    scaled_PV = torch.where(logits_PV < 0, logits_PV * repetition_P1, logits_PV / repetition_P1)
-    logits_PV = torch.where(counts_PV > 0, scaled_PV, logits_PV)
-    counts_PV.zero_().scatter_add_(1, history_PL, output_PL.float())
-    logits_PV.sub_(counts_PV * penalties.frequency[:, None])
-    return logits_PV.sub_((counts_PV > 0) * penalties.presence[:, None])
 
 
 def any_stage(columns: Tensor, position_N: Tensor) -> SamplingTensors:

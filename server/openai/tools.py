@@ -8,7 +8,8 @@ from typing import Any
 
 from mainspring.core.errors import unknown
 from mainspring.server.errors import FieldError, invalid
-from mainspring.server.openai.types import AllowedToolsChoice, ChatRequest, NamedTool
+from mainspring.server.openai.tool_types import AllowedToolsChoice, NamedTool
+from mainspring.server.openai.types import ChatRequest
 from mainspring.server.tools.tool import Offer, Tool
 
 _NO_ARGUMENTS: Mapping[str, Any] = {"type": "object", "properties": {}}

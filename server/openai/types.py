@@ -16,12 +16,12 @@ from pydantic_core import PydanticCustomError
 from mainspring.server.http.body import Finite, Signed32, Signed64, Unsigned32, WireModel
 from mainspring.server.http.slices import check_slices
 from mainspring.server.model import MAX_STOP_CHARACTERS
+from mainspring.server.openai.tool_types import MAX_TOOLS, ToolChoice, ToolSpec
 
 FinishWord = Literal["stop", "length", "tool_calls"]
 MAX_STOPS = 16
 MAX_N = 8
 MAX_LOGPROBS = 20
-MAX_TOOLS = 128
 MAX_ITEMS = 4096
 """Messages, parts of one, prompts, biased tokens: more than anybody means, and few enough to be checked in no time."""
 
@@ -131,65 +131,6 @@ class Message(WireModel):
     tool_call_id: str | None = None
     reasoning_content: str | None = None
     """The thoughts of an earlier answer, for templates that show them."""
-
-
-class Function(WireModel):
-    """What a tool does, and its arguments' JSON schema: `parameters`, in TGI's dialect also `arguments`."""
-
-    name: Annotated[str, Field(pattern=r"^[\w.:/-]{1,128}$")]
-    description: str | None = None
-    parameters: dict[str, Any] | None = None
-    arguments: dict[str, Any] | None = None
-    strict: bool | None = None
-
-
-class ToolSpec(WireModel):
-    """A tool that the answer may call. Functions are the only kind."""
-
-    type: Literal["function"] = "function"
-    function: Function
-
-
-class NamedFunction(WireModel):
-    """A tool by its name."""
-
-    name: str
-
-
-class NamedTool(WireModel):
-    """This tool and no other, once."""
-
-    type: Literal["function"] = "function"
-    function: NamedFunction
-
-
-class AllowedTools(WireModel):
-    """Some of the request's tools."""
-
-    mode: Literal["auto", "required"]
-    tools: Annotated[list[NamedTool], Field(fail_fast=True, max_length=MAX_TOOLS)]
-
-
-class AllowedToolsChoice(WireModel):
-    """OpenAI's `allowed_tools`."""
-
-    type: Literal["allowed_tools"]
-    allowed_tools: AllowedTools
-
-
-def _choice_form(choice: object) -> str:
-    if not isinstance(choice, dict):
-        return "str"
-    return "allowed_tools" if choice.get("type") == "allowed_tools" else "function"
-
-
-ToolChoice = Annotated[
-    Annotated[str, Tag("str")]
-    | Annotated[NamedTool, Tag("function")]
-    | Annotated[AllowedToolsChoice, Tag("allowed_tools")],
-    Discriminator(_choice_form),
-]
-"""`auto`, `none`, `required`, in TGI's dialect a tool's name; or an object that names tools."""
 
 
 class ChatRequest(SamplingFields):

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from mainspring.core.batch import Admission, Batch
+from mainspring.core.composition import build_executor
 from mainspring.core.config import EngineConfig
-from mainspring.core.engine import build_executor
 from mainspring.core.plan import make_plan
 from mainspring.core.request import SamplingParams
 from mainspring.core.setting import settle

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from mainspring.core.backend import Device, Executor
 from mainspring.core.batch import Batch
+from mainspring.core.composition import build_scheduler
 from mainspring.core.config import EngineConfig
-from mainspring.core.engine import build_scheduler
 from mainspring.core.execution.loading import build_executor
 from mainspring.core.plan import make_plan
 from mainspring.core.request import RequestId, SamplingParams, Submit

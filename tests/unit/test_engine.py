@@ -309,7 +309,9 @@ def test_composing_an_engine_on_the_simulator_imports_no_torch(tmp_path: Path) -
     model = write_tiny_model(tmp_path / "tiny")
     code = (
         "import sys\n"
-        "from mainspring.core.engine import build_executor, build_scheduler, make_plan, settle\n"
+        "from mainspring.core.composition import build_executor, build_scheduler\n"
+        "from mainspring.core.plan import make_plan\n"
+        "from mainspring.core.setting import settle\n"
         "from mainspring.core.config import EngineConfig\n"
         f"setting = settle(EngineConfig(model={str(model)!r}, backend='sim'))\n"
         "plan = make_plan(setting.config, setting.model, setting.choice.backend, setting.choice.device)\n"
