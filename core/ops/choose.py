@@ -32,5 +32,6 @@ def choose(
 
 def not_finite(logits_NV: Tensor) -> Tensor:
     """[N] bool: rows that hold NaN or +inf, or no finite logit at all. -inf alone is how a token is ruled out."""
-    # Not every compiler's maximum passes NaN on (XLA's on a host does not); every sum does.
-    return ~logits_NV.amax(dim=-1).isfinite() | logits_NV.sum(dim=-1).isnan()
+    # Not every compiler's maximum passes NaN on (XLA's on a host does not). Every sum does; NaN alone is not itself.
+    total_N = logits_NV.sum(dim=-1)
+    return ~logits_NV.amax(dim=-1).isfinite() | (total_N != total_N)
