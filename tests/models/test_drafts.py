@@ -229,7 +229,8 @@ def test_eagle3_mixes_depths_and_scores_a_part(target: Pair, tmp_path: Path, nor
     )
     x = (normed if norm_before_residual else mixed) + attended[0]
     expected = x + layer.mlp(layer.post_attention_layernorm(x))
-    found = PagedDrafter(drafter, target).states(tokens, hidden, PIECES)
+    beside_final_states = torch.cat((torch.full((len(hidden), tiny_drafts.HIDDEN), torch.nan), hidden), -1)
+    found = PagedDrafter(drafter, target).states(tokens, beside_final_states, PIECES)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
     part = norm(found, "norm.weight") @ tensors["lm_head.weight"].T

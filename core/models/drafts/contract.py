@@ -51,7 +51,7 @@ class Recurrent(nn.Module, ABC):
 
     @abstractmethod
     def features(self, hidden_TF: Tensor) -> Tensor:
-        """Of what the target gave at each token, [T, F], what `forward` takes, [T, E]."""
+        """Of the target's hidden states at each token, [T, F], taps included, what `forward` takes, [T, E]."""
 
     @abstractmethod
     def forward(self, tokens_T: Tensor, features_TE: Tensor, positions_T: Tensor, step: AttentionStep) -> Tensor:

@@ -85,9 +85,11 @@ class Eagle3(Recurrent):
         self.lm_head = make.linear(model.hidden_size, config.draft_vocab_size)
         self.d2t = DraftVocabulary(config.draft_vocab_size) if config.maps_vocabulary else None
         self._vocab_size = model.vocab_size
+        # What is tapped stands behind the target's final states.
+        self._own = config.target_hidden_size
 
     def features(self, hidden_TF: Tensor) -> Tensor:
-        mixed_TE: Tensor = self.fc(hidden_TF)
+        mixed_TE: Tensor = self.fc(hidden_TF[:, self._own :].contiguous())
         return mixed_TE
 
     def forward(self, tokens_T: Tensor, features_TE: Tensor, positions_T: Tensor, step: AttentionStep) -> Tensor:
