@@ -113,6 +113,10 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     memory_fraction: float | None = None
     """Share of the device's memory to use in all; None takes the backend's default."""
     prefix_caching: bool = True
+    speculate: int | None = None
+    """Tokens that are drafted at once for each sequence; None: what the speculator was made for. 0: none."""
+    speculator: str | None = None
+    """`ngram`, or a directory (or `.gguf` file) with a draft model or heads for this model."""
     seed: int = 0
     """Of the engine's own draws: seeds of requests that name none, dummy weights."""
     threads: int | None = None

@@ -127,7 +127,7 @@ def _num_blocks(config: EngineConfig, plan: Plan, device: Device, group: Communi
     if num_blocks < 2:
         raise StartupError(
             f"no memory is left for the KV cache: {free:,} of {total:,} bytes are free after loading, a step needs "
-            f"{plan.workspace_bytes:,} and a block {plan.kv.block_bytes():,}; raise --memory-fraction, lower "
+            f"{plan.workspace_bytes:,} and a block {plan.block_bytes:,}; raise --memory-fraction, lower "
             "--max-batch-prefill-tokens or use --quantize"
         )
     return num_blocks
