@@ -11,10 +11,7 @@ from pathlib import Path
 
 from mainspring.core.architectures.speculators import SpeculatorConfig, cached_model
 from mainspring.core.backend import KV_DTYPE_BYTES, AttentionFeature, Capabilities, KVSpec
-from mainspring.core.config import Dtype, EngineConfig, ModelConfig
-
-WITHOUT_WEIGHTS = ("ngram", "none")
-"""Values of `--speculator` that name no checkpoint."""
+from mainspring.core.config import WEIGHTLESS_SPECULATORS, Dtype, EngineConfig, ModelConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +41,7 @@ class SpeculatorPlan:
 
 def speculator_path(config: EngineConfig) -> Path | None:
     """Where the speculator's checkpoint lies; None when the operator named none."""
-    return None if config.speculator is None or config.speculator in WITHOUT_WEIGHTS else Path(config.speculator)
+    return None if config.speculator is None or config.speculator in WEIGHTLESS_SPECULATORS else Path(config.speculator)
 
 
 def plan_speculator(

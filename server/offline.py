@@ -13,8 +13,6 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
-import msgspec
-
 from mainspring.core.config import Dtype, EngineConfig, KVDtype
 from mainspring.core.errors import StartupError
 from mainspring.core.grammar.messages import GrammarSpec
@@ -23,7 +21,7 @@ from mainspring.core.request import FinishReason, Ready, SamplingParams, TokenLo
 from mainspring.server.engine.client import EngineClient, ProgressListener
 from mainspring.server.errors import TemplateError
 from mainspring.server.grammar.guidance import Guidance
-from mainspring.server.source import resolve
+from mainspring.server.source import located, resolve
 from mainspring.server.text.generation import Generation, Piece, Token, generate
 from mainspring.server.text.template import ChatTemplate, Message
 from mainspring.server.text.tokenizer import load_tokenizer
@@ -117,7 +115,7 @@ class LLM:
         self._template = None if template is None else ChatTemplate(template, self.tokenizer.special)
         # More would only fill the engine's queue, which is bounded.
         self._at_once = config.max_sequences + config.max_waiting_requests
-        self._engine = EngineClient(msgspec.structs.replace(config, model=str(source.path)), on_progress=on_progress)
+        self._engine = EngineClient(located(config, source), on_progress=on_progress)
         self._guidance: Guidance | None = None
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="mainspring", daemon=True)
