@@ -99,6 +99,15 @@ class PromptRange:
     """How many of the likeliest tokens to name at each position."""
 
 
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """Tokens that are guessed to follow a row's last one. The row computes them too, and chooses behind each."""
+
+    index: int
+    """Which of the batch's rows; its `counts` includes them."""
+    tokens: Sequence[int]
+
+
 @dataclass(slots=True)
 class Batch:
     """One step. The four parallel lists describe its rows; rows that decode one token come first."""
@@ -120,6 +129,10 @@ class Batch:
     """(source block, destination block): contents to copy before the step, all layers, keys and values."""
     prompt_logprobs: list[PromptRange] = field(default_factory=list)
     """Mostly empty. A prompt's tokens come once, in order, whatever chunks and preemptions cut it into."""
+    drafts: list[Draft] = field(default_factory=list)
+    """In the order of rows. A row with k drafts yields k + 1 tokens, one behind each that it computes."""
+    wants: list[int] = field(default_factory=list)
+    """Which of the batch's rows a drafter of the executor's is to guess the next tokens of."""
     bucket: Bucket | None = None
     """The shape to pad to; None where any shape is taken: on such machines, or for steps beside captured decodes."""
 
@@ -135,5 +148,7 @@ class StepResult:
     """Positions in `tokens` whose logits were not finite: those sequences end with `ErrorKind.NUMERICAL`."""
     prompt_logprobs: Sequence[list[TokenLogprobs]] = ()
     """One list for each of the batch's `prompt_logprobs`, with one entry a token."""
+    drafts: Sequence[list[int]] = ()
+    """What a drafter guesses to follow, a list for each of the batch's `wants`; empty for those it is not ready for."""
     astray: tuple[int, ...] = ()
     """Positions in `tokens` whose sequences cannot be held to their grammar any more: they end with an error."""
