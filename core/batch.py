@@ -25,7 +25,7 @@ class Bucket:
     tokens: int
     """Packed tokens, padding included (T)."""
     sequences: int
-    """Rows of the step, padding included (R)."""
+    """Rows of the step, padding included (R); it chooses as many tokens at most."""
     blocks: int
     """Width of the block table (B)."""
 
@@ -101,10 +101,14 @@ class PromptRange:
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """Tokens that are guessed to follow a row's last one. The row computes them too, and chooses behind each."""
+    """Tokens that a row is guessed to go on with.
+
+    The row computes its last known token and these behind it, and chooses after each, as it would if that were its last
+    token: 1 + len(tokens) choices, of which the first is right, and each further one while the guess before it was.
+    """
 
     index: int
-    """Which of the batch's rows; its `counts` includes them."""
+    """Which of the batch's rows it belongs to; that row's `counts` includes the guesses."""
     tokens: Sequence[int]
 
 
@@ -130,16 +134,22 @@ class Batch:
     prompt_logprobs: list[PromptRange] = field(default_factory=list)
     """Mostly empty. A prompt's tokens come once, in order, whatever chunks and preemptions cut it into."""
     drafts: list[Draft] = field(default_factory=list)
-    """In the order of rows. A row with k drafts yields k + 1 tokens, one behind each that it computes."""
-    wants: list[int] = field(default_factory=list)
-    """Which of the batch's rows a drafter of the executor's is to guess the next tokens of."""
+    """Guesses that the step verifies, in the order of their rows. Executors may be asked to under `speculate` alone."""
+    wanting: list[int] = field(default_factory=list)
+    """Places in `rows` for which an executor that drafts itself should guess what comes after the step."""
     bucket: Bucket | None = None
     """The shape to pad to; None where any shape is taken: on such machines, or for steps beside captured decodes."""
+
+    @property
+    def num_choices(self) -> int:
+        """Tokens that the step chooses."""
+        return sum(self.samples) + sum(len(draft.tokens) for draft in self.drafts)
 
 
 @dataclass(slots=True)
 class StepResult:
-    """What a step produced, one token for each row of the batch whose `samples` is True, in the batch's order."""
+    """What a step produced: in the batch's order one token for each row whose `samples` is True, or with a `Draft` one
+    for each of its choices."""
 
     tokens: list[int]
     logprobs: list[TokenLogprobs | None] | None = None
@@ -148,7 +158,7 @@ class StepResult:
     """Positions in `tokens` whose logits were not finite: those sequences end with `ErrorKind.NUMERICAL`."""
     prompt_logprobs: Sequence[list[TokenLogprobs]] = ()
     """One list for each of the batch's `prompt_logprobs`, with one entry a token."""
-    drafts: Sequence[list[int]] = ()
-    """What a drafter guesses to follow, a list for each of the batch's `wants`; empty for those it is not ready for."""
     astray: tuple[int, ...] = ()
     """Positions in `tokens` whose sequences cannot be held to their grammar any more: they end with an error."""
+    drafts: Sequence[Sequence[int]] = ()
+    """What the executor guesses to come next, for each of the batch's `wanting`; empty where it has no guess."""

@@ -291,7 +291,7 @@ class GraphExecutor:
         if self._drafter is not None and step.drafting is not None:
             # Last, for its programs may overwrite what the step's returned.
             drafts_RK = step.drafting.run(self._drafter, inputs, hidden_TE, self._table.tokens, self._upload)
-            results.take_drafts(batch.wants, step.drafting.plan.places, drafts_RK, self._device.pinned)
+            results.take_drafts(batch.wanting, step.drafting.plan.places, drafts_RK, self._device.pinned)
         results.event.record()
         return results
 

@@ -34,7 +34,7 @@ class Drafting:
     @classmethod
     def of(cls, drafter: Drafter, batch: Batch) -> Drafting:
         """On the host, for every step: the state table must be up to date."""
-        plan = drafter.plan(batch, batch.wants)
+        plan = drafter.plan(batch, batch.wanting)
         return cls(plan, _spans(batch, plan.places))
 
     def run(
