@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from mainspring.core.architectures.speculators import read_speculator
-from mainspring.core.backend import KVSpec
+from mainspring.core.backend import Device, KVCache, KVSpec
 from mainspring.core.batch import Admission, Batch
 from mainspring.core.config import EngineConfig, ModelConfig
 from mainspring.core.execution.drafters.contract import Drafter, Ran
@@ -21,12 +21,12 @@ from mainspring.core.execution.sampling import SamplingTable
 from mainspring.core.execution.table import StateTable
 from mainspring.core.layers.attention import AttentionStep
 from mainspring.core.models import CausalLM
-from mainspring.core.ops import Ops
+from mainspring.core.ops import resolve
 from mainspring.core.request import SamplingParams
 from mainspring.core.speculator_plan import plan_speculator
 from tests.support.plain_device import PlainDevice
 
-ROWS, BLOCK_SIZE, NUM_BLOCKS = 4, 4, 60
+ROWS, NUM_BLOCKS = 4, 60
 
 
 def upload(array: np.ndarray) -> torch.Tensor:  # type: ignore[type-arg]
@@ -52,33 +52,34 @@ class Written:
 class DraftingByHand:
     """The target's half of every step; the drafter's comes behind it."""
 
-    def __init__(self, target: CausalLM, config: ModelConfig, max_length: int) -> None:
-        self.target, self.config, self.device, self.ops = target, config, PlainDevice(), Ops()
+    def __init__(
+        self, target: CausalLM, config: ModelConfig, max_length: int, device: Device | None = None, block_size: int = 4
+    ) -> None:
+        self.target, self.config, self.device = target, config, device or PlainDevice()
+        self.ops, self.block_size = resolve(self.device.ops()), block_size
         sampling = SamplingTable(ROWS + 1, config.vocab_size, ())
-        self.table = StateTable(ROWS, max_length, BLOCK_SIZE, sampling=sampling, torch_device="cpu")
-        self.kv = self.cache(config, NUM_BLOCKS)
+        self.table = StateTable(ROWS, max_length, block_size, sampling=sampling, torch_device="cpu")
+        spec = KVSpec(config.num_layers, config.num_kv_heads, config.head_dim, "float32", block_size)
+        self.kv = self.cache(spec, NUM_BLOCKS)
         self.drafter: Drafter | None = None
 
-    def cache(self, config: ModelConfig, num_blocks: int):  # type: ignore[no-untyped-def]
-        """Full of NaN, so that a stray read shows."""
-        spec = KVSpec(config.num_layers, config.num_kv_heads, config.head_dim, "float32", BLOCK_SIZE)
+    def cache(self, spec: KVSpec, num_blocks: int) -> KVCache:
+        """Full of NaN where the device can do that, so that a stray read shows."""
         kv = self.device.allocate_kv(spec, num_blocks)
-        self.device.poison(range(num_blocks))
+        if isinstance(self.device, PlainDevice):
+            self.device.poison(range(num_blocks))
         return kv
 
     def draft_with(self, path: Path, count: int, *, max_tokens: int = 1000) -> None:
         """Puts the speculator at a path behind the target, its cache full of NaN."""
         config = EngineConfig(model="", speculator=str(path), speculate=count, max_sequences=ROWS)
-        spec = KVSpec(0, 0, 0, "float32", BLOCK_SIZE)
+        spec = KVSpec(0, 0, 0, "float32", self.block_size)
         plan = plan_speculator(config, read_speculator(path, self.config), spec, "float32")
         assert plan is not None
         around = Surroundings(self.device, self.ops, torch.float32, self.table.max_length)
         module = load_module(plan, self.target, around, lambda phase, done, total: None)
         self.target = tapped(self.target, plan, self.config.hidden_size)
-        kv = None
-        if plan.kv is not None:
-            kv = self.device.allocate_kv(plan.kv, NUM_BLOCKS + plan.scratch_blocks)
-            self.device.poison(range(NUM_BLOCKS + plan.scratch_blocks))
+        kv = None if plan.kv is None else self.cache(plan.kv, NUM_BLOCKS + plan.scratch_blocks)
         self.drafter = build_drafter(module, plan, around, Room(self.table, NUM_BLOCKS, kv, None, max_tokens))
 
     @torch.inference_mode()
@@ -111,7 +112,7 @@ class DraftingByHand:
         wanted = choosing if wanting else []
         plan = None if self.drafter is None else self.drafter.plan(batch, wanted)
 
-        shape = exact_shape(batch, BLOCK_SIZE)
+        shape = exact_shape(batch, self.block_size)
         words = np.zeros(shape.words, dtype=np.int32)
         fill(words, batch, self.table, shape)
         inputs = view(upload(words), shape)
