@@ -88,6 +88,7 @@ def build_executor(
         buckets=buckets,
         name=info.name,
         guides=None if grammars is None else Guides(grammars),
+        speculates=speculates(config),
     )
     executor.warmup(progress, config.max_batch_tokens)
     if forms is not None:
