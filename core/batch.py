@@ -148,8 +148,8 @@ class Batch:
 
 @dataclass(slots=True)
 class StepResult:
-    """What a step produced: in the batch's order one token for each row whose `samples` is True, or with a `Draft` one for
-    each of its choices."""
+    """What a step produced: in the batch's order one token for each row whose `samples` is True, or with a `Draft` one
+    for each of its choices."""
 
     tokens: list[int]
     logprobs: list[TokenLogprobs | None] | None = None

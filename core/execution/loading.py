@@ -20,6 +20,7 @@ from mainspring.core.backend import (
 )
 from mainspring.core.config import EngineConfig, ModelConfig
 from mainspring.core.errors import BackendError, StartupError
+from mainspring.core.execution.drafters.loading import Room, Surroundings, build_drafter, load_module, tapped
 from mainspring.core.execution.memory import is_out_of_memory
 from mainspring.core.execution.runner import GraphExecutor
 from mainspring.core.execution.sampling import SamplingTable
@@ -63,6 +64,9 @@ def build_executor(
     built, ops = _load_model(
         config, model, plan, device, progress=progress, model_plugins=model_plugins, shard=shard, group=group
     )
+    around = Surroundings(device, ops, getattr(torch, plan.dtype), plan.max_length)
+    speculator = plan.speculator
+    module = None if speculator is None else load_module(speculator, built, around, progress, model_plugins)
     num_blocks = _agreed(_num_blocks(config, plan, device, group), device, group)
     max_length = min(plan.max_length, (num_blocks - 1) * plan.kv.block_size)
     blocks = -(-max_length // plan.kv.block_size)
@@ -76,6 +80,13 @@ def build_executor(
         sampling=SamplingTable(config.max_sequences + 1, model.vocab_size, model.eos_token_ids, processors=processors),
         torch_device=device.torch_device,
     )
+    kv, drafter = _allocate(device, plan.kv, num_blocks), None
+    if speculator is not None and module is not None:
+        own = (
+            None if speculator.kv is None else _allocate(device, speculator.kv, num_blocks + speculator.scratch_blocks)
+        )
+        room = Room(table, num_blocks, own, buckets, config.max_batch_tokens)
+        built, drafter = tapped(built, speculator, model.hidden_size), build_drafter(module, speculator, around, room)
     executor = GraphExecutor(
         built,
         device,
@@ -84,10 +95,11 @@ def build_executor(
         ops=ops,
         spec=plan.kv,
         num_blocks=num_blocks,
-        kv=_allocate(device, plan.kv, num_blocks),
+        kv=kv,
         buckets=buckets,
         name=info.name,
         guides=None if grammars is None else Guides(grammars),
+        drafter=drafter,
         speculates=speculates(config),
     )
     executor.warmup(progress, config.max_batch_tokens)

@@ -32,6 +32,8 @@ from mainspring.core.backend import (
 )
 from mainspring.core.batch import Batch, Bucket, Buckets
 from mainspring.core.errors import DeviceOutOfMemory
+from mainspring.core.execution.drafters.behind import Drafting
+from mainspring.core.execution.drafters.contract import Drafter
 from mainspring.core.execution.inputs import (
     StepShape,
     StepTensors,
@@ -90,6 +92,7 @@ class PlannedStep:
     selection: Selection | None
     num_samples: int
     scoring: Scoring | None
+    drafting: Drafting | None
 
 
 class GraphExecutor:
@@ -109,6 +112,7 @@ class GraphExecutor:
         buckets: Buckets | None,
         name: str,
         guides: Guides | None = None,
+        drafter: Drafter | None = None,
         speculates: bool = False,
     ) -> None:
         self._model = model
@@ -121,6 +125,7 @@ class GraphExecutor:
         self._buckets = buckets
         self._name = name
         self._guides = guides
+        self._drafter = drafter
         self._speculates = speculates
         self._static = capabilities.shapes == "bucketed"
         self._ahead_of_time = capabilities.graphs == "ahead_of_time"
@@ -216,7 +221,8 @@ class GraphExecutor:
         chosen = fill(staging.words, batch, self._table, shape)
         selection = self._select(chosen, shape) if self._selects(chosen, shape) else None
         scoring = plan_scoring(batch, self._upload, padded=self._static) if batch.prompt_logprobs else None
-        return PlannedStep(batch, shape, staging, selection, len(chosen), scoring)
+        drafting = None if self._drafter is None else Drafting.of(self._drafter, batch)
+        return PlannedStep(batch, shape, staging, selection, len(chosen), scoring, drafting)
 
     def _selects(self, chosen: Rows, shape: StepShape) -> bool:
         """Whether tokens are chosen behind the program, for want of a choice in it or because some row needs more."""
@@ -264,6 +270,8 @@ class GraphExecutor:
         batch = step.batch
         if batch.copies:
             self._device.copy_blocks(self._kv, batch.copies)
+            if self._drafter is not None:
+                self._drafter.copy_blocks(batch.copies)
             self._device.flush()
         self._admit(batch)
         program = self._program((batch.bucket, batch.bucket is not None and all_decode(batch)), step.shape)
@@ -285,6 +293,10 @@ class GraphExecutor:
                 self._device.flush()
                 found.append(part)
             results.take_prompt_logprobs(step.scoring, found, self._device.pinned)
+        if self._drafter is not None and step.drafting is not None:
+            # Last, for its programs may overwrite what the step's returned.
+            drafts_RK = step.drafting.run(self._drafter, inputs, hidden_TE, self._table.tokens, self._upload)
+            results.take_drafts(batch.wanting, step.drafting.plan.places, drafts_RK, self._device.pinned)
         results.event.record()
         return results
 

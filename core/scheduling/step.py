@@ -104,7 +104,7 @@ class Step:
             samples = sequence.verifying or start + count == len(sequence.tokens)
             if sequence.verifying:
                 self.wanting.append(sequence)
-                batch.wanting.append(len(batch.rows))
+                batch.wants.append(len(batch.rows))
             if sequence.drafts:
                 batch.drafts.append(Draft(len(batch.rows), sequence.drafts))
             if sequence.request.scores is not None and not sequence.verifying:

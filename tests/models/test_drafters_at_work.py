@@ -10,15 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from mainspring.core.architectures.speculators import cached_model, read_speculator
-from mainspring.core.execution.drafters.heads import HeadsDrafter
-from mainspring.core.execution.drafters.loading import Surroundings, build_drafter, load_module
-from mainspring.core.models.drafts.contract import Heads
-from mainspring.core.models.drafts.tapping import Tapped
 from mainspring.core.request import SamplingParams
 from tests.models.conftest import Pair, load
 from tests.support import tiny_drafts, tiny_models
-from tests.support.drafting_by_hand import NUM_BLOCKS, DraftingByHand, Written, upload
+from tests.support.drafting_by_hand import NUM_BLOCKS, DraftingByHand, Written
 
 LENGTH = 60
 DRAWN = SamplingParams(temperature=1.0, top_p=0.95)
@@ -29,25 +24,11 @@ def target(pair: Callable[[str], Pair]) -> Pair:
     return pair("llama")
 
 
-def quiet(phase: str, done: int, total: int) -> None:
-    pass
-
-
-def with_drafter(target: Pair, path: Path, count: int, *, max_tokens: int = 1000, taps: bool = False) -> DraftingByHand:
+def with_drafter(target: Pair, path: Path, count: int, *, max_tokens: int = 1000) -> DraftingByHand:
     """The target, and behind it whatever lies at a path."""
     model, config = load(target.path, LENGTH)
-    speculator = read_speculator(path, config)
     setup = DraftingByHand(model, config, LENGTH)
-    around = Surroundings(setup.device, setup.ops, torch.float32, LENGTH)
-    module = load_module(speculator, path, model, around, quiet)
-    if taps:
-        setup.target = Tapped(model, tiny_drafts.TAPS, config.hidden_size)
-    if isinstance(module, Heads):
-        setup.drafter = HeadsDrafter(module, setup.table, setup.drawing(), count, upload)
-        return setup
-    cached = cached_model(speculator)
-    assert cached is not None
-    setup.drafter = build_drafter(module, setup.beside(cached, count), NUM_BLOCKS, max_tokens)
+    setup.draft_with(path, count, max_tokens=max_tokens)
     return setup
 
 
@@ -173,19 +154,19 @@ def test_eagle_drafts_the_same_in_pieces(target: Pair, tmp_path: Path, kind: str
         tiny_drafts.eagle(tmp_path, own_ends=False)
     else:
         tiny_drafts.eagle3(tmp_path)
-    count, taps = 4, kind == "eagle3"
-    setup, rows = with_drafter(target, tmp_path, count, taps=taps), sequences(11, 6)
+    count = 4
+    setup, rows = with_drafter(target, tmp_path, count), sequences(11, 6)
     setup.step([(rows[0], 5), (rows[1], 6)])
     setup.step([(rows[0], 6), (rows[1], 1)])
     for _ in range(3):
         setup.step([(row, 1) for row in rows])
     for row in rows:
-        assert row.drafts == in_one_piece(target, tmp_path, row, count, taps=taps)
+        assert row.drafts == in_one_piece(target, tmp_path, row, count)
 
 
 @torch.inference_mode()
-def in_one_piece(target: Pair, path: Path, row: Written, count: int, *, taps: bool) -> list[int]:
-    fresh = with_drafter(target, path, count, taps=taps)
+def in_one_piece(target: Pair, path: Path, row: Written, count: int) -> list[int]:
+    fresh = with_drafter(target, path, count)
     again = Written(row.row, row.tokens[:-1], row.blocks, params=row.params, seed=row.seed)
     (drafts,) = fresh.step([(again, len(again.tokens))])
     assert again.tokens == row.tokens

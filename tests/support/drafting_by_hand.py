@@ -5,16 +5,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 import torch
 
+from mainspring.core.architectures.speculators import read_speculator
 from mainspring.core.backend import KVSpec
 from mainspring.core.batch import Admission, Batch
-from mainspring.core.config import ModelConfig
-from mainspring.core.execution.drafters.choosing import Drawing
-from mainspring.core.execution.drafters.contract import Beside, Drafter, Ran
-from mainspring.core.execution.drafters.places import Scratch
+from mainspring.core.config import EngineConfig, ModelConfig
+from mainspring.core.execution.drafters.contract import Drafter, Ran
+from mainspring.core.execution.drafters.loading import Room, Surroundings, build_drafter, load_module, tapped
 from mainspring.core.execution.inputs import exact_shape, fill, view
 from mainspring.core.execution.sampling import SamplingTable
 from mainspring.core.execution.table import StateTable
@@ -22,6 +23,7 @@ from mainspring.core.layers.attention import AttentionStep
 from mainspring.core.models import CausalLM
 from mainspring.core.ops import Ops
 from mainspring.core.request import SamplingParams
+from mainspring.core.speculator_plan import plan_speculator
 from tests.support.plain_device import PlainDevice
 
 ROWS, BLOCK_SIZE, NUM_BLOCKS = 4, 4, 60
@@ -64,14 +66,20 @@ class DraftingByHand:
         self.device.poison(range(num_blocks))
         return kv
 
-    def drawing(self) -> Drawing:
-        return Drawing(self.table.sampling, self.ops, upload)
-
-    def beside(self, config: ModelConfig, count: int) -> Beside:
-        """A cache for a drafter of this config."""
-        scratch = Scratch.behind(NUM_BLOCKS, count, BLOCK_SIZE)
-        kv = self.cache(config, NUM_BLOCKS + (ROWS + 1) * scratch.width)
-        return Beside(self.device, self.table, self.drawing(), upload, kv, scratch, count, None)
+    def draft_with(self, path: Path, count: int, *, max_tokens: int = 1000) -> None:
+        """Puts the speculator at a path behind the target, its cache full of NaN."""
+        config = EngineConfig(model="", speculator=str(path), speculate=count, max_sequences=ROWS)
+        spec = KVSpec(0, 0, 0, "float32", BLOCK_SIZE)
+        plan = plan_speculator(config, read_speculator(path, self.config), spec, "float32")
+        assert plan is not None
+        around = Surroundings(self.device, self.ops, torch.float32, self.table.max_length)
+        module = load_module(plan, self.target, around, lambda phase, done, total: None)
+        self.target = tapped(self.target, plan, self.config.hidden_size)
+        kv = None
+        if plan.kv is not None:
+            kv = self.device.allocate_kv(plan.kv, NUM_BLOCKS + plan.scratch_blocks)
+            self.device.poison(range(NUM_BLOCKS + plan.scratch_blocks))
+        self.drafter = build_drafter(module, plan, around, Room(self.table, NUM_BLOCKS, kv, None, max_tokens))
 
     @torch.inference_mode()
     def step(self, rows: Sequence[tuple[Written, int]], *, wanting: bool = True) -> list[list[int]]:
