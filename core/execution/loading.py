@@ -100,6 +100,7 @@ def build_executor(
         name=info.name,
         guides=None if grammars is None else Guides(grammars),
         drafter=drafter,
+        speculates=speculates(config),
     )
     executor.warmup(progress, config.max_batch_tokens)
     if forms is not None:

@@ -113,6 +113,7 @@ class GraphExecutor:
         name: str,
         guides: Guides | None = None,
         drafter: Drafter | None = None,
+        speculates: bool = False,
     ) -> None:
         self._model = model
         self._device = device
@@ -125,6 +126,7 @@ class GraphExecutor:
         self._name = name
         self._guides = guides
         self._drafter = drafter
+        self._speculates = speculates
         self._static = capabilities.shapes == "bucketed"
         self._ahead_of_time = capabilities.graphs == "ahead_of_time"
         self._copies_later = capabilities.asynchronous and not capabilities.copies_async
@@ -211,7 +213,10 @@ class GraphExecutor:
         if batch.bucket is None:
             shape = exact_shape(batch, self._spec.block_size)
         else:
-            shape = padded_shape(batch.bucket, self._spec.block_size, decode=all_decode(batch), chooses=self._chooses)
+            shape = padded_shape(
+                batch.bucket, self._spec.block_size,
+                decode=all_decode(batch), chooses=self._chooses, verifies=self._speculates,
+            )  # fmt: skip
         staging = self._take_staging(shape)
         chosen = fill(staging.words, batch, self._table, shape)
         selection = self._select(chosen, shape) if self._selects(chosen, shape) else None
@@ -333,6 +338,10 @@ class GraphExecutor:
         The hidden states [T, E] come out too, for prompts whose log-probabilities are wanted.
         """
         tokens_T = self._table.tokens[inputs.token_rows, inputs.positions]
+        if inputs.guesses is not None:
+            tokens_T = torch.where(inputs.guesses < 0, tokens_T, inputs.guesses)
+            # What is chosen behind a guess may look at it as at any token before.
+            self._table.append(inputs.token_rows, inputs.positions, tokens_T)
         hidden_TE = self._model.forward(tokens_T, inputs.positions, AttentionStep(self._kv, plan))
         if not inputs.sample_index.shape[0]:
             return hidden_TE, None, None
@@ -361,25 +370,25 @@ class GraphExecutor:
         if selection.processing:
             adjusted_NV = process(adjusted_NV, selection.processing, table.tokens, position_N, flush=flush)
             bad_N |= not_finite(adjusted_NV)
-        adjusted_NV = self._guided(adjusted_NV, selection, results)
+        adjusted_NV = self._guided(adjusted_NV, selection, step.batch, results)
         ids_N = self._ops.sample(adjusted_NV, replace(selection.sampling, position=position_N))
         table.append(rows_N, position_N, ids_N)
         chosen_2N = torch.stack((ids_N, bad_N))
         flush()
         results.take(chosen_2N, step.staging)
         if self._guides is not None and selection.guided_rows:
-            self._guides.expect(selection.guided_rows, selection.guided_places, results.tokens)
+            self._guides.expect(selection.guided_rows, selection.guided_places, results.tokens, guesses_of(step.batch))
         if selection.logprob_index is not None:
             asked = selection.logprob_index
             found = self._ops.logprobs(logits_NV[asked], ids_N[asked], selection.max_logprobs)
             flush()
             results.take_logprobs(selection, found, self._device.pinned)
 
-    def _guided(self, logits_NV: Tensor, selection: Selection, results: Enqueued) -> Tensor:
+    def _guided(self, logits_NV: Tensor, selection: Selection, batch: Batch, results: Enqueued) -> Tensor:
         """Logits that leave what the rows' grammars allow. The masks are made while the device runs the program."""
         if self._guides is None or selection.guided_index is None:
             return logits_NV
-        masks_GW = self._guides.masks(selection.guided_rows)
+        masks_GW = self._guides.masks(selection.guided_rows, guesses_of(batch))
         results.astray = tuple(
             place
             for place, lost in zip(selection.guided_places, self._guides.lost(selection.guided_rows), strict=True)

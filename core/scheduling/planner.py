@@ -12,6 +12,7 @@ from mainspring.core.scheduling.ledger import Ledger
 from mainspring.core.scheduling.limits import Limits, StepKind
 from mainspring.core.scheduling.sequence import Sequence, State
 from mainspring.core.scheduling.step import Step
+from mainspring.core.speculation.speculation import Speculation
 
 LOOKAHEAD = 8
 """Sequences that do not fit and are looked past in one step to find some that do."""
@@ -24,18 +25,21 @@ RECHECK_STEPS = 16
 class Planner:
     """Plans steps over the books of a `Ledger`, and makes the moves that the plan needs."""
 
-    def __init__(self, limits: Limits, ledger: Ledger) -> None:
+    def __init__(self, limits: Limits, ledger: Ledger, speculation: Speculation | None = None) -> None:
         self._limits = limits
         self._ledger = ledger
+        self._speculation = speculation
         self._last = StepKind.DECODE
 
     def plan(self, number: int, now: float) -> Step | None:
         """The next step, or None when no sequence can compute anything now."""
         self._yield_to_head()
-        for kind in self._kinds():
-            step = Step(kind, Batch(number), *self._limits.step_size(kind))
-            if kind is not StepKind.PREFILL:
-                self._plan_decodes(step)
+        drafting = self._drafting()
+        blocks: list[tuple[int, int, int]] = []
+        for kind in self._kinds(any(not sequence.in_flight for sequence in drafting)):
+            step = Step(kind, Batch(number, new_blocks=blocks), *self._limits.step_size(kind))
+            step.waiting = bool(drafting)
+            self._plan_running(step, drafting)
             if kind is not StepKind.DECODE:
                 self._plan_chunks(step)
             self._plan_admissions(step, now)
@@ -44,34 +48,70 @@ class Planner:
                 return self._close(step)
         return None
 
-    def _kinds(self) -> tuple[StepKind, ...]:
+    def _kinds(self, drafts: bool) -> tuple[StepKind, ...]:
         running = self._ledger.running
-        if not running.prefilling and not (running.free_rows and self._ledger.queue):
+        if not drafts and not running.prefilling and not (running.free_rows and self._ledger.queue):
             return (StepKind.DECODE,)
         return self._limits.kinds(len(running.decoding), self._last)
 
-    def _plan_decodes(self, step: Step) -> None:
-        running = self._ledger.running
-        short = [item for item in running.decoding if item.computed == item.room and item.computed < item.last]
+    def _drafting(self) -> dict[Sequence, None]:
+        """Who does not decode as always: those that draft in this step, or wait for their last token to draft then."""
+        if self._speculation is None:
+            return {}
+        decoding = [item for item in self._ledger.running.decoding if item.computed < item.last or item.verifying]
+        drafting = dict.fromkeys(item for item in decoding if item.verifying)
+        drafting.update(dict.fromkeys(self._speculation.drafting(decoding)))
+        return drafting
+
+    def _plan_running(self, step: Step, drafting: dict[Sequence, None]) -> None:
+        """Sequences past their prompts: those that draft where rows of several tokens may be, the others elsewhere."""
+        plain, guessing = self._ledger.running.decoding, [item for item in drafting if not item.in_flight]
+        if drafting:
+            plain = [item for item in plain if item not in drafting]
+        if step.kind is StepKind.PREFILL:
+            plain = []
+        elif step.kind is StepKind.DECODE:
+            guessing = []
+        short = [item for item in (*plain, *guessing) if item.computed == item.room and item.computed < item.last]
         if short:
             self._grow(short, step)
-        step.add_decodes([item for item in running.decoding if item.computed < item.last])
+            plain = [item for item in plain if item.state is State.DECODING]
+        step.add_decodes([item for item in plain if item.computed < item.last])
+        for left, sequence in zip(range(len(guessing) - 1, -1, -1), guessing, strict=True):
+            if sequence.state is State.DECODING and min(step.rows_left, step.tokens_left) > left:
+                self._draft(sequence, min(step.rows_left, step.tokens_left) - left, step)
+
+    def _draft(self, sequence: Sequence, tokens: int, step: Step) -> None:
+        """Adds a row of at most so many tokens. What there are no free blocks for is not guessed."""
+        pool = self._ledger.pool
+        room = sequence.room + pool.num_free * pool.block_size
+        end = min(sequence.computed + min(tokens, self._limits.chunk_tokens), room, sequence.last)
+        guesses = self._propose(sequence, end - sequence.computed - 1)
+        while sequence.room < sequence.computed + 1 + len(guesses):
+            sequence.index_blocks(pool)
+            self._extend(sequence, step)
+        step.add_drafting(sequence, guesses)
+
+    def _propose(self, sequence: Sequence, most: int) -> list[int]:
+        return self._speculation.propose(sequence, most) if self._speculation is not None and most > 0 else []
 
     def _grow(self, short: list[Sequence], step: Step) -> None:
         """Finds a block for each of these decoding sequences, the most urgent first; some of them may be preempted."""
-        pool = self._ledger.pool
+        pool, running = self._ledger.pool, self._ledger.running
         for sequence in short:
             while sequence.state is State.DECODING and not pool.num_free:
                 self._ledger.make_room()
             if sequence.state is State.DECODING:
                 sequence.index_blocks(pool)
-                sequence.blocks += pool.allocate(1)
-                sequence.room += pool.block_size
-        step.batch.new_blocks = [
-            (sequence.row, len(sequence.blocks) - 1, sequence.blocks[-1])
-            for sequence in short
-            if sequence.state is State.DECODING
-        ]
+                self._extend(sequence, step)
+        # Whoever grew and then gave way to another holds no row any more.
+        step.batch.new_blocks[:] = [entry for entry in step.batch.new_blocks if entry[0] not in running.free_rows]
+
+    def _extend(self, sequence: Sequence, step: Step) -> None:
+        pool = self._ledger.pool
+        sequence.blocks += pool.allocate(1)
+        sequence.room += pool.block_size
+        step.batch.new_blocks.append((sequence.row, len(sequence.blocks) - 1, sequence.blocks[-1]))
 
     def _plan_chunks(self, step: Step) -> None:
         for sequence in list(self._ledger.running.prefilling):

@@ -1,0 +1,56 @@
+"""Which of a step's choices hold: all up to the first that differs from the guess that the next one was made behind."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from mainspring.core.batch import StepResult
+from mainspring.core.request import TokenLogprobs
+from mainspring.core.scheduling.sequence import Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """A step's result without the choices that do not hold."""
+
+    result: StepResult
+    sampled: list[Sequence]
+    """Whose each of its tokens is."""
+    right: dict[Sequence, int]
+    """How many guesses were right, of the sequences that had some or asked for some."""
+
+
+def verify(sampled: list[Sequence], result: StepResult) -> Verified:
+    """`sampled` are the sequences that chose, in the result's order, with `drafts` chosen behind.
+
+    What comes of a choice that is not finite, or of a sequence that is lost, goes no further than itself. A sequence
+    whose results are worthless anyway keeps one, so that they are counted down.
+    """
+    bad, astray = frozenset(result.bad), frozenset(result.astray)
+    kept: list[int] = []
+    owners: list[Sequence] = []
+    right: dict[Sequence, int] = {}
+    first = 0
+    for sequence in sampled:
+        held = 0
+        if not sequence.discarded:
+            for place, guess in enumerate(sequence.drafts, first):
+                if result.tokens[place] != guess or place in bad or place in astray:
+                    break
+                held += 1
+        if sequence.verifying:
+            right[sequence] = held
+        kept += range(first, first + held + 1)
+        owners += [sequence] * (held + 1)
+        first += 1 + len(sequence.drafts)
+    logprobs: list[TokenLogprobs | None] | None = None
+    if result.logprobs is not None:
+        logprobs = [result.logprobs[place] for place in kept]
+    shortened = replace(
+        result,
+        tokens=[result.tokens[place] for place in kept],
+        logprobs=logprobs,
+        bad=tuple(place for place, choice in enumerate(kept) if choice in bad),
+        astray=tuple(place for place, choice in enumerate(kept) if choice in astray),
+    )
+    return Verified(shortened, owners, right)
