@@ -46,7 +46,7 @@ def settle(config: EngineConfig) -> Setting:
     try:
         model = read_model_config(Path(config.model), plugins.models())
         if (path := speculator_path(config)) is not None:
-            speculator = read_speculator(path, model, plugins.models())
+            speculator = read_speculator(path, model, plugins.models(), Path(config.model))
     except StartupError as error:
         reasons += error.reasons
     try:

@@ -40,8 +40,10 @@ class SpeculatorPlan:
 
 
 def speculator_path(config: EngineConfig) -> Path | None:
-    """Where the speculator's checkpoint lies; None when the operator named none."""
-    return None if config.speculator is None or config.speculator in WEIGHTLESS_SPECULATORS else Path(config.speculator)
+    """Where the speculator's checkpoint lies; None when the operator named none, or wants no drafts."""
+    if config.speculator is None or config.speculator in WEIGHTLESS_SPECULATORS or config.speculate == 0:
+        return None
+    return Path(config.speculator)
 
 
 def plan_speculator(

@@ -51,6 +51,7 @@ from mainspring.core.execution.scoring import Scoring, plan_scoring, score
 from mainspring.core.execution.table import StateTable
 from mainspring.core.execution.warmup import (
     Pace,
+    drafting_batches,
     dummy_batches,
     one_for_each_count,
     sampling_variants,
@@ -189,6 +190,8 @@ class GraphExecutor:
             began = time.monotonic()
             self.execute(batch).result()
             self._pace = self._pace.seen(batch.num_tokens, time.monotonic() - began)
+        for batch in drafting_batches(batches) if self._drafter is not None else ():
+            self.execute(batch).result()
         if self._static:
             for batch in shaped_batches(batches, self._table):
                 self.execute(batch).result()

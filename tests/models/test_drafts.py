@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -297,3 +299,21 @@ def test_heads_of_other_formats_are_refused_with_the_way_out(target: Pair, tmp_p
     (tmp_path / "medusa_lm_head.safetensors").write_bytes(b"\xff" * 64)
     with pytest.raises(ModelError, match="not a safetensors file"):
         read_speculator(tmp_path, target.config)
+
+
+@pytest.mark.parametrize("as_list", [False, True])
+def test_a_draft_model_of_other_words_is_refused(target: Pair, tmp_path: Path, as_list: bool) -> None:
+    def directory(name: str, words: list[str]) -> Path:
+        shutil.copytree(target.path, tmp_path / name)
+        vocab = [[word, -1.0] for word in words] if as_list else {word: token for token, word in enumerate(words)}
+        (tmp_path / name / "tokenizer.json").write_text(json.dumps({"model": {"type": "any", "vocab": vocab}}))
+        return tmp_path / name
+
+    model, same, other = (
+        directory("model", ["a", "b", "c"]),
+        directory("same", ["a", "b"]),
+        directory("other", ["b", "a"]),
+    )
+    assert read_speculator(same, target.config, target_path=model)
+    with pytest.raises(ModelError, match="its token 0 is 'b' and the model's 'a'"):
+        read_speculator(other, target.config, target_path=model)

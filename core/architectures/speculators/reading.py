@@ -25,6 +25,7 @@ from mainspring.core.architectures.speculators.configs import (
     mismatches,
 )
 from mainspring.core.architectures.speculators.headers import tensor_shapes
+from mainspring.core.architectures.speculators.vocabulary import other_words
 from mainspring.core.architectures.table import NO_PLUGINS
 from mainspring.core.config import ModelConfig
 from mainspring.core.errors import ModelError
@@ -39,13 +40,18 @@ _LAYERS_FOR_USUAL_TAPS = 6
 """Layers that a model must have for EAGLE-3's usual three to stand in order."""
 
 
-def read_speculator(path: Path, target: ModelConfig, plugins: Mapping[str, str] = NO_PLUGINS) -> SpeculatorConfig:
+def read_speculator(
+    path: Path, target: ModelConfig, plugins: Mapping[str, str] = NO_PLUGINS, target_path: Path | None = None
+) -> SpeculatorConfig:
     """What lies at `path`: a draft model (a directory or a `.gguf` file), or a directory of heads.
 
-    Raises `ModelError` when it cannot be read or is not for this target, with every reason.
+    Raises `ModelError` with every reason when it cannot be read, or is not for this target, which lies at `target_path`.
     """
     found = _read(path, target, plugins)
-    if reasons := mismatches(found, target):
+    reasons = mismatches(found, target)
+    if isinstance(found, DraftModelConfig) and target_path is not None and (other := other_words(path, target_path)):
+        reasons.append(other)
+    if reasons:
         raise ModelError([f"speculator {path}: {reason}" for reason in reasons])
     return found
 
