@@ -66,6 +66,15 @@ _ENGINE_FLAGS = [
         help="Share of the device's memory to use.",
     ),
     flag("--prefix-caching/--no-prefix-caching", default=True, help="Reuse the KV cache of equal prompt beginnings."),
+    flag(
+        "--speculate",
+        type=click.IntRange(min=0),
+        help="Tokens guessed at once for a sequence and verified in one step.  [default: the speculator's]",
+    ),
+    flag(
+        "--speculator",
+        help="Who guesses: `ngram` (copies what was said), `none`, or a draft model or heads: a directory or hub id.",
+    ),
     flag("--seed", default=0, type=click.IntRange(min=0), help="Of requests that name none."),
     flag("--threads", type=POSITIVE, help="Host threads for backends that compute on the host.  [default: all cores]"),
     flag("--compile/--no-compile", default=False, help="Trade start-up time for speed where the backend can."),
