@@ -49,7 +49,7 @@ NGRAM_DRAFTS = 8
 
 
 def drafts_at_once(config: EngineConfig, speculator: SpeculatorConfig | None) -> int:
-    """Tokens that are drafted at once for a sequence; 0 where nothing speculates. `speculator` is what the config names."""
+    """Tokens drafted at once for a sequence; 0 where nothing speculates. `speculator` is what the config names."""
     if speculator is not None:
         return config.speculate or speculator.usual_drafts
     if config.speculator == "ngram":

@@ -108,6 +108,8 @@ def engine_config(model: str, flags: Mapping[str, Any]) -> EngineConfig:
         max_cache_tokens=flags["max_batch_total_tokens"],
         memory_fraction=flags["memory_fraction"],
         prefix_caching=flags["prefix_caching"],
+        speculate=flags["speculate"],
+        speculator=flags["speculator"],
         seed=flags["seed"],
         threads=flags["threads"],
         compile=flags["compile"],

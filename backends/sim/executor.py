@@ -264,10 +264,8 @@ class SimExecutor:
 
     def _choose(self, row_id: int, logprobs: list[TokenLogprobs | None]) -> int:
         row = self._rows[row_id]
-        token, wanted = (
-            self._guided(row_id) if row.params.grammar is not None else self._sample(row),
-            row.params.logprobs,
-        )
+        token = self._guided(row_id) if row.params.grammar is not None else self._sample(row)
+        wanted = row.params.logprobs
         logprobs.append(None if wanted is None else self._spec.vocabulary.logprobs(row.state, token, wanted))
         return token
 

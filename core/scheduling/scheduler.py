@@ -219,7 +219,7 @@ class Scheduler:
         return self._ledger.check()
 
     def _verify(self, step: Step, result: StepResult, speculation: Speculation) -> StepResult:
-        """The result without what was chosen behind a wrong guess: `step.sampled` then has each sequence once a token."""
+        """The result without choices behind wrong guesses; `step.sampled` then has each sequence once a token."""
         for sequence, guesses in zip(step.wanting, result.drafts):  # noqa: B905  (executors may guess nothing at all)
             speculation.offer(sequence, list(guesses))
         if not step.drafting:
