@@ -46,6 +46,19 @@ def speculator_path(config: EngineConfig) -> Path | None:
     return Path(config.speculator)
 
 
+NGRAM_DRAFTS = 8
+"""Tokens that are copied at once where `--speculator ngram` says no more."""
+
+
+def drafts_at_once(config: EngineConfig, speculator: SpeculatorConfig | None) -> int:
+    """Tokens drafted at once for a sequence; 0 where nothing speculates. `speculator` is what the config names."""
+    if speculator is not None:
+        return config.speculate or speculator.usual_drafts
+    if config.speculator == "ngram":
+        return config.speculate or NGRAM_DRAFTS
+    return 0 if config.speculator == "none" else config.speculate or 0
+
+
 def plan_speculator(
     config: EngineConfig, speculator: SpeculatorConfig, target: KVSpec, dtype: Dtype
 ) -> SpeculatorPlan | None:
@@ -53,7 +66,7 @@ def plan_speculator(
     path, model = speculator_path(config), cached_model(speculator)
     if path is None:
         return None
-    count = config.speculate or speculator.usual_drafts
+    count = drafts_at_once(config, speculator)
     spec, scratch = None, 0
     if model is not None:
         spec = replace(target, layers=model.num_layers, heads=model.num_kv_heads, head_dim=model.head_dim)

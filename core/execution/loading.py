@@ -34,6 +34,7 @@ from mainspring.core.plan import Plan, blocks_that_fit
 from mainspring.core.processors.forms import ProcessorForms
 from mainspring.core.processors.loading import forms_of, load_processors
 from mainspring.core.quantization import unsupported
+from mainspring.core.speculator_plan import drafts_at_once
 from mainspring.core.weights import fill_dummy, load_weights
 
 
@@ -100,7 +101,7 @@ def build_executor(
         name=info.name,
         guides=None if grammars is None else Guides(grammars),
         drafter=drafter,
-        speculates=speculates(config),
+        speculates=drafts_at_once(config, None if speculator is None else speculator.config) > 0,
     )
     executor.warmup(progress, config.max_batch_tokens)
     if forms is not None:

@@ -58,7 +58,7 @@ from mainspring.core.execution.warmup import (
     shaped_batches,
     shaped_variants,
 )
-from mainspring.core.grammar.guides import Guides
+from mainspring.core.grammar.guides import NO_GUESSES, Guesses, Guides
 from mainspring.core.layers.attention import AttentionStep
 from mainspring.core.models import CausalLM
 from mainspring.core.ops import Ops
@@ -380,7 +380,7 @@ class GraphExecutor:
         flush()
         results.take(chosen_2N, step.staging)
         if self._guides is not None and selection.guided_rows:
-            self._guides.expect(selection.guided_rows, selection.guided_places, results.tokens, guesses_of(step.batch))
+            self._guides.expect(selection.guided_rows, selection.guided_places, results.tokens, _guesses(step.batch))
         if selection.logprob_index is not None:
             asked = selection.logprob_index
             found = self._ops.logprobs(logits_NV[asked], ids_N[asked], selection.max_logprobs)
@@ -391,7 +391,7 @@ class GraphExecutor:
         """Logits that leave what the rows' grammars allow. The masks are made while the device runs the program."""
         if self._guides is None or selection.guided_index is None:
             return logits_NV
-        masks_GW = self._guides.masks(selection.guided_rows, guesses_of(batch))
+        masks_GW = self._guides.masks(selection.guided_rows, _guesses(batch))
         results.astray = tuple(
             place
             for place, lost in zip(selection.guided_places, self._guides.lost(selection.guided_rows), strict=True)
@@ -400,3 +400,8 @@ class GraphExecutor:
         logits_NV = self._ops.apply_bitmask(logits_NV, selection.guided_index, self._upload(masks_GW))
         self._device.flush()
         return logits_NV
+
+
+def _guesses(batch: Batch) -> Guesses:
+    """By row of the table."""
+    return {batch.rows[draft.index]: draft.tokens for draft in batch.drafts} if batch.drafts else NO_GUESSES

@@ -90,7 +90,7 @@ class Planner:
         while sequence.room < sequence.computed + 1 + len(guesses):
             sequence.index_blocks(pool)
             self._extend(sequence, step)
-        step.add_drafting(sequence, guesses)
+        step.add_drafting(sequence, guesses, wants=self._speculation is not None and self._speculation.by_executor)
 
     def _propose(self, sequence: Sequence, most: int) -> list[int]:
         return self._speculation.propose(sequence, most) if self._speculation is not None and most > 0 else []

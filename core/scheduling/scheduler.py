@@ -33,7 +33,7 @@ from mainspring.core.scheduling.planner import Planner
 from mainspring.core.scheduling.prompt_scores import PromptScores
 from mainspring.core.scheduling.sequence import Request, Sequence, State
 from mainspring.core.scheduling.step import Step
-from mainspring.core.scheduling.verifying import verify
+from mainspring.core.scheduling.verifying import joined, verify
 from mainspring.core.scheduling.waiting import Deadlines
 from mainspring.core.speculation.speculation import Speculation
 
@@ -192,7 +192,7 @@ class Scheduler:
         if self._speculation is not None:
             self._watch(step, len(deltas), self._speculation)
         self._ledger.counters.generated_tokens += len(deltas) - uncounted
-        return deltas
+        return joined(deltas) if step.drafting else deltas
 
     def fail(self, batch: Batch, kind: ErrorKind, message: str) -> list[Delta]:
         """The oldest uncommitted step failed as a whole: its sequences end with this error, and no others.
@@ -219,7 +219,7 @@ class Scheduler:
         return self._ledger.check()
 
     def _verify(self, step: Step, result: StepResult, speculation: Speculation) -> StepResult:
-        """The result without what was chosen behind a wrong guess: `step.sampled` then has each sequence once a token."""
+        """The result without choices behind wrong guesses; `step.sampled` then has each sequence once a token."""
         for sequence, guesses in zip(step.wanting, result.drafts):  # noqa: B905  (executors may guess nothing at all)
             speculation.offer(sequence, list(guesses))
         if not step.drafting:

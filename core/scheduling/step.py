@@ -29,7 +29,7 @@ class Step:
     """(sequence, start, count) of rows that compute more than one token, which go to the end of the batch."""
     drafting: list[Sequence] = field(default_factory=list)
     """Those of the chunks' sequences that verify guesses, or ask for some."""
-    wanting: list[Sequence] = field(default_factory=list)
+    wanting: dict[Sequence, None] = field(default_factory=dict)
     """Those of them for whose rows the executor is asked to guess on."""
     waiting: bool = False
     """Whether somebody sat this step out to draft in a later one."""
@@ -68,11 +68,13 @@ class Step:
         self.tokens_left -= count
         self.rows_left -= 1
 
-    def add_drafting(self, sequence: Sequence, guesses: list[int]) -> None:
-        """Adds a row that computes the sequence's last token and guesses behind it."""
+    def add_drafting(self, sequence: Sequence, guesses: list[int], *, wants: bool) -> None:
+        """Adds a row that computes the sequence's last token and guesses behind it, and may ask for more of them."""
         count = 1 + len(guesses)
         self.chunks.append((sequence, sequence.computed, count))
         self.drafting.append(sequence)
+        if wants:
+            self.wanting[sequence] = None
         sequence.drafts, sequence.verifying = guesses, True
         sequence.computed += count
         sequence.in_flight += 1
@@ -102,9 +104,8 @@ class Step:
         self.chunks.sort(key=_is_longer)
         for sequence, start, count in self.chunks:
             samples = sequence.verifying or start + count == len(sequence.tokens)
-            if sequence.verifying:
-                self.wanting.append(sequence)
-                batch.wants.append(len(batch.rows))
+            if sequence in self.wanting:
+                batch.wanting.append(len(batch.rows))
             if sequence.drafts:
                 batch.drafts.append(Draft(len(batch.rows), sequence.drafts))
             if sequence.request.scores is not None and not sequence.verifying:

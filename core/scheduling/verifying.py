@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from mainspring.core.batch import StepResult
-from mainspring.core.request import TokenLogprobs
+from mainspring.core.request import Delta, TokenLogprobs
 from mainspring.core.scheduling.sequence import Sequence
 
 
@@ -54,3 +54,18 @@ def verify(sampled: list[Sequence], result: StepResult) -> Verified:
         astray=tuple(place for place, choice in enumerate(kept) if choice in astray),
     )
     return Verified(shortened, owners, right)
+
+
+def joined(deltas: list[Delta]) -> list[Delta]:
+    """One delta for each sequence and step, though several tokens came of it."""
+    whole: list[Delta] = []
+    for delta in deltas:
+        last = whole[-1] if whole else None
+        if last is None or last.finish is not None or (last.request_id, last.index) != (delta.request_id, delta.index):
+            whole.append(delta)
+            continue
+        last.tokens += delta.tokens
+        last.finish = delta.finish
+        if delta.logprobs is not None:
+            last.logprobs = [*(last.logprobs or ()), *delta.logprobs]
+    return whole

@@ -1,8 +1,8 @@
 """Guesses that a sequence goes on as it did where it last said the same: n-gram or prompt lookup decoding.
 
-Saxena 2023, "Prompt Lookup Decoding"; Yang et al. 2023, "Inference with Reference". Edits, summaries, code and JSON copy
-much of their prompts. While a passage is being copied the next guess is known without looking; each token that comes,
-drafted or not, says whether it was right. So plain decoding tells how well guessing would do.
+Saxena 2023, "Prompt Lookup Decoding"; Yang et al. 2023, "Inference with Reference". Edits, summaries, code and JSON
+copy much of their prompts. While a passage is being copied the next guess is known without looking; each token that
+comes, drafted or not, says whether it was right. So plain decoding tells how well guessing would do.
 """
 
 from __future__ import annotations
