@@ -10,8 +10,17 @@ import pytest
 from mainspring.core.config import EngineConfig
 from mainspring.core.errors import StartupError
 from mainspring.core.request import SamplingParams
+from mainspring.core.speculation.gate import Gate
 from tests.support import tiny_drafts, tiny_models
 from tests.support.in_process import open_in_process
+
+
+class Open(Gate):
+    """Drafts always, whether or not it pays in a model that is as quick as its drafters."""
+
+    def open(self, rows: int) -> bool:
+        return True
+
 
 GREEDY = SamplingParams(max_tokens=40)
 DRAWN = SamplingParams(max_tokens=40, temperature=1.0, top_p=0.9, seed=7)
@@ -43,6 +52,8 @@ def served(root: Path, speculator: str | None) -> tuple[list[list[int]], int, in
     prompts = [[generator.randrange(tiny_models.VOCABULARY) for _ in range(length)] for length in (20, 3)]
     prompts.append([*prompts[0], 4])
     loop = open_in_process(config)
+    if (speculation := loop.scheduler._speculation) is not None:
+        speculation.gate = Open()
     answers = [answer for params in (GREEDY, DRAWN, PENALISED) for answer in loop.generate(prompts, params)]
     loop.executor.close()
     stats = loop.scheduler.stats()
@@ -60,9 +71,9 @@ def plain(models: Path) -> list[list[int]]:
 def test_no_speculator_changes_an_answer(models: Path, plain: list[list[int]], kind: str) -> None:
     answers, drafted, right = served(models, kind)
     assert answers == plain
-    assert drafted >= right
-    assert drafted > 0 or kind == "ngram"
-    assert kind != "model" or right > drafted / 2
+    assert drafted > 20 or kind == "ngram"
+    # Penalties are the target's alone, so even its copy is wrong at times.
+    assert kind != "model" or right > 0.8 * drafted
 
 
 def test_a_speculator_that_does_not_fit_stops_the_start(models: Path, tmp_path: Path) -> None:
