@@ -23,10 +23,12 @@ class Verified:
 def verify(sampled: list[Sequence], result: StepResult) -> Verified:
     """`sampled` are the sequences that chose, in the result's order, with `drafts` chosen behind.
 
-    What comes of a choice that is not finite, or of a sequence that is lost, goes no further than itself. A sequence
-    whose results are worthless anyway keeps one, so that they are counted down.
+    A choice that is not finite, or of a sequence that is lost, is only told when it is a row's first: behind guesses it
+    is made again, after what holds before it was delivered. A sequence whose results are worthless anyway keeps one, so
+    that they are counted down.
     """
     bad, astray = frozenset(result.bad), frozenset(result.astray)
+    broken = bad | astray
     kept: list[int] = []
     owners: list[Sequence] = []
     right: dict[Sequence, int] = {}
@@ -35,7 +37,7 @@ def verify(sampled: list[Sequence], result: StepResult) -> Verified:
         held = 0
         if not sequence.discarded:
             for place, guess in enumerate(sequence.drafts, first):
-                if result.tokens[place] != guess or place in bad or place in astray:
+                if result.tokens[place] != guess or not broken.isdisjoint((place, place + 1)):
                     break
                 held += 1
         if sequence.verifying:
