@@ -66,7 +66,7 @@ def dummy_batches(buckets: Buckets | None, table: StateTable, max_tokens: int) -
 
 
 def drafting_batches(batches: Sequence[Batch]) -> Iterator[Batch]:
-    """Of these steps the largest decode and the small ones, with drafts wanted for all rows: large batches rarely draft."""
+    """Of these steps the largest decode and the small ones, drafts wanted for all rows; large ones draft rarely."""
     decodes = [batch for batch in batches if batch.num_tokens == len(batch.rows)]
     for place, batch in enumerate(decodes):
         if place == 0 or len(batch.rows) <= FEW_DRAFTING:

@@ -105,6 +105,8 @@ class Step:
         for sequence, start, count in self.chunks:
             samples = sequence.verifying or start + count == len(sequence.tokens)
             if sequence in self.wanting:
+                # In the order of rows, which is that of the result's drafts.
+                self.wanting[sequence] = self.wanting.pop(sequence)
                 batch.wanting.append(len(batch.rows))
             if sequence.drafts:
                 batch.drafts.append(Draft(len(batch.rows), sequence.drafts))

@@ -45,7 +45,7 @@ def read_speculator(
 ) -> SpeculatorConfig:
     """What lies at `path`: a draft model (a directory or a `.gguf` file), or a directory of heads.
 
-    Raises `ModelError` with every reason when it cannot be read, or is not for this target, which lies at `target_path`.
+    Raises `ModelError` with every reason when it cannot be read or is not for this target, which lies at `target_path`.
     """
     found = _read(path, target, plugins)
     reasons = mismatches(found, target)

@@ -79,7 +79,7 @@ def sections(words: Integers, shape: StepShape) -> list[Integers]:
 def packed_decode(rows: npt.NDArray[np.int64], blocks_RB: Integers, shape: StepShape, nobody: int) -> Integers:
     """The words of `decode_shape`, but for what depends on positions. Rows that are missing are nobody's."""
     words = np.zeros(shape.words, dtype=np.int32)
-    slot, _, token_rows, query_start, _, block_table, index, sample_rows, _, _ = sections(words, shape)
+    slot, _, token_rows, query_start, _, block_table, index, sample_rows, *_ = sections(words, shape)
     slot.view(np.int64)[:] = -1
     token_rows[:], sample_rows[:] = nobody, nobody
     token_rows[: len(rows)], sample_rows[: len(rows)] = rows, rows
