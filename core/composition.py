@@ -76,7 +76,7 @@ def build_scheduler(setting: Setting, executor: Executor, max_length: int) -> Sc
         mixes_prefill_and_decode=choice.backend.capabilities(choice.device).mixes_prefill_and_decode,
         clock=time.monotonic,
         seed=config.seed,
-        speculation=Speculation(count, by_executor=setting.speculator is not None) if count else None,
+        speculation=Speculation(count, asks=setting.speculator is not None) if count else None,
     )
 
 

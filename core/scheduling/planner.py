@@ -22,6 +22,9 @@ RECHECK_STEPS = 16
 """Steps after which a sequence that lacked blocks asks the prefix cache again, though no more blocks are free."""
 
 
+Guesses = dict[Sequence, list[int] | None]
+
+
 class Planner:
     """Plans steps over the books of a `Ledger`, and makes the moves that the plan needs."""
 
@@ -34,12 +37,12 @@ class Planner:
     def plan(self, number: int, now: float) -> Step | None:
         """The next step, or None when no sequence can compute anything now."""
         self._yield_to_head()
-        drafting = self._drafting()
+        guesses = self._guesses()
         blocks: list[tuple[int, int, int]] = []
-        for kind in self._kinds(any(not sequence.in_flight for sequence in drafting)):
+        for kind in self._kinds(any(guesses.values())):
             step = Step(kind, Batch(number, new_blocks=blocks), *self._limits.step_size(kind))
-            step.waiting = bool(drafting)
-            self._plan_running(step, drafting)
+            step.waiting = bool(guesses)
+            self._plan_running(step, guesses)
             if kind is not StepKind.DECODE:
                 self._plan_chunks(step)
             self._plan_admissions(step, now)
@@ -48,52 +51,59 @@ class Planner:
                 return self._close(step)
         return None
 
-    def _kinds(self, drafts: bool) -> tuple[StepKind, ...]:
+    def _kinds(self, guesses: bool) -> tuple[StepKind, ...]:
         running = self._ledger.running
-        if not drafts and not running.prefilling and not (running.free_rows and self._ledger.queue):
+        if not guesses and not running.prefilling and not (running.free_rows and self._ledger.queue):
             return (StepKind.DECODE,)
         return self._limits.kinds(len(running.decoding), self._last)
 
-    def _drafting(self) -> dict[Sequence, None]:
-        """Who does not decode as always: those that draft in this step, or wait for their last token to draft then."""
-        if self._speculation is None:
+    def _guesses(self) -> Guesses:
+        """Who does not decode as always, and what is guessed to come. None: it sits this step out, to draft in a later
+        one. Nothing: it asks the executor for guesses.
+        """
+        speculation, decoding, pool = self._speculation, self._ledger.running.decoding, self._ledger.pool
+        if speculation is None:
             return {}
-        decoding = [item for item in self._ledger.running.decoding if item.computed < item.last or item.verifying]
-        drafting = dict.fromkeys(item for item in decoding if item.verifying)
-        drafting.update(dict.fromkeys(self._speculation.drafting(decoding)))
-        return drafting
+        guesses: Guesses = {item: None for item in decoding if item.verifying}
+        drafting = [item for item in decoding if item.computed < item.last and not item.verifying]
+        drafting = speculation.drafting(drafting, len(decoding))
+        # What all of them guess fits a step beside the others' tokens, and blocks that are free when each has grown by
+        # one, so that nobody waits for another's end.
+        room = min(self._limits.prefill_sequences, self._limits.prefill_tokens) - len(decoding)
+        share = min(room // len(drafting), self._limits.chunk_tokens - 1) if 0 < len(drafting) <= room else 0
+        spare = (pool.num_free // len(decoding) - 1) * pool.block_size if share else 0
+        for item in drafting if share else ():
+            most = min(share, item.last - item.computed - 1, item.room + max(spare, 0) - item.computed - 1)
+            if item.in_flight:
+                guesses[item] = None
+            elif (found := speculation.propose(item, max(most, 0))) or speculation.asks:
+                guesses[item] = found
+        return guesses
 
-    def _plan_running(self, step: Step, drafting: dict[Sequence, None]) -> None:
-        """Sequences past their prompts: those that draft where rows of several tokens may be, the others elsewhere."""
-        plain, guessing = self._ledger.running.decoding, [item for item in drafting if not item.in_flight]
-        if drafting:
-            plain = [item for item in plain if item not in drafting]
-        if step.kind is StepKind.PREFILL:
-            plain = []
-        elif step.kind is StepKind.DECODE:
-            guessing = []
-        short = [item for item in (*plain, *guessing) if item.computed == item.room and item.computed < item.last]
+    def _plan_running(self, step: Step, guesses: Guesses) -> None:
+        """Sequences past their prompts. Guesses are where rows of several tokens may be."""
+        plain = [] if step.kind is StepKind.PREFILL else self._ledger.running.decoding
+        asking: list[Sequence] = []
+        if guesses:
+            plain = [item for item in plain if item not in guesses]
+            without, beside = step.kind is StepKind.DECODE, step.kind is StepKind.MIXED
+            asking = [
+                item for item, found in guesses.items() if found is not None and (beside or without != bool(found))
+            ]
+        short = [item for item in (*plain, *asking) if item.computed == item.room and item.computed < item.last]
         if short:
             self._grow(short, step)
             plain = [item for item in plain if item.state is State.DECODING]
         step.add_decodes([item for item in plain if item.computed < item.last])
-        for left, sequence in zip(range(len(guessing) - 1, -1, -1), guessing, strict=True):
-            if sequence.state is State.DECODING and min(step.rows_left, step.tokens_left) > left:
-                self._draft(sequence, min(step.rows_left, step.tokens_left) - left, step)
+        for sequence in asking:
+            if sequence.state is State.DECODING:
+                self._draft(sequence, guesses[sequence] or [], step)
 
-    def _draft(self, sequence: Sequence, tokens: int, step: Step) -> None:
-        """Adds a row of at most so many tokens. What there are no free blocks for is not guessed."""
-        pool = self._ledger.pool
-        room = sequence.room + pool.num_free * pool.block_size
-        end = min(sequence.computed + min(tokens, self._limits.chunk_tokens), room, sequence.last)
-        guesses = self._propose(sequence, end - sequence.computed - 1)
+    def _draft(self, sequence: Sequence, guesses: list[int], step: Step) -> None:
         while sequence.room < sequence.computed + 1 + len(guesses):
-            sequence.index_blocks(pool)
+            sequence.index_blocks(self._ledger.pool)
             self._extend(sequence, step)
-        step.add_drafting(sequence, guesses, wants=self._speculation is not None and self._speculation.by_executor)
-
-    def _propose(self, sequence: Sequence, most: int) -> list[int]:
-        return self._speculation.propose(sequence, most) if self._speculation is not None and most > 0 else []
+        step.add_drafting(sequence, guesses, wants=self._speculation is not None and self._speculation.asks)
 
     def _grow(self, short: list[Sequence], step: Step) -> None:
         """Finds a block for each of these decoding sequences, the most urgent first; some of them may be preempted."""

@@ -33,7 +33,7 @@ from mainspring.core.scheduling.planner import Planner
 from mainspring.core.scheduling.prompt_scores import PromptScores
 from mainspring.core.scheduling.sequence import Request, Sequence, State
 from mainspring.core.scheduling.step import Step
-from mainspring.core.scheduling.verifying import joined, verify
+from mainspring.core.scheduling.verifying import Verified, joined, verify
 from mainspring.core.scheduling.waiting import Deadlines
 from mainspring.core.speculation.speculation import Speculation
 
@@ -151,8 +151,9 @@ class Scheduler:
         choices = len(step.sampled) + sum(len(draft.tokens) for draft in batch.drafts)
         if len(result.tokens) != choices:
             raise ValueError(f"step {batch.step} samples {choices} tokens, its result has {len(result.tokens)}")
-        if self._speculation is not None:
-            result = self._verify(step, result, self._speculation)
+        verified = None if self._speculation is None else self._verify(step, result, self._speculation)
+        if verified is not None:
+            step.sampled, result = verified.sampled, verified.result
         sampled, tokens = step.sampled, result.tokens
         deltas = self._reject([sampled[position] for position in result.bad]) if result.bad else []
         if result.astray:
@@ -192,7 +193,11 @@ class Scheduler:
         if self._speculation is not None:
             self._watch(step, len(deltas), self._speculation)
         self._ledger.counters.generated_tokens += len(deltas) - uncounted
-        return joined(deltas) if step.drafting else deltas
+        if verified is not None:
+            deltas = joined(deltas)
+            deltas += self._reject(verified.bad) if verified.bad else []
+            deltas += self._end_all(verified.astray, ErrorKind.INVALID, _ASTRAY)
+        return deltas
 
     def fail(self, batch: Batch, kind: ErrorKind, message: str) -> list[Delta]:
         """The oldest uncommitted step failed as a whole: its sequences end with this error, and no others.
@@ -218,14 +223,11 @@ class Scheduler:
         """Sentences about broken invariants, for tests and idle moments; empty when all is well."""
         return self._ledger.check()
 
-    def _verify(self, step: Step, result: StepResult, speculation: Speculation) -> StepResult:
-        """The result without choices behind wrong guesses; `step.sampled` then has each sequence once a token."""
-        for sequence, guesses in zip(step.wanting, result.drafts):  # noqa: B905  (executors may guess nothing at all)
-            speculation.offer(sequence, list(guesses))
+    def _verify(self, step: Step, result: StepResult, speculation: Speculation) -> Verified | None:
+        """What holds of a step in which somebody drafted; None for other steps."""
         if not step.drafting:
-            return result
-        verified = verify(step.sampled, result)
-        counters = self._ledger.counters
+            return None
+        verified, counters = verify(step.sampled, result), self._ledger.counters
         for sequence in step.drafting:
             right, drafted = verified.right[sequence], len(sequence.drafts)
             speculation.verified(sequence, right, drafted)
@@ -233,12 +235,12 @@ class Scheduler:
             counters.draft_tokens += drafted
             counters.accepted_tokens += right
             sequence.drafts, sequence.verifying = [], False
+            sequence.in_flight += right  # as many results are to come as tokens
             if sequence.state is State.DECODING:
                 sequence.computed = len(sequence.tokens) + right
-            if not sequence.discarded:
-                sequence.in_flight += right  # one for each result
-        step.sampled = verified.sampled
-        return verified.result
+        for sequence, guesses in zip(step.wanting, result.drafts):  # noqa: B905  (executors may guess nothing at all)
+            speculation.offer(sequence, list(guesses))
+        return verified
 
     def _watch(self, step: Step, num_tokens: int, speculation: Speculation) -> None:
         """Tells the gate what a step brought in what time, if the device had work all the while."""

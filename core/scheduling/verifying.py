@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from mainspring.core.batch import StepResult
-from mainspring.core.request import Delta, TokenLogprobs
+from mainspring.core.request import Delta
 from mainspring.core.scheduling.sequence import Sequence
 
 
@@ -18,34 +18,32 @@ class Verified:
     """Whose each of its tokens is."""
     right: dict[Sequence, int]
     """How many guesses were right, of the sequences that had some or asked for some."""
+    bad: list[Sequence]
+    astray: list[Sequence]
+    """Sequences that end behind tokens that hold: the next choice is not finite, or cannot follow the grammar."""
 
 
 def verify(sampled: list[Sequence], result: StepResult) -> Verified:
     """`sampled` are the sequences that chose, in the result's order, with `drafts` chosen behind.
 
-    What comes of a choice that is not finite, or of a sequence that is lost, goes no further than itself. A sequence
-    whose results are worthless anyway keeps one, so that they are counted down.
+    A sequence whose results are worthless anyway keeps one, so that they are counted down.
     """
     bad, astray = frozenset(result.bad), frozenset(result.astray)
     kept: list[int] = []
-    owners: list[Sequence] = []
-    right: dict[Sequence, int] = {}
+    verified = Verified(result, [], {}, [], [])
     first = 0
     for sequence in sampled:
-        held = 0
-        if not sequence.discarded:
-            for place, guess in enumerate(sequence.drafts, first):
-                if result.tokens[place] != guess or place in bad or place in astray:
-                    break
-                held += 1
+        held = 0 if sequence.discarded else _held(result.tokens, first, sequence.drafts)
+        last = first + held
+        if held and (last in bad or last in astray):
+            (verified.bad if last in bad else verified.astray).append(sequence)
+            last -= 1
         if sequence.verifying:
-            right[sequence] = held
-        kept += range(first, first + held + 1)
-        owners += [sequence] * (held + 1)
+            verified.right[sequence] = last - first
+        kept += range(first, last + 1)
+        verified.sampled.extend([sequence] * (last + 1 - first))
         first += 1 + len(sequence.drafts)
-    logprobs: list[TokenLogprobs | None] | None = None
-    if result.logprobs is not None:
-        logprobs = [result.logprobs[place] for place in kept]
+    logprobs = None if result.logprobs is None else [result.logprobs[place] for place in kept]
     shortened = replace(
         result,
         tokens=[result.tokens[place] for place in kept],
@@ -53,7 +51,15 @@ def verify(sampled: list[Sequence], result: StepResult) -> Verified:
         bad=tuple(place for place, choice in enumerate(kept) if choice in bad),
         astray=tuple(place for place, choice in enumerate(kept) if choice in astray),
     )
-    return Verified(shortened, owners, right)
+    return replace(verified, result=shortened)
+
+
+def _held(tokens: list[int], first: int, guesses: list[int]) -> int:
+    """How many guesses were right, one after the other."""
+    for place, guess in enumerate(guesses):
+        if tokens[first + place] != guess:
+            return place
+    return len(guesses)
 
 
 def joined(deltas: list[Delta]) -> list[Delta]:

@@ -23,13 +23,13 @@ class Speculation:
 
     count: int
     """Tokens drafted at once for a sequence, at most."""
-    by_executor: bool = False
-    """Whether the executor guesses; else sequences copy what they said before."""
+    asks: bool = False
+    """Whether the executor guesses, when asked; else sequences copy what they said before."""
     gate: Gate = field(default_factory=Gate)
 
-    def drafting(self, sequences: list[Sequence]) -> list[Sequence]:
-        """Those of the decoding sequences that draft next, or wait for it."""
-        if not sequences or not self.gate.open(len(sequences)):
+    def drafting(self, sequences: list[Sequence], running: int) -> list[Sequence]:
+        """Which of these sequences draft next, or wait to draft, among so many that decode."""
+        if not sequences or not self.gate.open(running):
             return []
         return [sequence for sequence in sequences if self._outlook(sequence).likelihood() >= LIKELY]
 
@@ -55,5 +55,5 @@ class Speculation:
 
     def _outlook(self, sequence: Sequence) -> Copying | Offers:
         if sequence.outlook is None:
-            sequence.outlook = Offers() if self.by_executor else Copying(sequence.tokens, sequence.num_prompt)
+            sequence.outlook = Offers() if self.asks else Copying(sequence.tokens, sequence.num_prompt)
         return sequence.outlook
