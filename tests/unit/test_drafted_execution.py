@@ -87,7 +87,7 @@ class DraftedLoop(EngineLoop):
             max_batch_tokens=max_batch_tokens,
             eos_token_ids=(EOS,),
             clock=lambda: 0.0,
-            speculation=Speculation(COUNT, by_executor=True, gate=Open()),
+            speculation=Speculation(COUNT, asks=True, gate=Open()),
         )
         super().__init__(executor, scheduler, ahead)
 
