@@ -359,7 +359,10 @@ class GraphExecutor:
             self._guides.expect(selection.guided_rows, selection.guided_places, results.tokens)
         if selection.logprob_index is not None:
             asked = selection.logprob_index
-            found = self._ops.logprobs(logits_NV[asked], ids_N[asked], selection.max_logprobs)
+            told_NV = logits_NV[asked]
+            if selection.logprob_adjusted is not None:
+                told_NV = torch.where(selection.logprob_adjusted, adjusted_NV[asked], told_NV)
+            found = self._ops.logprobs(told_NV, ids_N[asked], selection.max_logprobs)
             flush()
             results.take_logprobs(selection, found, self._device.pinned)
 
