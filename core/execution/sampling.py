@@ -44,10 +44,10 @@ _COLUMNS = np.dtype(
         ("key", np.int32),
         ("num_prompt_tokens", np.int32),
         ("logprobs", np.int32),  # -1: none
-        ("adjusted", np.bool_),
+        ("adjusted", np.int32),  # 0 or 1
     ]
 )
-_OFF = (0.0, 1.0, 1.0, 0.0, 1.0, 0.0, 0.0, 0, 0, 0, -1, False)
+_OFF = (0.0, 1.0, 1.0, 0.0, 1.0, 0.0, 0.0, 0, 0, 0, -1, 0)
 
 _PACKED_FLOATS = ("temperature", "top_p", "typical_p", "min_p")
 _PACKED_INTEGERS = ("top_k", "key")
@@ -187,7 +187,7 @@ class SamplingTable:
         columns = self._columns[rows]
         asking = _subset(columns["logprobs"] >= 0, partition)
         guided = _subset(self._guided[rows], partition)
-        adjusted = columns["adjusted"][asking]
+        adjusted = columns["adjusted"][asking] > 0
         return Selection(
             sampling=_sampling_tensors(columns, upload, partition),
             penalties=_penalties(rows, columns, upload, partition),

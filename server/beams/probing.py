@@ -32,7 +32,7 @@ from mainspring.server.text.generation import (
 )
 from mainspring.server.text.tokenizer import Tokenizer
 
-_MOST_ENDS = 3
+_MOST_ENDS = 8
 """Tokens that end a sequence, as far as they widen the search: each may take a beginning's best places."""
 _AGE_SECONDS = 10.0
 """A level of priority for a search that has run for so long, so that newcomers do not wait less than it does."""
