@@ -15,8 +15,8 @@ from tests.support.smollm2 import path
 TEXTS = [*PROMPTS, *(f"Tell me more. {prompt}" for prompt in PROMPTS)]
 NEW_TOKENS = 32
 TOLERANCE: dict[Dtype, float] = {"float32": 2e-3, "bfloat16": 0.5}
-"""How far two logits may be off, in logits: those of SmolLM2 reach 25, and 2 % of it is what bfloat16 may be off after 30
-layers. float32 sums in another order alone."""
+"""How far two logits may be off: SmolLM2's reach 25, and 2 % of that is what bfloat16 may be off after 30 layers.
+float32 sums in another order alone."""
 
 
 @dataclass(frozen=True, slots=True)
