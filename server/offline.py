@@ -17,7 +17,7 @@ import msgspec
 
 from mainspring.core.config import Dtype, EngineConfig, KVDtype
 from mainspring.core.errors import StartupError
-from mainspring.core.grammar.messages import GrammarSpec
+from mainspring.core.grammar.messages import AUTO, GrammarSpec
 from mainspring.core.metrics import Stats
 from mainspring.core.request import FinishReason, Ready, SamplingParams, TokenLogprobs
 from mainspring.server.beams.probing import pieces_of
@@ -106,13 +106,15 @@ class LLM:
         )
 
     @classmethod
-    def of(cls, config: EngineConfig, on_progress: ProgressListener | None = None) -> Self:
+    def of(
+        cls, config: EngineConfig, on_progress: ProgressListener | None = None, *, grammar_engine: str = AUTO
+    ) -> Self:
         """With every setting there is; `config.model` may be all that `model` may be."""
         llm = cls.__new__(cls)
-        llm._open(config, on_progress)
+        llm._open(config, on_progress, grammar_engine)
         return llm
 
-    def _open(self, config: EngineConfig, on_progress: ProgressListener | None) -> None:
+    def _open(self, config: EngineConfig, on_progress: ProgressListener | None, grammar_engine: str = AUTO) -> None:
         source = resolve(config.model, config.revision)
         self.tokenizer = load_tokenizer(source.path)
         template = self.tokenizer.chat_template
@@ -130,7 +132,7 @@ class LLM:
             self.close()
             raise
         if self.ready.follows_grammars:
-            self._guidance = Guidance(self._engine, self.tokenizer, self.ready)
+            self._guidance = Guidance(self._engine, self.tokenizer, self.ready, grammar_engine=grammar_engine)
 
     def generate(
         self,

@@ -1,4 +1,4 @@
-"""Every feature beside every other: the requests, the table. `python -m tests.support.feature_matrix` prints the latter.
+"""Every feature beside every other: requests and table. `python -m tests.support.feature_matrix` prints the latter.
 
 All requests go to one server with one engine, several at a time.
 """
