@@ -171,7 +171,7 @@ async def guided_params(generation: Generation, guidance: Guidance | None) -> Sa
         return generation.params
     if guidance is None:
         raise RequestError(ErrorKind.INVALID, "this server follows no grammars")
-    grammar, _ = await guidance.grammar(generation.grammar)
+    grammar = await guidance.grammar(generation.grammar)
     return msgspec.structs.replace(generation.params, grammar=grammar)
 
 
