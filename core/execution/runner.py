@@ -12,7 +12,7 @@ Legend: T packed tokens, N rows that choose a token, E hidden size, V vocabulary
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -55,7 +55,7 @@ from mainspring.core.execution.warmup import (
     shaped_batches,
     shaped_variants,
 )
-from mainspring.core.grammar.guides import Guides
+from mainspring.core.grammar.guides import Guiding
 from mainspring.core.layers.attention import AttentionStep
 from mainspring.core.models import CausalLM
 from mainspring.core.ops import Ops
@@ -108,7 +108,8 @@ class GraphExecutor:
         kv: KVCache,
         buckets: Buckets | None,
         name: str,
-        guides: Guides | None = None,
+        guides: Guiding | None = None,
+        share_masks: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self._model = model
         self._device = device
@@ -120,6 +121,7 @@ class GraphExecutor:
         self._buckets = buckets
         self._name = name
         self._guides = guides
+        self._share_masks = share_masks
         self._static = capabilities.shapes == "bucketed"
         self._ahead_of_time = capabilities.graphs == "ahead_of_time"
         self._copies_later = capabilities.asynchronous and not capabilities.copies_async
@@ -376,6 +378,9 @@ class GraphExecutor:
             for place, lost in zip(selection.guided_places, self._guides.lost(selection.guided_rows), strict=True)
             if lost
         )
-        logits_NV = self._ops.apply_bitmask(logits_NV, selection.guided_index, self._upload(masks_GW))
+        mask_GW = self._upload(masks_GW)
+        if self._share_masks is not None:
+            mask_GW = self._share_masks(mask_GW)
+        logits_NV = self._ops.apply_bitmask(logits_NV, selection.guided_index, mask_GW)
         self._device.flush()
         return logits_NV

@@ -34,7 +34,7 @@ SCHEMAS_BY_NAME = ("properties", "patternProperties", "$defs", "definitions", "d
 DATA = ("enum", "const", "default", "examples")
 """Keywords whose values are no schemas."""
 NOTES = frozenset({"$defs", "definitions", "title", "description", "default", "examples", "$comment", "$schema", "$id"})
-"""Keywords that ask for nothing where they stand beside a `$ref`."""
+"""Keywords that ask for nothing where they stand beside a `$ref` or alternatives."""
 CACHE_BYTES = 256 << 20
 MOST_WHITESPACE = 2
 """Between two parts of a JSON text: models left free write blanks for ever."""
@@ -135,8 +135,13 @@ def _beside(schema: dict[str, Any]) -> Iterator[str]:
     reference, named = schema.get("$ref"), schema.get("format")
     if isinstance(reference, str) and not (reference == "#" or reference.startswith("#/")):
         yield f"the schema's reference {reference[:64]!r}, which is no path,"
-    if reference is not None and (others := sorted(schema.keys() - NOTES - {"$ref"})):
-        yield f"the schema's keyword `{others[0]}` beside `$ref`"
+    for keyword in ("$ref", "anyOf", "oneOf"):
+        if keyword in schema and (others := sorted(schema.keys() - NOTES - {keyword})):
+            yield f"the schema's keyword `{others[0]}` beside `{keyword}`"
+    if any(character in pattern for pattern in _patterns(schema) for character in ('"', "\\\\")):
+        yield "the schema's pattern with a quote or a backslash, as a JSON text has it,"
+    if "multipleOf" in schema and schema.get("type") != "integer":
+        yield "the schema's keyword `multipleOf` of other numbers than integers"
     if isinstance(named, str) and named not in FORMATS:
         yield f"the schema's format {named[:64]!r}"
     if isinstance(schema.get("allOf"), list) and len(schema["allOf"]) > 1:
@@ -148,6 +153,13 @@ def _beside(schema: dict[str, Any]) -> Iterator[str]:
         missing := [name for name in _names(schema, "required") if name not in _names(schema, "properties")]
     ):
         yield f"the schema's required property {missing[0][:64]!r}, which is not in `properties`,"
+
+
+def _patterns(schema: dict[str, Any]) -> Iterator[str]:
+    own, by_name = schema.get("pattern"), schema.get("patternProperties")
+    yield from (
+        pattern for pattern in (own, *(by_name if isinstance(by_name, dict) else ())) if isinstance(pattern, str)
+    )
 
 
 def _names(schema: dict[str, Any], keyword: str) -> list[str]:

@@ -57,6 +57,12 @@ TRIALS: Mapping[str, Trial] = {
     "maxLength": _string("abc", "abcd", maxLength=3),
     "pattern": _string("abab", "aba", pattern="^(ab)+$"),
     "pattern, not anchored": _string("xaby", "xy", pattern="ab"),
+    "pattern, with quotes": Trial({"type": "string", "pattern": '^"[a-z]{2}"$'}, (r'"\"ab\""',), ('"ab"', '""ab""')),
+    "pattern, with backslashes": Trial({"type": "string", "pattern": r"^\\[a-z]$"}, (r'"\\x"',), ('"x"', r'"\x"')),
+    "pattern, a class of all but some": Trial({"type": "string", "pattern": "^[^0-9]{3}$"}, ('"abc"', r'"a\"b"'), ('"a1b"', '"a"b"', '"a\\\\"')),
+    "pattern, any character": Trial({"type": "string", "pattern": "^.{3}$"}, ('"abc"', r'"a\"b"'), ('"ab"', '"a"b"')),
+    r"pattern, \S": Trial({"type": "string", "pattern": r"^\S{3}$"}, ('"abc"',), ('"a b"', '"a"b"')),
+    "multipleOf of number": Trial({"type": "number", "multipleOf": 0.5}, ("1.5",), ("0.3",)),
     "items": Trial({"type": "array", "items": {"type": "boolean"}}, ("[]", "[true, false]"), ("[1]",)),
     "prefixItems": Trial(
         {"type": "array", "prefixItems": [{"type": "boolean"}, {"type": "null"}], "minItems": 2}, ("[true, null]",), ("[null, true]",)
@@ -98,6 +104,8 @@ TRIALS: Mapping[str, Trial] = {
     ),
     "unevaluatedProperties": Trial({**OPEN, "unevaluatedProperties": False}, ('{"a": true}',), ('{"b": 1}',)),
     "anyOf": Trial({"anyOf": [{"type": "null"}, {"const": 1}]}, ("null", "1"), ("2",)),
+    "anyOf beside type": Trial({"type": "string", "anyOf": [{"pattern": "^a+$"}, {"pattern": "^b+$"}]}, ('"a"', '"bb"'), ('"ab"', "1", "{}")),
+    "anyOf beside properties": Trial({**CLOSED, "anyOf": [{"required": ["a"]}, {"maxProperties": 0}]}, ('{"a": true}',), ('{"a": 1}', '{"b": 1}', "3")),
     "oneOf, exclusive": Trial({"oneOf": [{"const": "a"}, {"const": "b"}]}, ('"a"', '"b"'), ('"c"',)),
     "oneOf, of types": Trial({"oneOf": [{"type": "null"}, {"type": "boolean"}]}, ("null", "true"), ("1",)),
     "oneOf, told apart by a property": Trial(
