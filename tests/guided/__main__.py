@@ -2,8 +2,7 @@
 
     python -m tests.guided [--engine auto|llguidance|xgrammar] [--tokens 160] [--seed 0] [--only KIND]
 
-Prints a line for each kind and every answer that is wrong, and fails when there is one. What the server refuses with a
-reason is listed, and is no failure.
+Prints a report in Markdown, as docs/verified/guided.md has it, and fails when an answer is wrong.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import json
 import re
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +29,8 @@ from tests.guided import expressions, schemas
 from tests.guided.formats import checker
 
 AT_ONCE = 32
+HOW = ("finished", "cut", "refused", "wrong")
+"""Cut: out of tokens, so the answer is the beginning of a right one. Refused: by the server, with the reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +89,14 @@ def main() -> int:
     parser.add_argument("--only", default="", help="kinds whose name has this in it")
     options = parser.parse_args()
     asked = [question for question in questions() if options.only in question.kind]
-    counts: dict[str, Counter[str]] = defaultdict(Counter)
-    told: list[str] = []
+    outcomes = list(outcomes_of(asked, options))
+    for line in report(asked, outcomes, options):
+        print(line)
+    return any(how == "wrong" for how, _ in outcomes)
+
+
+def outcomes_of(asked: Sequence[Question], options: argparse.Namespace) -> Iterator[tuple[str, str]]:
+    """How each question went, in order; many are answered at once."""
     config = EngineConfig(model=str(resolve("demo").path), backend="cpu", max_length=1024, max_sequences=AT_ONCE)
     with LLM.of(config, grammar_engine=options.engine) as llm, ThreadPoolExecutor(AT_ONCE) as threads:
 
@@ -98,14 +105,28 @@ def main() -> int:
             params = SamplingParams(max_tokens=options.tokens, temperature=1.0, seed=options.seed * 1000 + number)
             return answer(llm, question, params)
 
-        for question, (how, what) in zip(asked, threads.map(one, enumerate(asked)), strict=True):
-            counts[question.kind][how] += 1
-            if how in ("refused", "wrong"):
-                told.append(f"{how}: {question.spec.text[:200]}\n    {what[:300]}")
-    for kind, count in counts.items():
-        print(f"{kind:22}", *(f"{how} {count[how]:3}" for how in ("finished", "cut", "refused", "wrong")))
-    print("\n".join(told))
-    return any(count["wrong"] for count in counts.values())
+        yield from threads.map(one, enumerate(asked))
+
+
+def report(
+    asked: Sequence[Question], outcomes: Sequence[tuple[str, str]], options: argparse.Namespace
+) -> Iterator[str]:
+    """In Markdown."""
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    for question, (how, _) in zip(asked, outcomes, strict=True):
+        counts[question.kind][how] += 1
+    yield f"## {options.engine}"
+    yield ""
+    yield f"SmolLM2-135M-Instruct, temperature 1, at most {options.tokens} tokens, seed {options.seed}."
+    yield ""
+    yield "| about | " + " | ".join(HOW) + " |"
+    yield "|---|" + "--:|" * len(HOW)
+    for kind, count in [*counts.items(), ("**all**", sum(counts.values(), Counter[str]()))]:
+        yield f"| {kind} | " + " | ".join(str(count[how]) for how in HOW) + " |"
+    yield ""
+    for question, (how, what) in zip(asked, outcomes, strict=True):
+        if how in ("refused", "wrong"):
+            yield f"- {how}: `{question.spec.text[:160]}`: {what[:300]}"
 
 
 if __name__ == "__main__":
