@@ -25,7 +25,7 @@ class Bucket:
     tokens: int
     """Packed tokens, padding included (T)."""
     sequences: int
-    """Rows of the step, padding included (R)."""
+    """Rows of the step, padding included (R); it chooses as many tokens at most."""
     blocks: int
     """Width of the block table (B)."""
 
@@ -99,6 +99,19 @@ class PromptRange:
     """How many of the likeliest tokens to name at each position."""
 
 
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """Tokens that a row is guessed to go on with.
+
+    The row computes its last known token and these behind it, and chooses after each, as it would if that were its last
+    token: 1 + len(tokens) choices, of which the first is right, and each further one while the guess before it was.
+    """
+
+    index: int
+    """Which of the batch's rows it belongs to; that row's `counts` includes the guesses."""
+    tokens: Sequence[int]
+
+
 @dataclass(slots=True)
 class Batch:
     """One step. The four parallel lists describe its rows; rows that decode one token come first."""
@@ -120,13 +133,23 @@ class Batch:
     """(source block, destination block): contents to copy before the step, all layers, keys and values."""
     prompt_logprobs: list[PromptRange] = field(default_factory=list)
     """Mostly empty. A prompt's tokens come once, in order, whatever chunks and preemptions cut it into."""
+    drafts: list[Draft] = field(default_factory=list)
+    """Guesses that the step verifies, in the order of their rows. Executors may be asked to under `speculate` alone."""
+    wanting: list[int] = field(default_factory=list)
+    """Places in `rows` for which an executor that drafts itself should guess what comes after the step."""
     bucket: Bucket | None = None
     """The shape to pad to; None where any shape is taken: on such machines, or for steps beside captured decodes."""
+
+    @property
+    def num_choices(self) -> int:
+        """Tokens that the step chooses."""
+        return sum(self.samples) + sum(len(draft.tokens) for draft in self.drafts)
 
 
 @dataclass(slots=True)
 class StepResult:
-    """What a step produced, one token for each row of the batch whose `samples` is True, in the batch's order."""
+    """What a step produced: in the batch's order one token for each row whose `samples` is True, or with a `Draft` one
+    for each of its choices."""
 
     tokens: list[int]
     logprobs: list[TokenLogprobs | None] | None = None
@@ -137,3 +160,5 @@ class StepResult:
     """One list for each of the batch's `prompt_logprobs`, with one entry a token."""
     astray: tuple[int, ...] = ()
     """Positions in `tokens` whose sequences cannot be held to their grammar any more: they end with an error."""
+    drafts: Sequence[Sequence[int]] = ()
+    """What the executor guesses to come next, for each of the batch's `wanting`; empty where it has no guess."""

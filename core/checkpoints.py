@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -53,13 +53,14 @@ class Checkpoint(ABC):
 
 
 class Safetensors(Checkpoint):
-    """A directory with `model.safetensors`, or with the shards that `model.safetensors.index.json` names."""
+    """A directory with `model.safetensors`, or with the shards that `model.safetensors.index.json` names; or with
+    `files` that have other names."""
 
-    def __init__(self, directory: Path, convention: Convention) -> None:
+    def __init__(self, directory: Path, convention: Convention, files: Sequence[Path] = ()) -> None:
         super().__init__(directory)
         self._convention = convention
         self._files: dict[str, Any] = {}
-        for file in _shards(directory):
+        for file in files or _shards(directory):
             self._open(file)
 
     def read(self, name: str, cut: Cut = WHOLE) -> Tensor:

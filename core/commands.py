@@ -79,7 +79,8 @@ def check(console: Console, config: EngineConfig) -> int:
             console.print(f"[red]cannot start[/]: {escape(reason)}", soft_wrap=True)
         return 71
     choice, model = setting.choice, setting.model
-    plan = draft(setting.config, model, choice.backend.capabilities(choice.device), setting.smallest)
+    capabilities = choice.backend.capabilities(choice.device)
+    plan = draft(setting.config, model, capabilities, setting.smallest, setting.speculator)
     _print_plan(console, setting, plan)
     for reason in plan.reasons:
         console.print(f"[red]cannot start[/]: {escape(reason)}", soft_wrap=True)

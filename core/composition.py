@@ -12,6 +12,8 @@ from mainspring.core.request import Ready
 from mainspring.core.scheduling.blocks import BlockPool
 from mainspring.core.scheduling.scheduler import Scheduler
 from mainspring.core.setting import Setting
+from mainspring.core.speculation.speculation import Speculation
+from mainspring.core.speculator_plan import drafts_at_once
 
 
 def build_executor(
@@ -59,6 +61,7 @@ def build_executor(
 def build_scheduler(setting: Setting, executor: Executor, max_length: int) -> Scheduler:
     """The scheduler for what the executor turned out to hold."""
     config, choice = setting.config, setting.choice
+    count = drafts_at_once(config, setting.speculator)
     pool = BlockPool(executor.num_blocks(), executor.kv_spec().block_size, prefix_caching=config.prefix_caching)
     return Scheduler(
         pool=pool,
@@ -73,6 +76,7 @@ def build_scheduler(setting: Setting, executor: Executor, max_length: int) -> Sc
         mixes_prefill_and_decode=choice.backend.capabilities(choice.device).mixes_prefill_and_decode,
         clock=time.monotonic,
         seed=config.seed,
+        speculation=Speculation(count, asks=setting.speculator is not None) if count else None,
     )
 
 

@@ -16,6 +16,10 @@ Dtype = Literal["float32", "float16", "bfloat16"]
 KVDtype = Literal["float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2", "int8"]
 
 
+WEIGHTLESS_SPECULATORS = ("ngram", "none")
+"""Values of `EngineConfig.speculator` that name no checkpoint."""
+
+
 class RopeConfig(msgspec.Struct, frozen=True):
     """Rotary position embedding (Su et al. 2021) and its extensions to longer contexts."""
 
@@ -113,6 +117,10 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     memory_fraction: float | None = None
     """Share of the device's memory to use in all; None takes the backend's default."""
     prefix_caching: bool = True
+    speculate: int | None = None
+    """Tokens that are drafted at once for each sequence; None: what the speculator was made for. 0: none."""
+    speculator: str | None = None
+    """`ngram`, `none`, or a directory (or `.gguf` file) with a draft model or heads for this model."""
     seed: int = 0
     """Of the engine's own draws: seeds of requests that name none, dummy weights."""
     threads: int | None = None

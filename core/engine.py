@@ -296,7 +296,7 @@ def serve(start: EngineStart, channel: EngineChannel) -> int:
 def compose(start: EngineStart, channel: EngineChannel) -> tuple[Engine, Executor, Ready]:
     """Everything the engine process consists of, put together. Raises `StartupError` with every reason at once."""
     setting = settle(start.config)
-    plan = make_plan(setting.config, setting.model, setting.choice.backend, setting.smallest)
+    plan = make_plan(setting.config, setting.model, setting.choice.backend, setting.smallest, setting.speculator)
 
     def progress(phase: str, done: int, total: int) -> None:
         channel.send(Progress(phase, done, total))

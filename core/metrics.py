@@ -28,3 +28,9 @@ class Stats(msgspec.Struct, array_like=True):
     nan_rows: int = 0
     steps: int = 0
     requests_aborted: int = 0
+    draft_rows: int = 0
+    """Rows of steps that verified guesses."""
+    draft_tokens: int = 0
+    """Tokens guessed."""
+    accepted_tokens: int = 0
+    """Those of them that were right."""

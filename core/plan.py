@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import msgspec
 
 from mainspring.core.architectures import linear_shapes, parameter_count
+from mainspring.core.architectures.speculators import SpeculatorConfig
 from mainspring.core.backend import (
     KV_DTYPE_BYTES,
     AttentionFeature,
@@ -26,6 +27,7 @@ from mainspring.core.config import Dtype, EngineConfig, KVDtype, ModelConfig
 from mainspring.core.errors import StartupError, unknown
 from mainspring.core.parallel.shard import obstacles, part_of, worlds
 from mainspring.core.quantization import SCHEMES
+from mainspring.core.speculator_plan import SpeculatorPlan, plan_speculator, speculator_needs
 
 MARGIN = 0.02
 """Share of a device's memory that is never planned with."""
@@ -59,9 +61,11 @@ class Plan:
     usable_bytes: int
     """The share of it that serving may take."""
     weight_bytes: int
+    """A speculator's included."""
     workspace_bytes: int
     sharers: int
     """Ranks that divide the device's memory."""
+    speculator: SpeculatorPlan | None
     requirements: tuple[Requirement, ...]
     notes: tuple[str, ...]
 
@@ -75,9 +79,19 @@ class Plan:
         ]
 
     @property
+    def block_bytes(self) -> int:
+        """Of a block, a speculator's share included."""
+        return self.kv.block_bytes() + (self.speculator.block_bytes if self.speculator else 0)
+
+    @property
     def kv_bytes(self) -> int:
-        """Of the KV cache."""
-        return self.num_blocks * self.kv.block_bytes()
+        """Of the KV cache, a speculator's beside it included."""
+        return self.num_blocks * self.block_bytes
+
+    @property
+    def scratch_bytes(self) -> int:
+        """What a speculator's cache needs whatever its size."""
+        return self.speculator.scratch_bytes if self.speculator else 0
 
     @property
     def max_concurrent_tokens(self) -> int:
@@ -85,16 +99,28 @@ class Plan:
         return (self.num_blocks - 1) * self.kv.block_size
 
 
-def make_plan(config: EngineConfig, model: ModelConfig, backend: Backend, device: DeviceInfo) -> Plan:
+def make_plan(
+    config: EngineConfig,
+    model: ModelConfig,
+    backend: Backend,
+    device: DeviceInfo,
+    speculator: SpeculatorConfig | None = None,
+) -> Plan:
     """The plan for serving `model` on `device`. Raises `StartupError` with every reason why it cannot work."""
     capabilities = backend.capabilities(device)
-    plan = draft(config, model, capabilities, device)
+    plan = draft(config, model, capabilities, device, speculator)
     if plan.reasons:
         raise StartupError([f"{backend.name}: {reason}" for reason in plan.reasons])
     return plan
 
 
-def draft(config: EngineConfig, model: ModelConfig, capabilities: Capabilities, device: DeviceInfo) -> Plan:
+def draft(
+    config: EngineConfig,
+    model: ModelConfig,
+    capabilities: Capabilities,
+    device: DeviceInfo,
+    speculator: SpeculatorConfig | None = None,
+) -> Plan:
     """The plan whether or not it can work: unmet requirements are in it."""
     dtype, dtype_note = _compute_dtype(config, model, capabilities)
     scheme, unknown_scheme = _weight_scheme(config, dtype)
@@ -109,15 +135,19 @@ def draft(config: EngineConfig, model: ModelConfig, capabilities: Capabilities, 
         block_size=config.block_size or capabilities.block_sizes[0],
     )
     max_length = min(config.max_length or model.max_position, model.max_position)
-    weights = weight_bytes(held, scheme, dtype)
+    beside = None if speculator is None else plan_speculator(config, speculator, spec, dtype)
+    weights = weight_bytes(held, scheme, dtype) + (beside.weight_bytes if beside else 0)
     workspace = workspace_bytes(config, msgspec.structs.replace(held, vocab_size=model.vocab_size), max_length)
+    fixed = weights + workspace + (beside.scratch_bytes if beside else 0)
+    block = spec.block_bytes() + (beside.block_bytes if beside else 0)
     usable = int(device.total_bytes * (config.memory_fraction or capabilities.default_memory_fraction)) // sharers
     wanted = config.num_blocks or blocks_wanted(config, spec, max_length)
-    num_blocks = config.num_blocks or max(0, min(wanted, (usable - weights - workspace) // spec.block_bytes()))
+    num_blocks = config.num_blocks or max(0, min(wanted, (usable - fixed) // block))
     fitting, length_note = _fitting_length(config, max_length, num_blocks, spec)
     needs = [*unknown_scheme, *_capability_needs(config, model, capabilities, scheme, dtype, spec)]
     needs += _rank_needs(model, capabilities, scheme, world)
-    needs += _memory_needs(num_blocks, spec, usable, weights, workspace, fitting)
+    needs += _speculator_needs(beside, capabilities, fitting)
+    needs += _memory_needs(usable, fixed + 2 * block, (num_blocks - 1) * spec.block_size, fitting)
     return Plan(
         dtype=dtype,
         scheme=scheme,
@@ -129,6 +159,7 @@ def draft(config: EngineConfig, model: ModelConfig, capabilities: Capabilities, 
         weight_bytes=weights,
         workspace_bytes=workspace,
         sharers=sharers,
+        speculator=beside,
         requirements=tuple(needs),
         notes=tuple(note for note in (dtype_note, length_note) if note),
     )
@@ -175,8 +206,8 @@ def blocks_that_fit(plan: Plan, config: EngineConfig, free: int, total: int) -> 
     if config.num_blocks is not None:
         return config.num_blocks
     share = int(total * plan.usable_bytes / plan.total_bytes) - plan.weight_bytes
-    room = min(share, (free - int(total * MARGIN)) // plan.sharers) - plan.workspace_bytes
-    return max(0, min(room // plan.kv.block_bytes(), blocks_wanted(config, plan.kv, plan.max_length)))
+    room = min(share, (free - int(total * MARGIN)) // plan.sharers) - plan.workspace_bytes - plan.scratch_bytes
+    return max(0, min(room // plan.block_bytes, blocks_wanted(config, plan.kv, plan.max_length)))
 
 
 def _compute_dtype(config: EngineConfig, model: ModelConfig, capabilities: Capabilities) -> tuple[Dtype, str]:
@@ -270,13 +301,18 @@ def _attention_features(model: ModelConfig) -> Iterator[AttentionFeature]:
         yield "softcap"
 
 
-def _memory_needs(
-    num_blocks: int, spec: KVSpec, usable: int, weights: int, workspace: int, max_length: int
+def _speculator_needs(
+    beside: SpeculatorPlan | None, capabilities: Capabilities, max_length: int
 ) -> Iterator[Requirement]:
-    needed = weights + workspace + 2 * spec.block_bytes()
+    for need in () if beside is None else speculator_needs(beside, capabilities, max_length):
+        yield Requirement("speculator", need.needed, need.declared, need.remedy)
+
+
+def _memory_needs(usable: int, needed: int, room: int, max_length: int) -> Iterator[Requirement]:
+    """`room`: tokens that the cache holds."""
     remedy = "use a smaller --dtype or --quantize, lower --max-batch-prefill-tokens, or raise --memory-fraction"
     yield Requirement("memory", f"{needed:,} bytes", f"{usable:,} bytes", None if needed <= usable else remedy)
-    room = max(0, num_blocks - 1) * spec.block_size
+    room = max(0, room)
     if needed <= usable:
         remedy = f"use --max-total-tokens {room} or give the KV cache more memory"
         met = room >= max_length

@@ -11,10 +11,12 @@ from pathlib import Path
 import msgspec
 
 from mainspring.core.architectures import read_model_config
+from mainspring.core.architectures.speculators import SpeculatorConfig, read_speculator
 from mainspring.core.backend import DeviceInfo, Unavailable
 from mainspring.core.config import EngineConfig, ModelConfig
 from mainspring.core.errors import BackendError, StartupError
 from mainspring.core.plugins import Choice, Plugins, load_plugins
+from mainspring.core.speculator_plan import speculator_path
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +29,8 @@ class Setting:
     choice: Choice
     devices: tuple[DeviceInfo, ...]
     """One a rank; the first is `choice.device`."""
+    speculator: SpeculatorConfig | None
+    """What `--speculator` names, where it names a checkpoint."""
 
     @property
     def smallest(self) -> DeviceInfo:
@@ -38,9 +42,11 @@ def settle(config: EngineConfig) -> Setting:
     """Finds both. Raises `StartupError` with the reasons of both."""
     plugins = load_plugins()
     reasons: list[str] = []
-    model, choice = None, None
+    model, choice, speculator = None, None, None
     try:
         model = read_model_config(Path(config.model), plugins.models())
+        if (path := speculator_path(config)) is not None:
+            speculator = read_speculator(path, model, plugins.models(), Path(config.model))
     except StartupError as error:
         reasons += error.reasons
     try:
@@ -53,9 +59,9 @@ def settle(config: EngineConfig) -> Setting:
             devices = _devices(choice, config.num_shard)
         except StartupError as error:
             reasons += error.reasons
-    if model is None or choice is None or not devices:
+    if reasons or model is None or choice is None:
         raise StartupError(reasons)
-    return Setting(msgspec.structs.replace(config, num_shard=len(devices)), plugins, model, choice, devices)
+    return Setting(msgspec.structs.replace(config, num_shard=len(devices)), plugins, model, choice, devices, speculator)
 
 
 def _devices(choice: Choice, num_shard: int | None) -> tuple[DeviceInfo, ...]:

@@ -7,19 +7,19 @@ hold is known before the first byte is read, and everything that is wrong with i
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mainspring.core.backend import Device, ProgressCallback, WeightScheme, unquantized
 from mainspring.core.checkpoints import GGUF, Checkpoint, Safetensors
 from mainspring.core.config import Dtype, ModelConfig
 from mainspring.core.errors import ModelError
 from mainspring.core.layers.weights import WHOLE, Cut, Packing, Shape, WeightLayer
-from mainspring.core.models.causal import CausalLM
+from mainspring.core.models.causal import CausalLM, Convention
 from mainspring.core.quantization import head_scheme
 
 DTYPES: Mapping[torch.dtype, Dtype] = MappingProxyType({
@@ -52,12 +52,22 @@ def load_weights(
         # Some checkpoints hold the head a second time.
         checkpoint.entries.pop("lm_head.weight", None)
     _check(checkpoint, wanted)
-    packing = _packing(device, dtype, scheme)
-    done, total = 0, sum(entry.num_bytes for entry in checkpoint.entries.values())
-    for at, layer in layers.items():
-        layer.fill(at, checkpoint.read, packing)
-        done += sum(checkpoint.entries[name].num_bytes for name in layer.sources(at))
-        progress("weights", done, total)
+    _fill(layers, checkpoint, _packing(device, dtype, scheme), progress)
+
+
+def load_heads(
+    heads: nn.Module,
+    files: Sequence[Path],
+    convention: Convention,
+    device: Device,
+    dtype: torch.dtype,
+    progress: ProgressCallback,
+) -> None:
+    """Fills the modules of a drafter from safetensors, unquantized. As `load_weights` otherwise."""
+    layers = weight_layers(heads)
+    checkpoint = Safetensors(files[0].parent, convention, files)
+    _check(checkpoint, {name: shape for at, layer in layers.items() for name, shape in layer.sources(at).items()})
+    _fill(layers, checkpoint, _packing(device, dtype, None), progress)
 
 
 def fill_dummy(model: CausalLM, seed: int, device: Device, dtype: torch.dtype, scheme: WeightScheme | None) -> None:
@@ -78,7 +88,17 @@ def fill_dummy(model: CausalLM, seed: int, device: Device, dtype: torch.dtype, s
         layer.fill(at, draw, packing)
 
 
-def weight_layers(model: CausalLM) -> dict[str, WeightLayer]:
+def _fill(
+    layers: Mapping[str, WeightLayer], checkpoint: Checkpoint, packing: Packing, progress: ProgressCallback
+) -> None:
+    done, total = 0, sum(entry.num_bytes for entry in checkpoint.entries.values())
+    for at, layer in layers.items():
+        layer.fill(at, checkpoint.read, packing)
+        done += sum(checkpoint.entries[name].num_bytes for name in layer.sources(at))
+        progress("weights", done, total)
+
+
+def weight_layers(model: nn.Module) -> dict[str, WeightLayer]:
     """The layers that hold weights, by module path, in the model's order."""
     return {path: module for path, module in model.named_modules() if isinstance(module, WeightLayer)}
 

@@ -135,7 +135,10 @@ def check(model: str, **flags: Any) -> None:
     import msgspec
 
     with startup_errors():
-        config = engine_config(str(_source(model, flags["revision"]).path), flags)
+        from mainspring.server.source import located
+
+        source = _source(model, flags["revision"])
+        config = located(engine_config(str(source.path), flags), source)
     _run_module("mainspring.core.commands", "check", msgspec.json.encode(config).decode())
 
 

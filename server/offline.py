@@ -13,8 +13,6 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
-import msgspec
-
 from mainspring.core.config import Dtype, EngineConfig, KVDtype
 from mainspring.core.errors import StartupError
 from mainspring.core.grammar.messages import AUTO, GrammarSpec
@@ -25,7 +23,7 @@ from mainspring.server.beams.search import Beams
 from mainspring.server.engine.client import EngineClient, ProgressListener
 from mainspring.server.errors import TemplateError
 from mainspring.server.grammar.guidance import Guidance
-from mainspring.server.source import resolve
+from mainspring.server.source import located, resolve
 from mainspring.server.text.generation import Generation, Piece, Token, generate
 from mainspring.server.text.template import ChatTemplate, Message
 from mainspring.server.text.tokenizer import load_tokenizer
@@ -66,6 +64,8 @@ class LLM:
         dtype: Dtype | Literal["auto"] = "auto",
         kv_dtype: KVDtype | Literal["auto"] = "auto",
         quantize: str | None = None,
+        speculate: int | None = None,
+        speculator: str | None = None,
         num_shard: int | None = 1,
         load_format: Literal["auto", "dummy"] = "auto",
         max_length: int | None = None,
@@ -89,6 +89,8 @@ class LLM:
                 dtype=dtype,
                 kv_dtype=kv_dtype,
                 quantize=quantize,
+                speculate=speculate,
+                speculator=speculator,
                 num_shard=num_shard,
                 load_format=load_format,
                 max_length=max_length,
@@ -121,7 +123,7 @@ class LLM:
         self._template = None if template is None else ChatTemplate(template, self.tokenizer.special)
         # More would only fill the engine's queue, which is bounded.
         self._at_once = config.max_sequences + config.max_waiting_requests
-        self._engine = EngineClient(msgspec.structs.replace(config, model=str(source.path)), on_progress=on_progress)
+        self._engine = EngineClient(located(config, source), on_progress=on_progress)
         self._guidance: Guidance | None = None
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="mainspring", daemon=True)

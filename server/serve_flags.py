@@ -117,10 +117,11 @@ def server_options(source: ModelSource, flags: Mapping[str, Any], notes: Sequenc
     from mainspring.server.app import Access, ServerOptions, Traces
     from mainspring.server.http.auth import KeyRing
     from mainspring.server.http.connection import ConnectionLimits
+    from mainspring.server.source import located
 
     return ServerOptions(
         source=replace(source, tokenizer_config=flags["tokenizer_config_path"]),
-        engine=engine_config(str(source.path), flags),
+        engine=located(engine_config(str(source.path), flags), source, flags["huggingface_hub_cache"]),
         host=flags["host"],
         port=flags["port"],
         access=Access(

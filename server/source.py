@@ -1,14 +1,18 @@
 """The MODEL argument: a directory, a `.gguf` file, a hub id, or `demo`, as a path on this machine.
 
-What is inside the path is the tokenizer's and the engine's business.
+What is inside the path is the tokenizer's and the engine's business. One thing is looked at, as TGI did: heads that
+speculate may be named in the place of the model that they are for, which their config names.
 """
 
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import msgspec
+
+from mainspring.core.config import WEIGHTLESS_SPECULATORS, EngineConfig
 from mainspring.core.errors import ModelError
 
 DEMO_MODEL_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -25,6 +29,8 @@ class ModelSource:
     model_id: str
     tokenizer_config: Path | None = None
     """To be read instead of the model's own tokenizer_config.json."""
+    speculator: Path | None = None
+    """Heads that were named in the model's place."""
 
 
 def resolve(model: str, revision: str | None = None, hub_cache: Path | None = None) -> ModelSource:
@@ -36,14 +42,49 @@ def resolve(model: str, revision: str | None = None, hub_cache: Path | None = No
         return ModelSource(_demo_file(), DEMO_MODEL_ID)
     path = Path(model).expanduser()
     if path.is_dir():
-        return ModelSource(path, model)
+        return _behind_heads(ModelSource(path, model), hub_cache)
     if path.is_file():
         if path.suffix != ".gguf":
             raise ModelError(f"{model} is a file but not a .gguf file; name the model's directory instead")
         return ModelSource(path, path.stem)
     if path.suffix == ".gguf" or path.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1:
         raise ModelError(f"{model} does not exist; give a directory, a .gguf file, a hub id (owner/name), or `demo`")
-    return ModelSource(_download(model, revision, hub_cache), model)
+    return _behind_heads(ModelSource(_download(model, revision, hub_cache), model), hub_cache)
+
+
+def located(config: EngineConfig, source: ModelSource, hub_cache: Path | None = None) -> EngineConfig:
+    """The config with paths in the place of names: of the model, and of a speculator, which is found as models are.
+
+    Raises ModelError.
+    """
+    speculator = config.speculator
+    if speculator is None:
+        speculator = None if source.speculator is None else str(source.speculator)
+    elif speculator not in WEIGHTLESS_SPECULATORS:
+        speculator = str(resolve(speculator, hub_cache=hub_cache).path)
+    return msgspec.structs.replace(config, model=str(source.path), speculator=speculator)
+
+
+def _behind_heads(source: ModelSource, hub_cache: Path | None) -> ModelSource:
+    """The model that heads are for, where the source is a directory of heads; else the source."""
+    try:
+        config = msgspec.json.decode((source.path / "config.json").read_bytes(), type=_HeadsConfig)
+    except (OSError, msgspec.MsgspecError):
+        return source  # whoever reads the model says what is wrong with it
+    if config.base_model_name_or_path is None or not config.is_of_heads:
+        return source
+    base = resolve(config.base_model_name_or_path, hub_cache=hub_cache)
+    return replace(base, model_id=source.model_id, speculator=source.path)
+
+
+class _HeadsConfig(msgspec.Struct):
+    base_model_name_or_path: str | None = None
+    medusa_num_heads: int | None = None
+    model_type: str = ""
+
+    @property
+    def is_of_heads(self) -> bool:
+        return self.medusa_num_heads is not None or self.model_type == "mlp_speculator"
 
 
 def _demo_file() -> Path:

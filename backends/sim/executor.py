@@ -233,26 +233,41 @@ class SimExecutor:
         tokens: list[int] = []
         logprobs: list[TokenLogprobs | None] = []
         bad: list[int] = []
-        for row_id, start, count, sample in zip(batch.rows, batch.starts, batch.counts, batch.samples, strict=True):
-            row = self._rows[row_id]
+        drafts = {draft.index: draft.tokens for draft in batch.drafts}
+        for place, (row_id, start, count, sample) in enumerate(
+            zip(batch.rows, batch.starts, batch.counts, batch.samples, strict=True)
+        ):
+            row, guesses = self._rows[row_id], drafts.get(place, ())
             if row.lost or row.spoilt:
                 self._spoil(row, start, count)
                 if sample:
                     bad.append(len(tokens))
                     row.tokens.append(0)
+                    tokens += [0] * (1 + len(guesses))
+                    logprobs += [None] * (1 + len(guesses))
+                continue
+            self._compute(row, start, count - len(guesses))
+            if sample:
+                tokens.append(self._choose(row_id, logprobs))
+            for position, guess in enumerate(guesses, start + count - len(guesses)):
+                if len(row.tokens) == position + 1 and tokens[-1] == guess:
+                    self._compute(row, position, 1)
+                    tokens.append(self._choose(row_id, logprobs))
+                else:
+                    # What follows a wrong guess is computed all the same, and is worth nothing.
+                    self._spoil(row, position, 1)
                     tokens.append(0)
                     logprobs.append(None)
-                continue
-            self._compute(row, start, count)
-            if sample:
-                tokens.append(self._guided(row_id) if row.params.grammar is not None else self._sample(row))
-                wanted = row.params.logprobs
-                logprobs.append(
-                    None if wanted is None else self._spec.vocabulary.logprobs(row.state, tokens[-1], wanted)
-                )
         asked = any(entry is not None for entry in logprobs)
         prompts = [self._score(batch, asked_of) for asked_of in batch.prompt_logprobs]
         return StepResult(tokens, logprobs if asked else None, tuple(bad), prompts)
+
+    def _choose(self, row_id: int, logprobs: list[TokenLogprobs | None]) -> int:
+        row = self._rows[row_id]
+        token = self._guided(row_id) if row.params.grammar is not None else self._sample(row)
+        wanted = row.params.logprobs
+        logprobs.append(None if wanted is None else self._spec.vocabulary.logprobs(row.state, token, wanted))
+        return token
 
     def _score(self, batch: Batch, asked: PromptRange) -> list[TokenLogprobs]:
         """From the states that the step left in the cache, one position before each token."""

@@ -23,9 +23,9 @@ def read_model_config(path: Path, plugins: Mapping[str, str] = NO_PLUGINS) -> Mo
     value that cannot be used; it names the file.
     """
     if path.is_dir():
-        values, source = _json(path / "config.json"), str(path / "config.json")
+        values, source = read_json(path / "config.json"), str(path / "config.json")
         ending = path / "generation_config.json"
-        generation = _json(ending) if ending.exists() else {}
+        generation = read_json(ending) if ending.exists() else {}
     elif path.suffix == ".gguf":
         values, source, generation = gguf_config(GGUFFile.open(path)), str(path), {}
     else:
@@ -55,7 +55,8 @@ def _token_ids(value: object) -> tuple[int, ...]:
     return tuple(value) if isinstance(value, list) else ()
 
 
-def _json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object beside a checkpoint. Raises `ModelError` that names the file."""
     try:
         return msgspec.json.decode(file.read_bytes(), type=dict[str, Any])
     except FileNotFoundError:

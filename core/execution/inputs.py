@@ -33,12 +33,14 @@ class StepShape:
     num_decodes: int
     chooses: bool = False
     """Whether the program chooses tokens, so that it must be told how."""
+    verifies: bool = False
+    """Whether some tokens may be guesses, which come with the step and not from the token table."""
 
     @property
     def sizes(self) -> tuple[int, ...]:
         """Words of each section: slot (two a token; first, so that its 64-bit words are aligned), position and table
-        row of each token, query_start, kv_length, block_table, index, table row and position of each choice, and the
-        sampling parameters of each.
+        row of each token, query_start, kv_length, block_table, index, table row and position of each choice, the
+        sampling parameters of each, and each token's guess.
         """
         return (
             2 * self.tokens,
@@ -51,6 +53,7 @@ class StepShape:
             self.samples,
             self.samples,
             PACKED_COLUMNS * self.samples if self.chooses else 0,
+            self.tokens if self.verifies else 0,
         )
 
     @property
@@ -77,6 +80,8 @@ class StepTensors:
     """[N] Position that it takes there."""
     sampling: SamplingTensors | None
     """How each is chosen, where the program does that."""
+    guesses: Tensor | None = None
+    """[T] What was guessed at each position, -1 where the token table knows; None in steps without guesses."""
 
 
 def exact_shape(batch: Batch, block_size: int) -> StepShape:
@@ -86,14 +91,17 @@ def exact_shape(batch: Batch, block_size: int) -> StepShape:
         tokens=batch.num_tokens,
         sequences=len(batch.rows),
         blocks=-(-max_kv // block_size),
-        samples=sum(batch.samples),
+        samples=batch.num_choices,
         max_query=max(batch.counts),
         max_kv=max_kv,
         num_decodes=batch.num_decodes,
+        verifies=bool(batch.drafts),
     )
 
 
-def padded_shape(bucket: Bucket, block_size: int, *, decode: bool, chooses: bool = False) -> StepShape:
+def padded_shape(
+    bucket: Bucket, block_size: int, *, decode: bool, chooses: bool = False, verifies: bool = False
+) -> StepShape:
     """The shape of a bucket. Its host integers are constants, so a captured program may bake them in."""
     return StepShape(
         tokens=bucket.tokens,
@@ -104,6 +112,7 @@ def padded_shape(bucket: Bucket, block_size: int, *, decode: bool, chooses: bool
         max_kv=bucket.blocks * block_size,
         num_decodes=bucket.sequences if decode else 0,
         chooses=chooses,
+        verifies=verifies and not decode,
     )
 
 
@@ -115,7 +124,7 @@ def all_decode(batch: Batch) -> bool:
 def view(buffer: Tensor, shape: StepShape) -> StepTensors:
     """The sections of a packed int32 buffer."""
     sections = buffer[: shape.words].split_with_sizes(shape.sizes)
-    slot, positions, token_rows, query_start, kv_length, block_table, index, rows, places, columns = sections
+    slot, positions, token_rows, query_start, kv_length, block_table, index, rows, places, columns, guesses = sections
     metadata = AttentionMetadata(
         query_start=query_start,
         kv_length=kv_length,
@@ -126,7 +135,9 @@ def view(buffer: Tensor, shape: StepShape) -> StepTensors:
         num_decodes=shape.num_decodes,
     )
     sampling = any_stage(columns.view(PACKED_COLUMNS, shape.samples), places) if shape.chooses else None
-    return StepTensors(positions, token_rows, metadata, index, rows, places, sampling)
+    return StepTensors(
+        positions, token_rows, metadata, index, rows, places, sampling, guesses if shape.verifies else None
+    )
 
 
 def moved(inputs: StepTensors, device: str) -> StepTensors:
@@ -146,17 +157,18 @@ def moved(inputs: StepTensors, device: str) -> StepTensors:
         sample_index=inputs.sample_index.to(device),
         sample_rows=inputs.sample_rows.to(device),
         sample_positions=inputs.sample_positions.to(device),
+        guesses=None if inputs.guesses is None else inputs.guesses.to(device),
     )
 
 
 def fill(buffer: npt.NDArray[np.int32], batch: Batch, table: StateTable, shape: StepShape) -> npt.NDArray[np.int64]:
-    """Writes the step's integers, padding included, and returns the table rows that choose a token, padding excluded.
+    """Writes the step's integers, padding included, and returns the table row of each choice, padding excluded.
 
     Padding is inert: slot -1, kv_length 0, block 0, and the row of nobody.
     """
     ends = list(accumulate(shape.sizes))
     sections = [buffer[end - size : end] for size, end in zip(shape.sizes, ends, strict=True)]
-    slot, positions, token_rows, query_start, kv_length, block_table, index, rows, places, columns = sections
+    slot, positions, token_rows, query_start, kv_length, block_table, index, rows, places, columns, guesses = sections
     batch_rows = np.array(batch.rows, dtype=np.int64)
     starts = np.array(batch.starts, dtype=np.int32)
     counts = np.array(batch.counts, dtype=np.int32)
@@ -181,16 +193,33 @@ def fill(buffer: npt.NDArray[np.int32], batch: Batch, table: StateTable, shape: 
     positions[:num_tokens], positions[num_tokens:] = places_T, 0
     _fill_slots(slot.view(np.int64), owners, places_T, table)
 
-    choosing = np.flatnonzero(np.array(batch.samples, dtype=np.bool_))
+    choosing, offsets = _choices(batch)
     num_choosing = len(choosing)
     chosen_rows = batch_rows[choosing]
-    index[:num_choosing], index[num_choosing:] = past[choosing] - 1, 0
+    index[:num_choosing], index[num_choosing:] = past[choosing] - offsets, 0
     rows[:num_choosing], rows[num_choosing:] = chosen_rows, table.nobody
     # What is chosen for nobody goes where nobody's input is not read, so that padding computes the same at every run.
-    places[:num_choosing], places[num_choosing:] = kv_length[:num_rows][choosing], table.max_length
+    places[:num_choosing], places[num_choosing:] = kv_length[:num_rows][choosing] - offsets + 1, table.max_length
+    if shape.verifies:
+        guesses[:] = -1
+        for draft in batch.drafts:
+            end = past[draft.index]
+            guesses[end - len(draft.tokens) : end] = draft.tokens
     if shape.chooses:
         table.sampling.pack(rows, columns.reshape(PACKED_COLUMNS, shape.samples))
     return chosen_rows
+
+
+def _choices(batch: Batch) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """The row of each choice, and of how many of the row's last tokens it follows the first."""
+    counts = np.array(batch.samples, dtype=np.int64)
+    if not batch.drafts:
+        choosing = np.flatnonzero(counts)
+        return choosing, np.ones_like(choosing)
+    for draft in batch.drafts:
+        counts[draft.index] += len(draft.tokens)
+    choosing = np.arange(len(counts)).repeat(counts)
+    return choosing, counts.cumsum().repeat(counts) - np.arange(len(choosing))
 
 
 def _fill_slots(

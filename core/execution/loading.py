@@ -21,6 +21,7 @@ from mainspring.core.backend import (
 )
 from mainspring.core.config import EngineConfig, ModelConfig
 from mainspring.core.errors import BackendError, StartupError
+from mainspring.core.execution.drafters.loading import Room, Surroundings, build_drafter, load_module, tapped
 from mainspring.core.execution.memory import is_out_of_memory
 from mainspring.core.execution.runner import GraphExecutor
 from mainspring.core.execution.sampling import SamplingTable
@@ -34,6 +35,7 @@ from mainspring.core.plan import Plan, blocks_that_fit
 from mainspring.core.processors.forms import ProcessorForms
 from mainspring.core.processors.loading import forms_of, load_processors
 from mainspring.core.quantization import unsupported
+from mainspring.core.speculator_plan import drafts_at_once
 from mainspring.core.weights import fill_dummy, load_weights
 
 
@@ -64,6 +66,9 @@ def build_executor(
     built, ops = _load_model(
         config, model, plan, device, progress=progress, model_plugins=model_plugins, shard=shard, group=group
     )
+    around = Surroundings(device, ops, getattr(torch, plan.dtype), plan.max_length)
+    speculator = plan.speculator
+    module = None if speculator is None else load_module(speculator, built, around, progress, model_plugins)
     num_blocks = _agreed(_num_blocks(config, plan, device, group), device, group)
     max_length = min(plan.max_length, (num_blocks - 1) * plan.kv.block_size)
     blocks = -(-max_length // plan.kv.block_size)
@@ -77,6 +82,13 @@ def build_executor(
         sampling=SamplingTable(config.max_sequences + 1, model.vocab_size, model.eos_token_ids, processors=processors),
         torch_device=device.torch_device,
     )
+    kv, drafter = _allocate(device, plan.kv, num_blocks), None
+    if speculator is not None and module is not None:
+        own = (
+            None if speculator.kv is None else _allocate(device, speculator.kv, num_blocks + speculator.scratch_blocks)
+        )
+        room = Room(table, num_blocks, own, buckets, config.max_batch_tokens)
+        built, drafter = tapped(built, speculator, model.hidden_size), build_drafter(module, speculator, around, room)
     executor = GraphExecutor(
         built,
         device,
@@ -85,11 +97,13 @@ def build_executor(
         ops=ops,
         spec=plan.kv,
         num_blocks=num_blocks,
-        kv=_allocate(device, plan.kv, num_blocks),
+        kv=kv,
         buckets=buckets,
         name=info.name,
         guides=_guides(grammars, model, shard),
         share_masks=None if group is None else partial(group.broadcast, source=0),
+        drafter=drafter,
+        speculates=drafts_at_once(config, None if speculator is None else speculator.config) > 0,
     )
     executor.warmup(progress, config.max_batch_tokens)
     if forms is not None:
@@ -136,7 +150,7 @@ def _num_blocks(config: EngineConfig, plan: Plan, device: Device, group: Communi
     if num_blocks < 2:
         raise StartupError(
             f"no memory is left for the KV cache: {free:,} of {total:,} bytes are free after loading, a step needs "
-            f"{plan.workspace_bytes:,} and a block {plan.kv.block_bytes():,}; raise --memory-fraction, lower "
+            f"{plan.workspace_bytes:,} and a block {plan.block_bytes:,}; raise --memory-fraction, lower "
             "--max-batch-prefill-tokens or use --quantize"
         )
     return num_blocks

@@ -50,6 +50,9 @@ class Enqueued:
         self._logprobs: _Logprobs | None = None
         self._prompt_logprobs: _Logprobs | None = None
         self._ranges: Sequence[PromptRange] = ()
+        self._drafts: Tensor | None = None
+        self._drafted: Sequence[int] = ()
+        self._wanting: Sequence[int] = ()
         self.astray: tuple[int, ...] = ()
         """For `StepResult.astray`."""
 
@@ -73,6 +76,17 @@ class Enqueued:
         parts = [self._to_host(part, pinned) for part in found]
         self._prompt_logprobs = _Logprobs(range(len(counts)), counts, parts)
 
+    def take_drafts(
+        self, wanting: Sequence[int], places: Sequence[int], drafts_RK: Tensor | None, pinned: Pinned
+    ) -> None:
+        """Starts the copy of what a drafter guessed for `places`, which are among `wanting`."""
+        self._wanting, self._drafted = wanting, places
+        if drafts_RK is None or self._copies_later:
+            self._drafts = drafts_RK
+            return
+        self._drafts = pinned(drafts_RK.shape, drafts_RK.dtype)
+        self._drafts.copy_(drafts_RK, non_blocking=True)
+
     def _to_host(self, found: Found, pinned: Pinned) -> Found:
         if self._copies_later:
             return found
@@ -94,6 +108,10 @@ class Enqueued:
         if self._prompt_logprobs is not None:
             entries = (entry for _, entry in self._prompt_logprobs.entries())
             result.prompt_logprobs = [list(islice(entries, asked.count)) for asked in self._ranges]
+        if self._wanting:
+            lines = [] if self._drafts is None else self._drafts.tolist()
+            found = dict(zip(self._drafted, lines, strict=True))
+            result.drafts = [found.get(place, []) for place in self._wanting]
         return result
 
     def _collect_chosen(self) -> StepResult:

@@ -32,6 +32,8 @@ from mainspring.core.backend import (
 )
 from mainspring.core.batch import Batch, Bucket, Buckets
 from mainspring.core.errors import DeviceOutOfMemory
+from mainspring.core.execution.drafters.behind import Drafting
+from mainspring.core.execution.drafters.contract import Drafter
 from mainspring.core.execution.inputs import (
     StepShape,
     StepTensors,
@@ -49,13 +51,14 @@ from mainspring.core.execution.scoring import Scoring, plan_scoring, score
 from mainspring.core.execution.table import StateTable
 from mainspring.core.execution.warmup import (
     Pace,
+    drafting_batches,
     dummy_batches,
     one_for_each_count,
     sampling_variants,
     shaped_batches,
     shaped_variants,
 )
-from mainspring.core.grammar.guides import Guiding
+from mainspring.core.grammar.guides import NO_GUESSES, Guesses, Guiding
 from mainspring.core.layers.attention import AttentionStep
 from mainspring.core.models import CausalLM
 from mainspring.core.ops import Ops
@@ -90,6 +93,7 @@ class PlannedStep:
     selection: Selection | None
     num_samples: int
     scoring: Scoring | None
+    drafting: Drafting | None
 
 
 class GraphExecutor:
@@ -110,6 +114,8 @@ class GraphExecutor:
         name: str,
         guides: Guiding | None = None,
         share_masks: Callable[[Tensor], Tensor] | None = None,
+        drafter: Drafter | None = None,
+        speculates: bool = False,
     ) -> None:
         self._model = model
         self._device = device
@@ -122,6 +128,8 @@ class GraphExecutor:
         self._name = name
         self._guides = guides
         self._share_masks = share_masks
+        self._drafter = drafter
+        self._speculates = speculates
         self._static = capabilities.shapes == "bucketed"
         self._ahead_of_time = capabilities.graphs == "ahead_of_time"
         self._copies_later = capabilities.asynchronous and not capabilities.copies_async
@@ -184,6 +192,8 @@ class GraphExecutor:
             began = time.monotonic()
             self.execute(batch).result()
             self._pace = self._pace.seen(batch.num_tokens, time.monotonic() - began)
+        for batch in drafting_batches(batches) if self._drafter is not None else ():
+            self.execute(batch).result()
         if self._static:
             for batch in shaped_batches(batches, self._table):
                 self.execute(batch).result()
@@ -208,12 +218,16 @@ class GraphExecutor:
         if batch.bucket is None:
             shape = exact_shape(batch, self._spec.block_size)
         else:
-            shape = padded_shape(batch.bucket, self._spec.block_size, decode=all_decode(batch), chooses=self._chooses)
+            shape = padded_shape(
+                batch.bucket, self._spec.block_size,
+                decode=all_decode(batch), chooses=self._chooses, verifies=self._speculates,
+            )  # fmt: skip
         staging = self._take_staging(shape)
         chosen = fill(staging.words, batch, self._table, shape)
         selection = self._select(chosen, shape) if self._selects(chosen, shape) else None
         scoring = plan_scoring(batch, self._upload, padded=self._static) if batch.prompt_logprobs else None
-        return PlannedStep(batch, shape, staging, selection, len(chosen), scoring)
+        drafting = None if self._drafter is None else Drafting.of(self._drafter, batch)
+        return PlannedStep(batch, shape, staging, selection, len(chosen), scoring, drafting)
 
     def _selects(self, chosen: Rows, shape: StepShape) -> bool:
         """Whether tokens are chosen behind the program, for want of a choice in it or because some row needs more."""
@@ -261,6 +275,8 @@ class GraphExecutor:
         batch = step.batch
         if batch.copies:
             self._device.copy_blocks(self._kv, batch.copies)
+            if self._drafter is not None:
+                self._drafter.copy_blocks(batch.copies)
             self._device.flush()
         self._admit(batch)
         program = self._program((batch.bucket, batch.bucket is not None and all_decode(batch)), step.shape)
@@ -282,6 +298,10 @@ class GraphExecutor:
                 self._device.flush()
                 found.append(part)
             results.take_prompt_logprobs(step.scoring, found, self._device.pinned)
+        if self._drafter is not None and step.drafting is not None:
+            # Last, for its programs may overwrite what the step's returned.
+            drafts_RK = step.drafting.run(self._drafter, inputs, hidden_TE, self._table.tokens, self._upload)
+            results.take_drafts(batch.wanting, step.drafting.plan.places, drafts_RK, self._device.pinned)
         results.event.record()
         return results
 
@@ -323,6 +343,10 @@ class GraphExecutor:
         The hidden states [T, E] come out too, for prompts whose log-probabilities are wanted.
         """
         tokens_T = self._table.tokens[inputs.token_rows, inputs.positions]
+        if inputs.guesses is not None:
+            tokens_T = torch.where(inputs.guesses < 0, tokens_T, inputs.guesses)
+            # What is chosen behind a guess may look at it as at any token before.
+            self._table.append(inputs.token_rows, inputs.positions, tokens_T)
         hidden_TE = self._model.forward(tokens_T, inputs.positions, AttentionStep(self._kv, plan))
         if not inputs.sample_index.shape[0]:
             return hidden_TE, None, None
@@ -351,14 +375,14 @@ class GraphExecutor:
         if selection.processing:
             adjusted_NV = process(adjusted_NV, selection.processing, table.tokens, position_N, flush=flush)
             bad_N |= not_finite(adjusted_NV)
-        adjusted_NV = self._guided(adjusted_NV, selection, results)
+        adjusted_NV = self._guided(adjusted_NV, selection, step.batch, results)
         ids_N = self._ops.sample(adjusted_NV, replace(selection.sampling, position=position_N))
         table.append(rows_N, position_N, ids_N)
         chosen_2N = torch.stack((ids_N, bad_N))
         flush()
         results.take(chosen_2N, step.staging)
         if self._guides is not None and selection.guided_rows:
-            self._guides.expect(selection.guided_rows, selection.guided_places, results.tokens)
+            self._guides.expect(selection.guided_rows, selection.guided_places, results.tokens, _guesses(step.batch))
         if selection.logprob_index is not None:
             asked = selection.logprob_index
             told_NV = logits_NV[asked]
@@ -368,11 +392,11 @@ class GraphExecutor:
             flush()
             results.take_logprobs(selection, found, self._device.pinned)
 
-    def _guided(self, logits_NV: Tensor, selection: Selection, results: Enqueued) -> Tensor:
+    def _guided(self, logits_NV: Tensor, selection: Selection, batch: Batch, results: Enqueued) -> Tensor:
         """Logits that leave what the rows' grammars allow. The masks are made while the device runs the program."""
         if self._guides is None or selection.guided_index is None:
             return logits_NV
-        masks_GW = self._guides.masks(selection.guided_rows)
+        masks_GW = self._guides.masks(selection.guided_rows, _guesses(batch))
         results.astray = tuple(
             place
             for place, lost in zip(selection.guided_places, self._guides.lost(selection.guided_rows), strict=True)
@@ -384,3 +408,8 @@ class GraphExecutor:
         logits_NV = self._ops.apply_bitmask(logits_NV, selection.guided_index, mask_GW)
         self._device.flush()
         return logits_NV
+
+
+def _guesses(batch: Batch) -> Guesses:
+    """By row of the table."""
+    return {batch.rows[draft.index]: draft.tokens for draft in batch.drafts} if batch.drafts else NO_GUESSES

@@ -18,6 +18,9 @@ SLACK = 20.0
 FLOOR_SECONDS = 30.0
 """A step may take this many times what warm-up measured, and never less than this, before it counts as hung."""
 
+FEW_DRAFTING = 8
+"""Rows up to which every program that drafts is warmed up."""
+
 CONTEXT_TOKENS = 4096
 """Context at which attention is taken to double a token's cost. Only the order of magnitude matters."""
 
@@ -60,6 +63,14 @@ def dummy_batches(buckets: Buckets | None, table: StateTable, max_tokens: int) -
         # Prefill buckets are then compiled when met: all but the largest, whose memory serves the others.
         prefills = [_prefill(table, min(max_tokens, table.max_length), None), *prefills[:1]]
     return prefills + [_decode(table, bucket.sequences, bucket) for bucket in descending[1]]
+
+
+def drafting_batches(batches: Sequence[Batch]) -> Iterator[Batch]:
+    """Of these steps the largest decode and the small ones, drafts wanted for all rows; large ones draft rarely."""
+    decodes = [batch for batch in batches if batch.num_tokens == len(batch.rows)]
+    for place, batch in enumerate(decodes):
+        if place == 0 or len(batch.rows) <= FEW_DRAFTING:
+            yield replace(batch, wanting=list(range(len(batch.rows))))
 
 
 def sampling_variants() -> tuple[SamplingParams, ...]:

@@ -10,8 +10,10 @@ Legend: V vocabulary, W words of 32 tokens, G rows of a step that follow a gramm
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from types import MappingProxyType
 from typing import Protocol
 
 import numpy as np
@@ -32,12 +34,17 @@ class Guide:
     """A token came that the grammar does not allow, or its engine gave up: the sequence must end as an error."""
 
 
+Guesses = Mapping[int, Sequence[int]]
+"""By table row, the tokens behind which a step chooses, too: such a row stands once a choice among a step's rows."""
+NO_GUESSES: Guesses = MappingProxyType({})
+
+
 @dataclass(frozen=True, slots=True)
 class _Coming:
     """Tokens that the device has been told to choose and the host has not seen yet."""
 
-    guides: tuple[tuple[Guide, int], ...]
-    """Each with its place among the tokens."""
+    guides: tuple[tuple[Guide, int, Sequence[int]], ...]
+    """Each with the place of its first among the tokens, and what was guessed to come there."""
     tokens: Callable[[], Sequence[int]]
 
 
@@ -48,7 +55,13 @@ class Guiding(Protocol):
         """A sequence takes a row, having said some tokens already if it was preempted."""
         ...
 
-    def expect(self, rows: Sequence[int], places: Sequence[int], tokens: Callable[[], Sequence[int]]) -> None:
+    def expect(
+        self,
+        rows: Sequence[int],
+        places: Sequence[int],
+        tokens: Callable[[], Sequence[int]],
+        guesses: Guesses = NO_GUESSES,
+    ) -> None:
         """The step chooses for these rows; `tokens` waits for all that it chose, theirs at `places`."""
         ...
 
@@ -56,8 +69,8 @@ class Guiding(Protocol):
         """Goes on by the tokens of the step before. To be called at every step, before its own are expected."""
         ...
 
-    def masks(self, rows: Sequence[int]) -> Mask:
-        """[G, W] What may come for each row. A row that is lost, or no longer there, may say anything."""
+    def masks(self, rows: Sequence[int], guesses: Guesses = NO_GUESSES) -> Mask:
+        """[G, W] What may come for each row, or behind each of its guesses."""
         ...
 
     def lost(self, rows: Sequence[int]) -> list[bool]:
@@ -74,13 +87,19 @@ class GuidedElsewhere:
     def admit(self, row: int, grammar: Grammar | None, said: Sequence[int]) -> None:
         """Nothing to keep."""
 
-    def expect(self, rows: Sequence[int], places: Sequence[int], tokens: Callable[[], Sequence[int]]) -> None:
+    def expect(
+        self,
+        rows: Sequence[int],
+        places: Sequence[int],
+        tokens: Callable[[], Sequence[int]],
+        guesses: Guesses = NO_GUESSES,
+    ) -> None:
         """Nothing to wait for."""
 
     def catch_up(self) -> None:
         """Nothing to go on by."""
 
-    def masks(self, rows: Sequence[int]) -> Mask:
+    def masks(self, rows: Sequence[int], guesses: Guesses = NO_GUESSES) -> Mask:
         """Room for them."""
         return np.zeros((len(rows), self._words), dtype=np.int32)
 
@@ -107,10 +126,17 @@ class Guides:
         for token in said:
             guide.lost = guide.lost or not guide.matcher.accept(token)
 
-    def expect(self, rows: Sequence[int], places: Sequence[int], tokens: Callable[[], Sequence[int]]) -> None:
+    def expect(
+        self,
+        rows: Sequence[int],
+        places: Sequence[int],
+        tokens: Callable[[], Sequence[int]],
+        guesses: Guesses = NO_GUESSES,
+    ) -> None:
         """The step chooses for these rows; `tokens` waits for all that it chose, theirs at `places`."""
-        pairs = [(self._rows[row], place) for row, place in zip(rows, places, strict=True) if row in self._rows]
-        self._coming = _Coming(tuple(pairs), tokens)
+        firsts = dict(zip(reversed(rows), reversed(places), strict=True))
+        coming = [(self._rows[row], first, guesses.get(row, ())) for row, first in firsts.items() if row in self._rows]
+        self._coming = _Coming(tuple(coming), tokens)
 
     def catch_up(self) -> None:
         """Goes on by the tokens of the step before. To be called at every step, before its own are expected."""
@@ -118,24 +144,42 @@ class Guides:
             return
         coming, self._coming = self._coming, None
         tokens = coming.tokens()
-        for guide, place in coming.guides:
-            if not guide.lost and not guide.matcher.accept(tokens[place]):
-                guide.lost = True
+        for guide, first, guesses in coming.guides:
+            for place, token in enumerate(tokens[first : first + 1 + len(guesses)]):
+                if not guide.lost and not guide.matcher.accept(token):
+                    guide.lost = True
+                if guide.lost or place == len(guesses) or token != guesses[place]:
+                    break
 
-    def masks(self, rows: Sequence[int]) -> Mask:
-        """[G, W] What may come for each row. A row that is lost, or no longer there, may say anything."""
+    def masks(self, rows: Sequence[int], guesses: Guesses = NO_GUESSES) -> Mask:
+        """[G, W] What may come for each row, or behind each of its guesses.
+
+        A row that is lost, or no longer there, may say anything, and so may what comes behind a guess that the grammar
+        rules out: it will not hold.
+        """
         masks_GW = np.full((len(rows), -(-self._grammars.vocab_size // 32)), -1, dtype=np.int32)
-        for mask_W, row in zip(masks_GW, rows, strict=True):
+        for row, choices in groupby(range(len(rows)), key=rows.__getitem__):
             guide = self._rows.get(row)
-            if guide is None or guide.lost:
-                continue
-            try:
-                guide.matcher.fill(mask_W)
-            except GrammarError as error:
-                _log.warning("a grammar is followed no more: %s", error)
-                guide.lost = True
-                mask_W.fill(-1)
+            if guide is not None and not guide.lost:
+                self._fill(guide, [masks_GW[choice] for choice in choices], guesses.get(row, ()))
         return masks_GW
+
+    @staticmethod
+    def _fill(guide: Guide, masks: Sequence[Mask], guesses: Sequence[int]) -> None:
+        matcher, ahead = guide.matcher, 0
+        try:
+            matcher.fill(masks[0])
+            for mask_W, guess in zip(masks[1:], guesses, strict=False):
+                if not matcher.accept(guess):
+                    break
+                ahead += 1
+                matcher.fill(mask_W)
+        except GrammarError as error:
+            _log.warning("a grammar is followed no more: %s", error)
+            guide.lost = True
+            masks[ahead].fill(-1)
+        if ahead:
+            matcher.rollback(ahead)
 
     def lost(self, rows: Sequence[int]) -> list[bool]:
         """Which rows cannot be held to their grammar any more."""

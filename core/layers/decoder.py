@@ -25,12 +25,17 @@ class Decoder(nn.Module):
         self.embed_tokens = embed_tokens
         self.layers = nn.ModuleList(layers)
         self.norm = norm
+        self.taps: tuple[int, ...] = ()
+        """Layers whose inputs come out as well, in ascending order: see `core.models.drafts.tapping`."""
 
     def forward(self, tokens_T: Tensor, positions_T: Tensor, step: AttentionStep) -> Tensor:
-        """Hidden states after the final norm, [T, E]."""
+        """Hidden states after the final norm, [T, E], and beside them those of each tap."""
         x_TE = self.embed_tokens(tokens_T)
         residual_TE = torch.zeros_like(x_TE)
-        for layer in self.layers:
+        tapped = []
+        for index, layer in enumerate(self.layers):
+            if index in self.taps:
+                tapped.append(x_TE + residual_TE)
             x_TE, residual_TE = layer(x_TE, residual_TE, positions_T, step)
         hidden_TE, _ = self.norm.add(x_TE, residual_TE)
-        return hidden_TE
+        return torch.cat((hidden_TE, *tapped), dim=-1) if tapped else hidden_TE

@@ -60,7 +60,8 @@ class Limits:
         """Sets the bucket of a batch whose longest row spans so many blocks."""
         if self.buckets is not None:
             decode = batch.num_decodes == len(batch.rows)
-            batch.bucket = self.buckets.smallest(batch.num_tokens, len(batch.rows), blocks, decode=decode)
+            rows = batch.num_choices if batch.drafts else 0  # a bucket holds as many choices as rows
+            batch.bucket = self.buckets.smallest(batch.num_tokens, max(rows, len(batch.rows)), blocks, decode=decode)
 
     def length(self, num_prompt: int, params: SamplingParams) -> int:
         """Tokens at which a sequence ends; the last of them needs no position in the cache."""

@@ -12,6 +12,7 @@ from mainspring.core.scheduling.ledger import Ledger
 from mainspring.core.scheduling.limits import Limits, StepKind
 from mainspring.core.scheduling.sequence import Sequence, State
 from mainspring.core.scheduling.step import Step
+from mainspring.core.speculation.speculation import Speculation
 
 LOOKAHEAD = 8
 """Sequences that do not fit and are looked past in one step to find some that do."""
@@ -21,21 +22,27 @@ RECHECK_STEPS = 16
 """Steps after which a sequence that lacked blocks asks the prefix cache again, though no more blocks are free."""
 
 
+Guesses = dict[Sequence, list[int] | None]
+
+
 class Planner:
     """Plans steps over the books of a `Ledger`, and makes the moves that the plan needs."""
 
-    def __init__(self, limits: Limits, ledger: Ledger) -> None:
+    def __init__(self, limits: Limits, ledger: Ledger, speculation: Speculation | None = None) -> None:
         self._limits = limits
         self._ledger = ledger
+        self._speculation = speculation
         self._last = StepKind.DECODE
 
     def plan(self, number: int, now: float) -> Step | None:
         """The next step, or None when no sequence can compute anything now."""
         self._yield_to_head()
-        for kind in self._kinds():
-            step = Step(kind, Batch(number), *self._limits.step_size(kind))
-            if kind is not StepKind.PREFILL:
-                self._plan_decodes(step)
+        guesses = self._guesses()
+        blocks: list[tuple[int, int, int]] = []
+        for kind in self._kinds(any(guesses.values())):
+            step = Step(kind, Batch(number, new_blocks=blocks), *self._limits.step_size(kind))
+            step.waiting = bool(guesses)
+            self._plan_running(step, guesses)
             if kind is not StepKind.DECODE:
                 self._plan_chunks(step)
             self._plan_admissions(step, now)
@@ -44,34 +51,77 @@ class Planner:
                 return self._close(step)
         return None
 
-    def _kinds(self) -> tuple[StepKind, ...]:
+    def _kinds(self, guesses: bool) -> tuple[StepKind, ...]:
         running = self._ledger.running
-        if not running.prefilling and not (running.free_rows and self._ledger.queue):
+        if not guesses and not running.prefilling and not (running.free_rows and self._ledger.queue):
             return (StepKind.DECODE,)
         return self._limits.kinds(len(running.decoding), self._last)
 
-    def _plan_decodes(self, step: Step) -> None:
-        running = self._ledger.running
-        short = [item for item in running.decoding if item.computed == item.room and item.computed < item.last]
+    def _guesses(self) -> Guesses:
+        """Who does not decode as always, and what is guessed to come. None: it sits this step out, to draft in a later
+        one. Nothing: it asks the executor for guesses.
+        """
+        speculation, decoding, pool = self._speculation, self._ledger.running.decoding, self._ledger.pool
+        if speculation is None:
+            return {}
+        guesses: Guesses = {item: None for item in decoding if item.verifying}
+        drafting = [item for item in decoding if item.computed < item.last and not item.verifying]
+        drafting = speculation.drafting(drafting, len(decoding))
+        # What all of them guess fits a step beside the others' tokens, and blocks that are free when each has grown by
+        # one, so that nobody waits for another's end.
+        room = min(self._limits.prefill_sequences, self._limits.prefill_tokens) - len(decoding)
+        share = min(room // len(drafting), self._limits.chunk_tokens - 1) if 0 < len(drafting) <= room else 0
+        spare = (pool.num_free // len(decoding) - 1) * pool.block_size if share else 0
+        for item in drafting if share else ():
+            most = min(share, item.last - item.computed - 1, item.room + max(spare, 0) - item.computed - 1)
+            if item.in_flight:
+                guesses[item] = None
+            elif (found := speculation.propose(item, max(most, 0))) or speculation.asks:
+                guesses[item] = found
+        return guesses
+
+    def _plan_running(self, step: Step, guesses: Guesses) -> None:
+        """Sequences past their prompts. Guesses are where rows of several tokens may be."""
+        plain = [] if step.kind is StepKind.PREFILL else self._ledger.running.decoding
+        asking: list[Sequence] = []
+        if guesses:
+            plain = [item for item in plain if item not in guesses]
+            without, beside = step.kind is StepKind.DECODE, step.kind is StepKind.MIXED
+            asking = [
+                item for item, found in guesses.items() if found is not None and (beside or without != bool(found))
+            ]
+        short = [item for item in (*plain, *asking) if item.computed == item.room and item.computed < item.last]
         if short:
             self._grow(short, step)
-        step.add_decodes([item for item in running.decoding if item.computed < item.last])
+            plain = [item for item in plain if item.state is State.DECODING]
+        step.add_decodes([item for item in plain if item.computed < item.last])
+        for sequence in asking:
+            if sequence.state is State.DECODING:
+                self._draft(sequence, guesses[sequence] or [], step)
+
+    def _draft(self, sequence: Sequence, guesses: list[int], step: Step) -> None:
+        while sequence.room < sequence.computed + 1 + len(guesses):
+            sequence.index_blocks(self._ledger.pool)
+            self._extend(sequence, step)
+        step.add_drafting(sequence, guesses, wants=self._speculation is not None and self._speculation.asks)
 
     def _grow(self, short: list[Sequence], step: Step) -> None:
         """Finds a block for each of these decoding sequences, the most urgent first; some of them may be preempted."""
-        pool = self._ledger.pool
+        pool, running = self._ledger.pool, self._ledger.running
         for sequence in short:
             while sequence.state is State.DECODING and not pool.num_free:
                 self._ledger.make_room()
             if sequence.state is State.DECODING:
                 sequence.index_blocks(pool)
-                sequence.blocks += pool.allocate(1)
-                sequence.room += pool.block_size
-        step.batch.new_blocks = [
-            (sequence.row, len(sequence.blocks) - 1, sequence.blocks[-1])
-            for sequence in short
-            if sequence.state is State.DECODING
-        ]
+                self._extend(sequence, step)
+        # Whoever grew and then gave way to another holds no row any more.
+        step.batch.new_blocks[:] = [entry for entry in step.batch.new_blocks if entry[0] not in running.free_rows]
+
+    def _extend(self, sequence: Sequence, step: Step) -> None:
+        pool = self._ledger.pool
+        sequence.blocks += pool.allocate(1)
+        sequence.room += pool.block_size
+        step.batch.new_blocks.append((sequence.row, len(sequence.blocks) - 1, sequence.blocks[-1]))
 
     def _plan_chunks(self, step: Step) -> None:
         for sequence in list(self._ledger.running.prefilling):

@@ -33,7 +33,9 @@ from mainspring.core.scheduling.planner import Planner
 from mainspring.core.scheduling.prompt_scores import PromptScores
 from mainspring.core.scheduling.sequence import Request, Sequence, State
 from mainspring.core.scheduling.step import Step
+from mainspring.core.scheduling.verifying import Verified, joined, verify
 from mainspring.core.scheduling.waiting import Deadlines
+from mainspring.core.speculation.speculation import Speculation
 
 LONGEST_RETRY = 60.0
 """Seconds: the most a refused client is told to wait."""
@@ -63,6 +65,7 @@ class Scheduler:
         mixes_prefill_and_decode: bool = True,
         clock: Callable[[], float],
         seed: int = 0,
+        speculation: Speculation | None = None,
     ) -> None:
         """Raises `ValueError` when nothing could ever be scheduled under these limits."""
         self.limits = derive_limits(
@@ -80,7 +83,9 @@ class Scheduler:
         self._clock = clock
         self._random = random.Random(seed)  # noqa: S311  (noise for sampling, no secret)
         self._ledger = Ledger(pool, self.limits.max_sequences)
-        self._planner = Planner(self.limits, self._ledger)
+        self._planner = Planner(self.limits, self._ledger, speculation)
+        self._speculation = speculation
+        self._committed_at: float | None = None
         self._deadlines = Deadlines()
         self._pending: deque[Step] = deque()
         self._draining = False
@@ -143,9 +148,13 @@ class Scheduler:
     def commit(self, batch: Batch, result: StepResult) -> list[Delta]:
         """Takes the oldest uncommitted step's tokens. Steps are committed, or failed, in the order of `schedule`."""
         step = self._oldest(batch)
+        choices = len(step.sampled) + sum(len(draft.tokens) for draft in batch.drafts)
+        if len(result.tokens) != choices:
+            raise ValueError(f"step {batch.step} samples {choices} tokens, its result has {len(result.tokens)}")
+        verified = None if self._speculation is None else self._verify(step, result, self._speculation)
+        if verified is not None:
+            step.sampled, result = verified.sampled, verified.result
         sampled, tokens = step.sampled, result.tokens
-        if len(tokens) != len(sampled):
-            raise ValueError(f"step {batch.step} samples {len(sampled)} tokens, its result has {len(tokens)}")
         deltas = self._reject([sampled[position] for position in result.bad]) if result.bad else []
         if result.astray:
             sequences = [sampled[position] for position in result.astray]
@@ -181,7 +190,13 @@ class Scheduler:
             deltas.append(delta)
         for sequence in late:
             self._ledger.return_recalled(sequence)
+        if self._speculation is not None:
+            self._watch(step, len(deltas), self._speculation)
         self._ledger.counters.generated_tokens += len(deltas) - uncounted
+        if verified is not None:
+            deltas = joined(deltas)
+            deltas += self._reject(verified.bad) if verified.bad else []
+            deltas += self._end_all(verified.astray, ErrorKind.INVALID, _ASTRAY)
         return deltas
 
     def fail(self, batch: Batch, kind: ErrorKind, message: str) -> list[Delta]:
@@ -207,6 +222,33 @@ class Scheduler:
     def check(self) -> list[str]:
         """Sentences about broken invariants, for tests and idle moments; empty when all is well."""
         return self._ledger.check()
+
+    def _verify(self, step: Step, result: StepResult, speculation: Speculation) -> Verified | None:
+        """What holds of a step in which somebody drafted; None for other steps."""
+        if not step.drafting:
+            return None
+        verified, counters = verify(step.sampled, result), self._ledger.counters
+        for sequence in step.drafting:
+            right, drafted = verified.right[sequence], len(sequence.drafts)
+            speculation.verified(sequence, right, drafted)
+            counters.draft_rows += bool(drafted)
+            counters.draft_tokens += drafted
+            counters.accepted_tokens += right
+            sequence.drafts, sequence.verifying = [], False
+            sequence.in_flight += right  # as many results are to come as tokens
+            if sequence.state is State.DECODING:
+                sequence.computed = len(sequence.tokens) + right
+        for sequence, guesses in zip(step.wanting, result.drafts):  # noqa: B905  (executors may guess nothing at all)
+            speculation.offer(sequence, list(guesses))
+        return verified
+
+    def _watch(self, step: Step, num_tokens: int, speculation: Speculation) -> None:
+        """Tells the gate what a step brought in what time, if the device had work all the while."""
+        now, before = self._clock(), self._committed_at
+        self._committed_at = now if self._ledger.running.decoding else None
+        if before is not None and step.only_decodes:
+            drafting = step.waiting or bool(step.drafting)
+            speculation.gate.saw(len(self._ledger.running.decoding) or 1, num_tokens, now - before, drafting=drafting)
 
     def _check_load(self, tokens: int) -> None:
         requests, waiting_tokens = self._would_wait(tokens)

@@ -13,6 +13,8 @@ from enum import Enum, auto
 from mainspring.core.request import RequestId, SamplingParams, Start, Submit
 from mainspring.core.scheduling.blocks import BlockPool
 from mainspring.core.scheduling.prompt_scores import PromptScores
+from mainspring.core.speculation.copying import Copying
+from mainspring.core.speculation.offers import Offers
 
 Rank = tuple[float, int]
 """Total order of sequences, smallest first: see `Request.rank`."""
@@ -114,6 +116,13 @@ class Sequence:
     """Facts for the first delta, until it is sent."""
     admitted: bool = False
     """Whether it ever held a row."""
+
+    drafts: list[int] = field(default_factory=list)
+    """What the step in flight verifies; it sits out until that is committed."""
+    verifying: bool = False
+    """Whether such a step is in flight."""
+    outlook: Copying | Offers | None = None
+    """How well its tokens could be guessed so far, once somebody looked."""
 
     def __post_init__(self) -> None:
         self.last = self.limit - 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from mainspring.core.batch import Admission, Batch
+from mainspring.core.batch import Admission, Batch, Draft
 from mainspring.core.request import TokenLogprobs
 from mainspring.core.scheduling.limits import StepKind
 from mainspring.core.scheduling.prompt_scores import PromptScores
@@ -27,6 +27,12 @@ class Step:
     """Those that got their row in this step: only they can have hit what earlier, uncommitted steps compute."""
     chunks: list[tuple[Sequence, int, int]] = field(default_factory=list)
     """(sequence, start, count) of rows that compute more than one token, which go to the end of the batch."""
+    drafting: list[Sequence] = field(default_factory=list)
+    """Those of the chunks' sequences that verify guesses, or ask for some."""
+    wanting: dict[Sequence, None] = field(default_factory=dict)
+    """Those of them for whose rows the executor is asked to guess on."""
+    waiting: bool = False
+    """Whether somebody sat this step out to draft in a later one."""
     scored: list[tuple[Request, PromptScores, int]] = field(default_factory=list)
     """Whose prompts the batch's `prompt_logprobs` are of, and the scores' epoch when they were asked for."""
     sources: list[int] = field(default_factory=list)
@@ -62,6 +68,20 @@ class Step:
         self.tokens_left -= count
         self.rows_left -= 1
 
+    def add_drafting(self, sequence: Sequence, guesses: list[int], *, wants: bool) -> None:
+        """Adds a row that computes the sequence's last token and guesses behind it, and may ask for more of them."""
+        count = 1 + len(guesses)
+        self.chunks.append((sequence, sequence.computed, count))
+        self.drafting.append(sequence)
+        if wants:
+            self.wanting[sequence] = None
+        sequence.drafts, sequence.verifying = guesses, True
+        sequence.computed += count
+        sequence.in_flight += 1
+        self.positions = max(self.positions, sequence.computed)
+        self.tokens_left -= count
+        self.rows_left -= count  # buckets hold as many choices as rows
+
     def admit(self, sequence: Sequence) -> None:
         """Enters a sequence, which has its row and blocks, in the executor's table."""
         self.admitted.append(sequence)
@@ -83,8 +103,14 @@ class Step:
         batch.samples = [True] * len(batch.rows)
         self.chunks.sort(key=_is_longer)
         for sequence, start, count in self.chunks:
-            samples = start + count == len(sequence.tokens)
-            if sequence.request.scores is not None:
+            samples = sequence.verifying or start + count == len(sequence.tokens)
+            if sequence in self.wanting:
+                # In the order of rows, which is that of the result's drafts.
+                self.wanting[sequence] = self.wanting.pop(sequence)
+                batch.wanting.append(len(batch.rows))
+            if sequence.drafts:
+                batch.drafts.append(Draft(len(batch.rows), sequence.drafts))
+            if sequence.request.scores is not None and not sequence.verifying:
                 self._ask(sequence.request, sequence.request.scores, start, start + count)
             batch.rows.append(sequence.row)
             batch.starts.append(start)
@@ -96,6 +122,11 @@ class Step:
         longer = sum(1 for chunk in self.chunks if _is_longer(chunk))
         batch.num_decodes = len(batch.rows) - longer
         batch.num_tokens = sum(batch.counts)
+
+    @property
+    def only_decodes(self) -> bool:
+        """Whether no prompt is in it."""
+        return len(self.chunks) == len(self.drafting) and not self.admitted
 
     def answer_scores(self, found: Iterable[list[TokenLogprobs]]) -> list[Request]:
         """Hands what the batch's `prompt_logprobs` gave to those who asked; returns those whose numbers are none."""

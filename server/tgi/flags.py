@@ -48,7 +48,6 @@ _TUNNEL = "run the tunnel beside the server and point it at --port"
 _ONE_HOST = "ranks are on one host and meet at a port that the kernel chooses"
 
 FOREIGN_FLAGS = (
-    ForeignFlag("--speculate", "leave it out; tokens are decoded one by one", refused=True, harmless=("0",)),
     ForeignFlag("--trust-remote-code", "code that comes with a checkpoint is never run", is_switch=True),
     ForeignFlag("--waiting-served-ratio", "every step may admit requests; prefill is chunked into decode steps"),
     ForeignFlag("--max-waiting-tokens", "every step may admit requests; prefill is chunked into decode steps"),

@@ -54,7 +54,7 @@ def open_in_process(config: EngineConfig, device: Device | None = None) -> InPro
     executor = build_executor(
         setting.config,
         setting.model,
-        make_plan(setting.config, setting.model, backend, info),
+        make_plan(setting.config, setting.model, backend, info, setting.speculator),
         device or backend.open(info.index, 0, 1, config),
         info=info,
         capabilities=backend.capabilities(info),

