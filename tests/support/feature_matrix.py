@@ -1,17 +1,20 @@
 """Every feature beside every other: requests and table. `python -m tests.support.feature_matrix` prints the latter.
 
-All requests go to one server with one engine, several at a time.
+All requests go to one server with one engine, several at a time; those that speculate to another of the same model.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -56,26 +59,55 @@ class Even(LogitsProcessor):
 """
 
 
+@dataclass(frozen=True, slots=True)
+class Servers:
+    """The same model served twice."""
+
+    plain: httpx.Client
+    drafting: httpx.Client
+    """With itself as the draft model."""
+
+    speculator: RunningServer
+    """The latter, from inside."""
+
+    def guesses_taken(self) -> int:
+        """How many guesses were right so far."""
+        if self.speculator.lifecycle is None:
+            raise RuntimeError("the server has not been started")
+        return self.speculator.lifecycle.serving()._engine.stats.accepted_tokens
+
+
 @contextmanager
-def served(directory: Path) -> Iterator[httpx.Client]:
-    """A client of a server with the tiny model, and a plugin that favours tokens with even ids."""
+def served(directory: Path) -> Iterator[Servers]:
+    """Servers with the tiny model, and a plugin that favours tokens with even ids."""
     write_byte_model(directory / "model", loudness=LOUDNESS)
+    with (
+        _plugin(directory / "plugin"),
+        _serving(directory / "model") as (plain, _),
+        _serving(directory / "model", speculator=str(directory / "model"), speculate=3) as (drafting, speculator),
+    ):
+        yield Servers(plain, drafting, speculator)
+
+
+@contextmanager
+def _serving(model: Path, **engine: Any) -> Iterator[tuple[httpx.Client, RunningServer]]:
     options = ServerOptions(
-        source=ModelSource(directory / "model", "tests/byte"),
+        source=ModelSource(model, "tests/byte"),
         engine=EngineConfig(
-            model=str(directory / "model"),
+            model=str(model),
             backend="cpu",
             dtype="float32",
             max_length=256,
             max_batch_tokens=BATCH_TOKENS,
             max_sequences=32,
             num_blocks=2000,
+            **engine,
         ),
     )
-    with _plugin(directory / "plugin"), RunningServer(options) as running:
+    with RunningServer(options) as running:
         running.wait_until_ready()
         with httpx.Client(base_url=running.url, timeout=120) as client:
-            yield client
+            yield client, running
 
 
 @contextmanager
@@ -95,12 +127,13 @@ def _plugin(folder: Path) -> Iterator[None]:
         os.environ["PYTHONPATH"] = before
 
 
-def try_pair(client: httpx.Client, pair: Pair) -> str:
+def try_pair(servers: Servers, pair: Pair) -> str:
     """What the pair's cell says. Raises where a claim does not hold."""
     if pair in APART:
         return "apart"
     try:
-        run = ask(client, pair, body_of(pair, 1 + PAIRS.index(pair)))
+        body = body_of(pair, 1 + PAIRS.index(pair))
+        run = ask(servers.drafting if "speculation" in pair else servers.plain, pair, body, servers.plain)
     except RefusedError as refusal:
         if str(refusal) != REFUSED.get(pair):
             raise
@@ -111,12 +144,12 @@ def try_pair(client: httpx.Client, pair: Pair) -> str:
     return "holds"
 
 
-def try_all(client: httpx.Client) -> dict[Pair, str | Exception]:
+def try_all(servers: Servers) -> dict[Pair, str | Exception]:
     """Every pair's cell, or what went wrong."""
 
     def one(pair: Pair) -> str | Exception:
         try:
-            return try_pair(client, pair)
+            return try_pair(servers, pair)
         except (AssertionError, ValueError, KeyError, RuntimeError, RefusedError, httpx.HTTPError) as problem:
             return problem
 
@@ -152,11 +185,13 @@ def _named(pair: Pair) -> str:
 
 
 def main() -> None:
-    with tempfile.TemporaryDirectory() as directory, served(Path(directory)) as client:
-        cells = try_all(client)
+    with tempfile.TemporaryDirectory() as directory, served(Path(directory)) as servers:
+        cells = try_all(servers)
+        taken = servers.guesses_taken()
     problems = {pair: cell for pair, cell in cells.items() if isinstance(cell, Exception)}
     for pair, problem in problems.items():
         print(_named(pair), "::", type(problem).__name__, str(problem)[:300].replace("\n", " "))
+    print(f"{taken:g} guesses were right", file=sys.stderr)
     if not problems:
         print(table({pair: str(cell) for pair, cell in cells.items()}), end="")
 

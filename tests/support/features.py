@@ -67,6 +67,8 @@ class Run:
     client: httpx.Client
     names: frozenset[str]
     body: dict[str, Any]
+    plain: httpx.Client | None = None
+    """Of a server that does not speculate, where the other does."""
     choices: list[Choice] = field(default_factory=list)
     cached_tokens: int = 0
     prompt_logprobs: list[dict[str, Any] | None] | None = None
@@ -74,7 +76,7 @@ class Run:
     def again(self, without: tuple[str, ...] = (), **changes: Any) -> Run:
         """The same request but for some fields."""
         body = {key: value for key, value in self.body.items() if key not in without} | changes
-        return ask(self.client, self.names, body)
+        return ask(self.client, self.names, body, self.plain)
 
     @property
     def chat(self) -> bool:
@@ -99,14 +101,14 @@ class RefusedError(Exception):
     """The server refused, with its message."""
 
 
-def ask(client: httpx.Client, names: frozenset[str], body: dict[str, Any]) -> Run:
+def ask(client: httpx.Client, names: frozenset[str], body: dict[str, Any], plain: httpx.Client | None = None) -> Run:
     """Raises `RefusedError`."""
     route = "/v1/chat/completions" if "messages" in body else "/v1/completions"
     response = client.post(route, json=body)
     if response.status_code == 400:
         raise RefusedError(response.json()["error"]["message"])
     response.raise_for_status()
-    run = Run(client, names, body)
+    run = Run(client, names, body, plain)
     lines = [line[6:] for line in response.text.splitlines() if line.startswith("data: {")]
     events = [json.loads(line) for line in lines] if body.get("stream") else [response.json()]
     choices: dict[int, Choice] = defaultdict(Choice)
@@ -256,6 +258,12 @@ def _cache(run: Run) -> None:
     assert [choice.word for choice in warm.choices] == [choice.word for choice in run.choices]
 
 
+def _speculation(run: Run) -> None:
+    assert run.plain is not None
+    alone = ask(run.plain, run.names, run.body)
+    assert [choice.word for choice in run.choices] == [choice.word for choice in alone.choices]
+
+
 def _chat(content: str) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": content}]}
 
@@ -286,6 +294,7 @@ FEATURES: Mapping[str, Feature] = {
     "processors": Feature({}, _processors, {"name": "even", "delta": 30}),
     "chunked prefill": Feature({}, _chunks),
     "prefix cache": Feature({}, _cache),
+    "speculation": Feature({}, _speculation),
     "streaming": Feature({"stream": True, "stream_options": {"include_usage": True}}, _streaming),
 }
 """In the order of the matrix."""
