@@ -11,8 +11,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-from prometheus_client import CollectorRegistry, GCCollector, Histogram, PlatformCollector, ProcessCollector, Summary
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client import CollectorRegistry, GCCollector, Histogram, PlatformCollector, ProcessCollector
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+    SummaryMetricFamily,
+)
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
@@ -93,10 +99,7 @@ class Metrics:
         self._prefixes = [PREFIX, VLLM_PREFIX] if vllm_names else [PREFIX]
         self._model_id = model_id
         self._tgi = {name: self._tgi_histogram(name) for name in _TGI_HISTOGRAMS}
-        self._skipped_tokens = Summary(
-            "tgi_request_skipped_tokens", "Speculated tokens that were right: none, nothing speculates",
-            registry=self.registry,
-        )  # fmt: skip
+        self._deltas = self._skipped_tokens = 0
         self._loop_lag = Histogram(
             f"{PREFIX}event_loop_lag_seconds",
             "By how much the server's event loop was late",
@@ -118,6 +121,11 @@ class Metrics:
     def failed(self, kind: ErrorKind) -> None:
         """A request ended with an error."""
         self.count("tgi_request_failure", _TGI_FAILURES.get(kind, "generation"))
+
+    def delta(self, tokens: int) -> None:
+        """A sequence gained so many tokens at once; all but one of them cost no step."""
+        self._deltas += 1
+        self._skipped_tokens += tokens - 1
 
     def first_token(self, seconds: float) -> None:
         """Time to first token, from the arrival of the request's last byte."""
@@ -145,7 +153,6 @@ class Metrics:
         self._tgi["tgi_request_input_length"].observe(record.prompt_tokens)
         self._tgi["tgi_request_generated_tokens"].observe(record.generated_tokens)
         self._tgi["tgi_request_max_new_tokens"].observe(record.max_tokens)
-        self._skipped_tokens.observe(0)
         self._observe("e2e_request_latency_seconds", record.total_seconds)
         self._observe("request_queue_time_seconds", record.queue_seconds)
         self._observe("request_inference_time_seconds", record.inference_seconds)
@@ -179,6 +186,10 @@ class Metrics:
         """All that is not a histogram, as of now."""
         for name, (text, label) in _TGI_COUNTERS.items():
             yield self._tgi_counter(name, text, label)
+        yield SummaryMetricFamily(
+            "tgi_request_skipped_tokens", "Tokens beyond the first of what a step brought a sequence: speculated, right",
+            self._deltas, self._skipped_tokens,
+        )  # fmt: skip
         for prefix in self._prefixes:
             yield self._gaps.family(
                 prefix + "inter_token_latency_seconds", {"model_name": self._model_id, "engine": "0"}
@@ -221,6 +232,9 @@ class Metrics:
             ("num_preemptions", "Sequences that gave their blocks up to others", stats.preemptions),
             ("nan_rows", "Rows of logits that were not finite", stats.nan_rows),
             ("requests_aborted", "Requests ended by their clients", stats.requests_aborted),
+            ("spec_decode_num_drafts", "Rows of steps that verified drafts", stats.draft_rows),
+            ("spec_decode_num_draft_tokens", "Tokens drafted", stats.draft_tokens),
+            ("spec_decode_num_accepted_tokens", "Drafted tokens that were right", stats.accepted_tokens),
         ]
         if prefix == VLLM_PREFIX:  # routers and dashboards of its first versions
             counters += [(f"gpu_{name}", text, number) for name, text, number in counters if name in _ONCE_GPU]
