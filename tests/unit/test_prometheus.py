@@ -54,6 +54,8 @@ def samples(metrics: Metrics) -> dict[str, float]:
 def test_names_of_tgi() -> None:
     metrics = Metrics("m", lambda: (STATS, READY), vllm_names=False)
     metrics.count("tgi_request_count")
+    metrics.delta(1)
+    metrics.delta(4)
     metrics.finished(RECORD)
     metrics.failed(ErrorKind.INVALID)
     metrics.failed(ErrorKind.NUMERICAL)
