@@ -187,7 +187,7 @@ class Metrics:
         for name, (text, label) in _TGI_COUNTERS.items():
             yield self._tgi_counter(name, text, label)
         yield SummaryMetricFamily(
-            "tgi_request_skipped_tokens", "Tokens beyond the first of what a step brought a sequence: speculated, right",
+            "tgi_request_skipped_tokens", "Tokens beyond the first of those that a step brought: guessed, and right",
             self._deltas, self._skipped_tokens,
         )  # fmt: skip
         for prefix in self._prefixes:

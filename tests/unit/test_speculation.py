@@ -37,7 +37,7 @@ def test_the_longer_match_decides() -> None:
     tokens = [1, 2, 3, 4, 50, 9, 9, 3, 4, 60, 9, 1, 2, 3, 4]
     copying = Copying(tokens, num_prompt=len(tokens))
     assert copying.propose(1) == [50]
-    assert Copying(tokens[5:10] + [8, 3, 4], num_prompt=8).propose(1) == [60]
+    assert Copying([*tokens[5:10], 8, 3, 4], num_prompt=8).propose(1) == [60]
 
 
 def test_nothing_is_guessed_of_what_was_never_said() -> None:
