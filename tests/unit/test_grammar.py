@@ -234,6 +234,32 @@ def test_a_step_s_tokens_are_taken_when_the_next_step_asks(checker: Checker, gra
     assert guides.lost([4, 5, 6]) == [False, False, False]
 
 
+def test_masks_behind_guesses_and_what_holds_of_them(checker: Checker, grammars: Grammars) -> None:
+    a, b, c, z = (3 + ord(letter) for letter in "abcz")
+    guides = Guides(grammars)
+    for row, text in ((0, "abc"), (1, "aba"), (2, "abc")):
+        guides.admit(row, checked(checker, AUTO, "regex", text), said=[])
+    guesses = {0: [a, b], 1: [a, z]}
+    rows, places = [0, 0, 0, 1, 1, 1, 2], [0, 1, 2, 3, 4, 5, 6]
+    for _ in range(2):  # making masks moves nobody
+        # Behind what the grammar rules out anything may come: it is not kept.
+        assert [_only(mask) for mask in guides.masks(rows, guesses)] == [a, b, c, a, b, None, a]
+    # Row 0 goes on by two guesses and a choice, row 1 to the choice in the place of its wrong guess.
+    guides.expect(rows, places, lambda: [a, b, c, a, b, z, a], guesses)
+    guides.catch_up()
+    assert [_only(mask) for mask in guides.masks([0, 1, 2])] == [END, a, b]
+    assert guides.lost([0, 1, 2]) == [False] * 3
+
+
+def test_a_choice_astray_behind_right_guesses_loses_its_sequence(checker: Checker, grammars: Grammars) -> None:
+    a, z = 3 + ord("a"), 3 + ord("z")
+    guides = Guides(grammars)
+    guides.admit(0, checked(checker, AUTO, "regex", "ab"), said=[])
+    guides.expect([0, 0], [0, 1], lambda: [a, z], {0: [a]})
+    guides.catch_up()
+    assert guides.lost([0]) == [True]
+
+
 def test_a_sequence_that_leaves_its_grammar_is_lost(checker: Checker, grammars: Grammars) -> None:
     grammar, guides = checked(checker, AUTO, "regex", "ab"), Guides(grammars)
     guides.admit(0, grammar, said=[])
