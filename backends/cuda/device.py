@@ -111,7 +111,8 @@ class CudaDevice(GpuDevice):
         with suppress(CublasError):
             cublas = Cublas()
         self._linears = Linears(overlap, processors, card.name, Path(triton.knobs.cache.dir), cublas=cublas)
-        runtime = Runtime("cuda", torch.cuda, torch.cuda.CUDAGraph, {"capture_error_mode": "thread_local"}, lends=True)
+        capture = {"capture_error_mode": "thread_local"}
+        runtime = Runtime("cuda", torch.cuda, torch.cuda.CUDAGraph, capture, symmetric=True, lends=True)
         tuning = Tuning(processors, prefill=prefill_tile, overlap=overlap)
         super().__init__(runtime, index, tuning, captures=captures)
 

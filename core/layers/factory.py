@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
@@ -41,6 +41,18 @@ class LayerFactory:
     shard: Shard = ALONE
     group: Communicator | None = None
     """Among all ranks; None where there is one."""
+    sums_in_norms: bool = False
+    """Set by `summing_in_norms`."""
+
+    def summing_in_norms(self) -> LayerFactory:
+        """The same factory for models in which every sum over ranks is followed by the norm that adds it to the stream.
+
+        Their embedding, `attention_output` and `down` give this rank's part, and `RMSNorm.add` sums it as well.
+        """
+        if self.group is None:
+            return self
+        add_rms_norm = self.device.summed_norm(self.group, self.ops.add_rms_norm)
+        return replace(self, ops=replace(self.ops, add_rms_norm=add_rms_norm), sums_in_norms=True)
 
     def linear(self, in_features: int, out_features: int, bias: bool = False) -> Linear:
         """One linear layer of the checkpoint, whole."""
@@ -147,7 +159,7 @@ class LayerFactory:
         return Head(self._vocabulary(config), config.hidden_size, self.device.quantized_linear)
 
     def _vocabulary(self, config: ModelConfig) -> Vocabulary:
-        return Vocabulary(config.vocab_size, self.shard, self.group)
+        return Vocabulary(config.vocab_size, self.shard, self.group, sums=not self.sums_in_norms)
 
     def _head_spans(self, config: ModelConfig) -> tuple[Span, Span]:
         """Features of this rank's query heads, and of its key or value heads."""
@@ -163,7 +175,8 @@ class LayerFactory:
         if self.group is None:
             return self.linear(in_features, out_features, bias)
         matmul = self.device.quantized_linear
-        return RowLinear(in_features, out_features, bias, matmul, shard=self.shard, group=self.group)
+        group = None if self.sums_in_norms else self.group
+        return RowLinear(in_features, out_features, bias, matmul, shard=self.shard, group=group)
 
     def _gelu(self, x: Tensor, *, tanh: bool) -> Tensor:
         return self.ops.gelu(x, tanh)

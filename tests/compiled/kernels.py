@@ -16,6 +16,7 @@ from mainspring.backends.torch_gpu.attention import attention, kv_write, plan_st
 from mainspring.backends.triton import elementwise
 from mainspring.backends.triton.linear import SplitTile, VectorTile, split, vector
 from mainspring.backends.triton.sample import Destination, draw, find_peaks, highest, record, thresholds
+from mainspring.backends.triton.summed_norm import PROGRAMS, Inboxes, summed, summed_add_rms_norm
 from mainspring.core.backend import AttentionMetadata
 from mainspring.core.ops.attention import PagedKV
 from mainspring.core.ops.heads import HeadNorms, HeadsStep
@@ -67,6 +68,7 @@ def variants(fp8: torch.dtype | None, *, products: bool) -> Iterator[Variant]:
                 yield Variant(f"attention, {kind}: {shape}", name, launch, matrix=True)
         yield Variant("rms_norm", name, partial(_norm, dtype, False))
         yield Variant("add_rms_norm", name, partial(_norm, dtype, True))
+        yield Variant("sum over ranks, add_rms_norm", name, partial(_summed, dtype))
         yield Variant("rope", name, partial(_rope, dtype))
         yield Variant("norms of heads, rope, kv_write", name, partial(_heads, dtype, True))
         yield Variant("rope, kv_write", name, partial(_heads, dtype, False))
@@ -115,6 +117,14 @@ def _norm(dtype: torch.dtype, added: bool, target: Target) -> None:
         elementwise.add_rms_norm(x, x, weight, 1e-5, overlap=target.tuning.overlap)
     else:
         elementwise.rms_norm(x, weight, 1e-5, overlap=target.tuning.overlap)
+
+
+def _summed(dtype: torch.dtype, target: Target) -> None:
+    x, weight = torch.zeros(8, 4096, dtype=dtype), torch.zeros(4096, dtype=dtype)
+    addresses = torch.zeros(2, dtype=torch.int64)
+    inboxes = Inboxes(0, addresses, addresses, torch.zeros(PROGRAMS, dtype=torch.int32), 64 * 1024)
+    summed(x, inboxes, overlap=target.tuning.overlap)
+    summed_add_rms_norm(x, (x, weight, 1e-5), inboxes, overlap=target.tuning.overlap)
 
 
 def _rope(dtype: torch.dtype, target: Target) -> None:
