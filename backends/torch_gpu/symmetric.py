@@ -13,15 +13,16 @@ import torch
 from torch import Tensor, distributed
 
 from mainspring.backends.triton.launch import Overlap
-from mainspring.backends.triton.summed_norm import PROGRAMS, TURNS, Inboxes, summed, summed_add_rms_norm
+from mainspring.backends.triton.summed_norm import TURNS, Inboxes, summed, summed_add_rms_norm
 from mainspring.core.backend import AddRmsNorm
 from mainspring.core.parallel.communicator import TorchCommunicator
 
 _log = logging.getLogger(__name__)
 
-PLACE_BYTES = 64 * 1024
-"""Of each rank's rows in a program's place: 8 rows of 4096 in bfloat16, so 1024 rows a step. Longer steps are prompts',
-where the library's bandwidth counts."""
+PROGRAMS = 512
+"""That sum: a row each of the largest decodes, and as many as a GPU of 128 processors runs at once."""
+PLACE_BYTES = 16 * 1024
+"""Of each rank's rows in a program's place: two rows of 4096 in bfloat16."""
 FLAG_BYTES = 4
 
 
@@ -49,6 +50,12 @@ class SymmetricCommunicator(TorchCommunicator):
         if self.inboxes is None or x.dim() != 2 or not self.inboxes.takes(x):
             return super().all_reduce(x)
         return summed(x, self.inboxes, overlap=self._overlap)
+
+    def all_gather(self, x: Tensor, dim: int) -> Tensor:
+        """The ranks' tensors side by side along `dim`: the library's, copied once at most."""
+        parts = torch.empty((self.size, *x.shape), dtype=x.dtype, device=x.device)
+        distributed.all_gather_into_tensor(parts, x.contiguous(), group=self._group)
+        return parts.movedim(0, dim).flatten(dim, dim + 1)
 
     def summed_norm(self, add_rms_norm: AddRmsNorm) -> AddRmsNorm:
         """`Device.summed_norm`."""

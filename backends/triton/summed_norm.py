@@ -21,9 +21,9 @@ from torch import Tensor
 
 from mainspring.backends.triton.launch import ALONE, Overlap
 
-PROGRAMS = 128
-"""At most: they must all run at once beside nothing else."""
 TURNS = 2
+MOST_ROWS = 4
+"""Of a program at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,32 +32,37 @@ class Inboxes:
 
     rank: int
     parts: Tensor
-    """[ranks] int64: where each rank's inbox of rows begins, as this rank addresses it: [PROGRAMS, TURNS, ranks, place
+    """[ranks] int64: where each rank's inbox of rows begins, as this rank addresses it: [programs, TURNS, ranks, place
     bytes] there."""
     flags: Tensor
-    """[ranks] int64: likewise of the flags, [PROGRAMS, TURNS, ranks] int32."""
+    """[ranks] int64: likewise of the flags, [programs, TURNS, ranks] int32."""
     turns: Tensor
-    """[PROGRAMS] int32, this rank's own: the place that each program uses next."""
+    """[programs] int32, this rank's own: the place that each program uses next. There may be more programs than a
+    machine runs at once, as long as it starts them in order."""
     place_bytes: int
 
     def takes(self, x_TE: Tensor) -> bool:
-        """Whether each program's rows have room in its place."""
-        rows = triton.cdiv(x_TE.shape[0], PROGRAMS)
-        return rows * x_TE.shape[1] * x_TE.element_size() <= self.place_bytes
+        """Whether a place holds a row."""
+        return x_TE.shape[1] * x_TE.element_size() <= self.place_bytes
 
 
 @triton.jit
-def _post(x, parts, flags, place, num_rows, RANK: tl.constexpr, WORLD: tl.constexpr, E: tl.constexpr,
-          BLOCK: tl.constexpr, PLACE: tl.constexpr):  # fmt: skip
-    """This program's rows of x into its place in every other inbox, and the flags behind them."""
-    program, programs, e = tl.program_id(0), tl.num_programs(0), tl.arange(0, BLOCK)
+def _post(
+    x, parts, flags, place, first, num_rows,
+    RANK: tl.constexpr, WORLD: tl.constexpr, E: tl.constexpr, BLOCK: tl.constexpr, PLACE: tl.constexpr,
+    ROWS: tl.constexpr,
+):  # fmt: skip
+    """Rows of x, from `first` on, into their place in every other inbox, and the flags behind them."""
+    programs, e = tl.num_programs(0), tl.arange(0, BLOCK)
     for other in tl.static_range(WORLD):
         if other != RANK:
             inbox = tl.load(parts + other).to(tl.pointer_type(x.dtype.element_ty), bitcast=True)
             inbox += (place + RANK) * PLACE
-            for row in range(program, num_rows, programs):
-                part_E = tl.load(x + row * E + e, mask=e < E, other=0.0)
-                tl.store(inbox + row // programs * E + e, part_E, mask=e < E)
+            for n in tl.static_range(ROWS):
+                row = first + n * programs
+                inside_E = e < tl.where(row < num_rows, E, 0)
+                part_E = tl.load(x + row.to(tl.int64) * E + e, mask=inside_E, other=0.0)
+                tl.store(inbox + n * E + e, part_E, mask=inside_E)
     # All threads' stores come before the flag of the one thread that sets it.
     tl.debug_barrier()
     for other in tl.static_range(WORLD):
@@ -81,39 +86,48 @@ def _collect(flags, place, RANK: tl.constexpr, WORLD: tl.constexpr):
 def _summed_kernel(
     x, residual, weight, out, total, parts, flags, turns, num_rows, epsilon,
     RANK: tl.constexpr, WORLD: tl.constexpr, E: tl.constexpr, BLOCK: tl.constexpr, PLACE: tl.constexpr,
-    NORM: tl.constexpr, BEGIN: tl.constexpr,
+    ROWS: tl.constexpr, NORM: tl.constexpr, BEGIN: tl.constexpr,
 ):  # fmt: skip
-    """Every programs-th row a program. PLACE: elements of a place. Without NORM `out` gets the sum."""
+    """Every programs-th row a program, ROWS at a time. PLACE: elements of a place.
+
+    Without NORM `out` gets the sum.
+    """
     program, programs, e = tl.program_id(0), tl.num_programs(0), tl.arange(0, BLOCK)
     if NORM:
         weight_E = tl.load(weight + e, mask=e < E, other=0.0).to(tl.float32)
     BEGIN()
     turn = tl.load(turns + program)
-    place = (program * 2 + turn) * WORLD
-    _post(x, parts, flags, place, num_rows, RANK, WORLD, E, BLOCK, PLACE)
-    _collect(flags, place, RANK, WORLD)
-    tl.store(turns + program, 1 - turn)
     inbox = tl.load(parts + RANK).to(tl.pointer_type(x.dtype.element_ty), bitcast=True)
-    for row in range(program, num_rows, programs):
-        dense = row * E + e
-        sum_E = tl.zeros((BLOCK,), tl.float32)
-        for source in tl.static_range(WORLD):
-            if source == RANK:
-                sum_E += tl.load(x + dense, mask=e < E, other=0.0).to(tl.float32)
+    for begin in range(0, num_rows, programs * (ROWS)):
+        first = begin + program
+        place = (program * 2 + turn) * WORLD
+        _post(x, parts, flags, place, first, num_rows, RANK, WORLD, E, BLOCK, PLACE, ROWS)
+        _collect(flags, place, RANK, WORLD)
+        for n in tl.static_range(ROWS):
+            row = first + n * programs
+            inside_E = e < tl.where(row < num_rows, E, 0)
+            dense_E = row.to(tl.int64) * E + e
+            sum_E = tl.zeros((BLOCK,), tl.float32)
+            for source in tl.static_range(WORLD):
+                if source == RANK:
+                    sum_E += tl.load(x + dense_E, mask=inside_E, other=0.0).to(tl.float32)
+                else:
+                    sum_E += tl.load(inbox + (place + source) * PLACE + n * E + e, mask=inside_E, other=0.0).to(
+                        tl.float32
+                    )
+            summed_E = sum_E.to(out.dtype.element_ty)
+            if NORM:
+                added_E = tl.load(residual + dense_E, mask=inside_E, other=0.0).to(tl.float32)
+                total_E = (summed_E.to(tl.float32) + added_E).to(total.dtype.element_ty)
+                tl.store(total + dense_E, total_E, mask=inside_E)
+                wide_E = total_E.to(tl.float32)
+                scale = tl.rsqrt(tl.sum(wide_E * wide_E, 0) / E + epsilon)
+                normed_E = (wide_E * scale).to(out.dtype.element_ty).to(tl.float32) * weight_E
+                tl.store(out + dense_E, normed_E.to(out.dtype.element_ty), mask=inside_E)
             else:
-                where = (place + source) * PLACE + row // programs * E + e
-                sum_E += tl.load(inbox + where, mask=e < E, other=0.0).to(tl.float32)
-        summed_E = sum_E.to(out.dtype.element_ty)
-        if NORM:
-            added_E = tl.load(residual + dense, mask=e < E, other=0.0).to(tl.float32)
-            total_E = (summed_E.to(tl.float32) + added_E).to(total.dtype.element_ty)
-            tl.store(total + dense, total_E, mask=e < E)
-            wide_E = total_E.to(tl.float32)
-            scale = tl.rsqrt(tl.sum(wide_E * wide_E, 0) / E + epsilon)
-            normed_E = (wide_E * scale).to(out.dtype.element_ty).to(tl.float32) * weight_E
-            tl.store(out + dense, normed_E.to(out.dtype.element_ty), mask=e < E)
-        else:
-            tl.store(out + dense, summed_E, mask=e < E)
+                tl.store(out + dense_E, summed_E, mask=inside_E)
+        turn = 1 - turn
+    tl.store(turns + program, turn)
 
 
 def summed(x_TE: Tensor, inboxes: Inboxes, *, overlap: Overlap = ALONE) -> Tensor:
@@ -148,10 +162,10 @@ def _launch(
     if not num_rows:
         return
     residual, weight, epsilon = stream
-    block = triton.next_power_of_2(size)
-    _summed_kernel[(min(num_rows, PROGRAMS),)](
+    block, place = triton.next_power_of_2(size), inboxes.place_bytes // x_TE.element_size()
+    _summed_kernel[(min(num_rows, len(inboxes.turns)),)](
         x_TE, residual, weight, *results, inboxes.parts, inboxes.flags, inboxes.turns, num_rows, epsilon,
         RANK=inboxes.rank, WORLD=len(inboxes.parts), E=size, BLOCK=block,
-        PLACE=inboxes.place_bytes // x_TE.element_size(), NORM=residual is not None, BEGIN=overlap.begin,
+        PLACE=place, ROWS=min(MOST_ROWS, place // size), NORM=residual is not None, BEGIN=overlap.begin,
         num_warps=8 if block >= 4096 else 4, **overlap.options,
     )  # fmt: skip

@@ -16,7 +16,7 @@ from mainspring.backends.torch_gpu.attention import attention, kv_write, plan_st
 from mainspring.backends.triton import elementwise
 from mainspring.backends.triton.linear import SplitTile, VectorTile, split, vector
 from mainspring.backends.triton.sample import Destination, draw, find_peaks, highest, record, thresholds
-from mainspring.backends.triton.summed_norm import PROGRAMS, Inboxes, summed, summed_add_rms_norm
+from mainspring.backends.triton.summed_norm import Inboxes, summed, summed_add_rms_norm
 from mainspring.core.backend import AttentionMetadata
 from mainspring.core.ops.attention import PagedKV
 from mainspring.core.ops.heads import HeadNorms, HeadsStep
@@ -122,7 +122,7 @@ def _norm(dtype: torch.dtype, added: bool, target: Target) -> None:
 def _summed(dtype: torch.dtype, target: Target) -> None:
     x, weight = torch.zeros(8, 4096, dtype=dtype), torch.zeros(4096, dtype=dtype)
     addresses = torch.zeros(2, dtype=torch.int64)
-    inboxes = Inboxes(0, addresses, addresses, torch.zeros(PROGRAMS, dtype=torch.int32), 64 * 1024)
+    inboxes = Inboxes(0, addresses, addresses, torch.zeros(512, dtype=torch.int32), 16 * 1024)
     summed(x, inboxes, overlap=target.tuning.overlap)
     summed_add_rms_norm(x, (x, weight, 1e-5), inboxes, overlap=target.tuning.overlap)
 

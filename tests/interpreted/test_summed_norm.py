@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from mainspring.backends.triton.summed_norm import PROGRAMS, TURNS, Inboxes, summed, summed_add_rms_norm
+from mainspring.backends.triton.summed_norm import MOST_ROWS, TURNS, Inboxes, summed, summed_add_rms_norm
 from mainspring.core.ops.norm import add_rms_norm
 
-WORLD, RANK, PLACE = 3, 1, 4 * 80
+WORLD, RANK, PLACE, PROGRAMS = 3, 1, 2 * 80, 4
+"""Places hold two rows, so 8 rows are a round."""
 
 
 class Ranks:
@@ -28,28 +29,38 @@ class Ranks:
         )
 
     def arrive(self, parts: list[Tensor], turn: int) -> None:
-        """What the others write before or while this rank's kernel runs."""
+        """What the others write before or while this rank's kernel runs, from the place of `turn` on."""
         for source, part in enumerate(parts):
             if source != RANK:
                 for row, values in enumerate(part):
-                    program, at = row % PROGRAMS, row // PROGRAMS * part.shape[1]
-                    self.rows[RANK][program, turn, source, at : at + part.shape[1]] = values
-                    self.flags[RANK][program, turn, source] = 1
+                    program, place, at = _place(row, len(values), turn)
+                    self.rows[RANK][program, place, source, at : at + len(values)] = values
+                    self.flags[RANK][program, place, source] = 1
 
     def posted(self, other: int, turn: int, shape: torch.Size) -> Tensor:
         """What this rank has written there; takes its flags down, as that rank would."""
-        place = self.rows[other][:, turn, RANK]
-        found = [place[row % PROGRAMS, row // PROGRAMS * shape[1] :][: shape[1]].clone() for row in range(shape[0])]
-        assert int(self.flags[other].sum()) == min(shape[0], PROGRAMS)
+        found = torch.empty(shape)
+        for row in range(shape[0]):
+            program, place, at = _place(row, shape[1], turn)
+            found[row] = self.rows[other][program, place, RANK, at : at + shape[1]]
+            assert self.flags[other][program, place, RANK] == 1
         self.flags[other].zero_()
-        return torch.stack(found)
+        return found
 
 
-@pytest.mark.parametrize(("rows", "size"), [(1, 64), (3, 80), (PROGRAMS + 2, 72)])
-def test_parts_are_exchanged_and_summed(rows: int, size: int) -> None:
+def _place(row: int, size: int, turn: int) -> tuple[int, int, int]:
+    """(program, place, offset) of a row."""
+    held = min(MOST_ROWS, PLACE // size)
+    program, at = row % PROGRAMS, row // PROGRAMS
+    return program, (turn + at // held) % TURNS, at % held * size
+
+
+@pytest.mark.parametrize(("rows", "size", "rounds"), [(1, 64, 1), (3, 80, 1), (8, 72, 1), (13, 72, 2), (10, 40, 1)])
+def test_parts_are_exchanged_and_summed(rows: int, size: int, rounds: int) -> None:
     torch.manual_seed(0)
     ranks = Ranks()
-    for turn in (0, 1, 0):
+    turn = 0
+    for _ in range(3):
         parts = [torch.randn(rows, size) for _ in range(WORLD)]
         residual, weight = torch.randn(rows, size), torch.randn(size)
         ranks.arrive(parts, turn)
@@ -59,6 +70,7 @@ def test_parts_are_exchanged_and_summed(rows: int, size: int) -> None:
         assert not ranks.flags[RANK].any()
         for other in (0, 2):
             assert torch.equal(ranks.posted(other, turn, residual.shape), parts[RANK])
+        turn = (turn + rounds) % TURNS
 
 
 def test_a_sum_alone() -> None:
@@ -70,5 +82,5 @@ def test_a_sum_alone() -> None:
 
 def test_what_has_no_room() -> None:
     inboxes = Ranks().inboxes
-    assert inboxes.takes(torch.empty(4 * PROGRAMS, 80))
-    assert not inboxes.takes(torch.empty(4 * PROGRAMS + 1, 80))
+    assert inboxes.takes(torch.empty(9, PLACE))
+    assert not inboxes.takes(torch.empty(9, PLACE + 1))
