@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 PROGRAMS = 512
 """That sum: a row each of the largest decodes, and as many as a GPU of 128 processors runs at once."""
 PLACE_BYTES = 16 * 1024
-"""Of each rank's rows in a program's place: two rows of 4096 in bfloat16."""
+"""Of a row, at most: 8192 numbers of 16 bits. Two rows at a time were no faster."""
 FLAG_BYTES = 4
 
 

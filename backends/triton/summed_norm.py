@@ -1,7 +1,7 @@
 """Sum over ranks, addition to the stream and norm in one kernel, by stores into other ranks' memory.
 
-Every rank has an inbox that all others can write. A program takes some rows: it writes this rank's part of them into
-each inbox, then a flag behind them, waits for the others' flags in its own, and adds all parts up in the order of
+Every rank has an inbox that all others can write. A program takes some rows, one at a time: it writes this rank's part
+into each inbox, then a flag behind them, waits for the others' flags in its own, and adds all parts up in the order of
 ranks, so that all ranks get the same bits. It meets nobody but the programs of its own number, so nothing waits for a
 whole grid; and it writes before it waits, so no two can wait for each other. At each use a program writes to the other
 of two places: who has seen a flag of the last use knows that the use before it is over on that rank, so its place is
@@ -22,8 +22,6 @@ from torch import Tensor
 from mainspring.backends.triton.launch import ALONE, Overlap
 
 TURNS = 2
-MOST_ROWS = 4
-"""Of a program at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,21 +46,14 @@ class Inboxes:
 
 @triton.jit
 def _post(
-    x, parts, flags, place, first, num_rows,
-    RANK: tl.constexpr, WORLD: tl.constexpr, E: tl.constexpr, BLOCK: tl.constexpr, PLACE: tl.constexpr,
-    ROWS: tl.constexpr,
+    part_E, inside_E, parts, flags, place, RANK: tl.constexpr, WORLD: tl.constexpr, BLOCK: tl.constexpr,
+    PLACE: tl.constexpr,
 ):  # fmt: skip
-    """Rows of x, from `first` on, into their place in every other inbox, and the flags behind them."""
-    programs, e = tl.num_programs(0), tl.arange(0, BLOCK)
+    """A row into its place in every other inbox, and the flags behind it."""
     for other in tl.static_range(WORLD):
         if other != RANK:
-            inbox = tl.load(parts + other).to(tl.pointer_type(x.dtype.element_ty), bitcast=True)
-            inbox += (place + RANK) * PLACE
-            for n in tl.static_range(ROWS):
-                row = first + n * programs
-                inside_E = e < tl.where(row < num_rows, E, 0)
-                part_E = tl.load(x + row.to(tl.int64) * E + e, mask=inside_E, other=0.0)
-                tl.store(inbox + n * E + e, part_E, mask=inside_E)
+            inbox = tl.load(parts + other).to(tl.pointer_type(part_E.dtype), bitcast=True)
+            tl.store(inbox + (place + RANK) * PLACE + tl.arange(0, BLOCK), part_E, mask=inside_E)
     # All threads' stores come before the flag of the one thread that sets it.
     tl.debug_barrier()
     for other in tl.static_range(WORLD):
@@ -86,46 +77,43 @@ def _collect(flags, place, RANK: tl.constexpr, WORLD: tl.constexpr):
 def _summed_kernel(
     x, residual, weight, out, total, parts, flags, turns, num_rows, epsilon,
     RANK: tl.constexpr, WORLD: tl.constexpr, E: tl.constexpr, BLOCK: tl.constexpr, PLACE: tl.constexpr,
-    ROWS: tl.constexpr, NORM: tl.constexpr, BEGIN: tl.constexpr,
+    NORM: tl.constexpr, BEGIN: tl.constexpr,
 ):  # fmt: skip
-    """Every programs-th row a program, ROWS at a time. PLACE: elements of a place.
+    """Every programs-th row a program, one after the other. PLACE: elements of a place.
 
     Without NORM `out` gets the sum.
     """
-    program, programs, e = tl.program_id(0), tl.num_programs(0), tl.arange(0, BLOCK)
+    program, e = tl.program_id(0), tl.arange(0, BLOCK)
+    inside_E = e < E
     if NORM:
-        weight_E = tl.load(weight + e, mask=e < E, other=0.0).to(tl.float32)
+        weight_E = tl.load(weight + e, mask=inside_E, other=0.0).to(tl.float32)
     BEGIN()
     turn = tl.load(turns + program)
     inbox = tl.load(parts + RANK).to(tl.pointer_type(x.dtype.element_ty), bitcast=True)
-    for begin in range(0, num_rows, programs * (ROWS)):
-        first = begin + program
+    for row in range(program, num_rows, tl.num_programs(0)):
+        at = tl.cast(row, tl.int64) * E
         place = (program * 2 + turn) * WORLD
-        _post(x, parts, flags, place, first, num_rows, RANK, WORLD, E, BLOCK, PLACE, ROWS)
+        part_E = tl.load(x + at + e, mask=inside_E, other=0.0)
+        _post(part_E, inside_E, parts, flags, place, RANK, WORLD, BLOCK, PLACE)
         _collect(flags, place, RANK, WORLD)
-        for n in tl.static_range(ROWS):
-            row = first + n * programs
-            inside_E = e < tl.where(row < num_rows, E, 0)
-            dense_E = row.to(tl.int64) * E + e
-            sum_E = tl.zeros((BLOCK,), tl.float32)
-            for source in tl.static_range(WORLD):
-                if source == RANK:
-                    sum_E += tl.load(x + dense_E, mask=inside_E, other=0.0).to(tl.float32)
-                else:
-                    sum_E += tl.load(inbox + (place + source) * PLACE + n * E + e, mask=inside_E, other=0.0).to(
-                        tl.float32
-                    )
-            summed_E = sum_E.to(out.dtype.element_ty)
-            if NORM:
-                added_E = tl.load(residual + dense_E, mask=inside_E, other=0.0).to(tl.float32)
-                total_E = (summed_E.to(tl.float32) + added_E).to(total.dtype.element_ty)
-                tl.store(total + dense_E, total_E, mask=inside_E)
-                wide_E = total_E.to(tl.float32)
-                scale = tl.rsqrt(tl.sum(wide_E * wide_E, 0) / E + epsilon)
-                normed_E = (wide_E * scale).to(out.dtype.element_ty).to(tl.float32) * weight_E
-                tl.store(out + dense_E, normed_E.to(out.dtype.element_ty), mask=inside_E)
+        sum_E = tl.zeros((BLOCK,), tl.float32)
+        for source in tl.static_range(WORLD):
+            if source == RANK:
+                sum_E += part_E.to(tl.float32)
             else:
-                tl.store(out + dense_E, summed_E, mask=inside_E)
+                theirs_E = tl.load(inbox + (place + source) * PLACE + e, mask=inside_E, other=0.0)
+                sum_E += theirs_E.to(tl.float32)
+        summed_E = sum_E.to(out.dtype.element_ty)
+        if NORM:
+            added_E = tl.load(residual + at + e, mask=inside_E, other=0.0).to(tl.float32)
+            total_E = (summed_E.to(tl.float32) + added_E).to(total.dtype.element_ty)
+            tl.store(total + at + e, total_E, mask=inside_E)
+            wide_E = total_E.to(tl.float32)
+            scale = tl.rsqrt(tl.sum(wide_E * wide_E, 0) / E + epsilon)
+            normed_E = (wide_E * scale).to(out.dtype.element_ty).to(tl.float32) * weight_E
+            tl.store(out + at + e, normed_E.to(out.dtype.element_ty), mask=inside_E)
+        else:
+            tl.store(out + at + e, summed_E, mask=inside_E)
         turn = 1 - turn
     tl.store(turns + program, turn)
 
@@ -162,10 +150,10 @@ def _launch(
     if not num_rows:
         return
     residual, weight, epsilon = stream
-    block, place = triton.next_power_of_2(size), inboxes.place_bytes // x_TE.element_size()
+    block = triton.next_power_of_2(size)
     _summed_kernel[(min(num_rows, len(inboxes.turns)),)](
         x_TE, residual, weight, *results, inboxes.parts, inboxes.flags, inboxes.turns, num_rows, epsilon,
         RANK=inboxes.rank, WORLD=len(inboxes.parts), E=size, BLOCK=block,
-        PLACE=place, ROWS=min(MOST_ROWS, place // size), NORM=residual is not None, BEGIN=overlap.begin,
+        PLACE=inboxes.place_bytes // x_TE.element_size(), NORM=residual is not None, BEGIN=overlap.begin,
         num_warps=8 if block >= 4096 else 4, **overlap.options,
     )  # fmt: skip
