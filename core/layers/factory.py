@@ -14,6 +14,7 @@ from mainspring.core.config import ModelConfig, RopeConfig
 from mainspring.core.errors import ModelError
 from mainspring.core.layers.attention import PagedAttention
 from mainspring.core.layers.embedding import Embedding, Head, ScaledEmbedding, TiedHead
+from mainspring.core.layers.experts import Experts, SparseMLP
 from mainspring.core.layers.linear import Linear, MergedLinear, RowLinear
 from mainspring.core.layers.mlp import GatedMLP
 from mainspring.core.layers.norm import LayerNorm, RMSNorm
@@ -89,6 +90,17 @@ class LayerFactory:
     def gated_mlp(self, config: ModelConfig) -> GatedMLP:
         """A gated MLP, from three layers of the checkpoint."""
         return GatedMLP(self.gate_up(config), self.down(config), self.gated_activation(config))
+
+    def mlp(self, config: ModelConfig, layer: int) -> GatedMLP | SparseMLP:
+        """Of a model with experts: those, or an MLP in its dense layers."""
+        experts = config.experts
+        if experts is None or layer in experts.dense_layers:
+            return self.gated_mlp(config)
+        if config.activation != "silu":
+            raise ModelError(f"activation {config.activation!r} of experts is not supported; silu is")
+        group = None if self.sums_in_norms else self.group
+        held = Experts(experts, config.hidden_size, self.ops, shard=self.shard, group=group)
+        return SparseMLP(experts, self.linear(config.hidden_size, experts.count), held)
 
     def gate_up(self, config: ModelConfig) -> MergedLinear:
         """The two inputs of a gated MLP, from two layers of the checkpoint."""
