@@ -84,6 +84,7 @@ class GpuDevice(Device):
     def ops(self) -> Mapping[str, Callable[..., Any]]:
         """Triton kernels for what a Llama-like model runs at every step."""
         from mainspring.backends.torch_gpu.attention import attention, kv_write, rotate_and_store
+        from mainspring.backends.torch_gpu.experts import moe
         from mainspring.backends.torch_gpu.sampling import choose, sample
         from mainspring.backends.triton import elementwise
 
@@ -92,6 +93,7 @@ class GpuDevice(Device):
             "add_rms_norm": elementwise.add_rms_norm,
             "rope": elementwise.rope,
             "silu_mul": elementwise.silu_mul,
+            "moe": partial(moe, tuning=self._tuning),
             "kv_write": kv_write,
             "attention": partial(attention, tuning=self._tuning),
             "rotate_and_store": rotate_and_store,

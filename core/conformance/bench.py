@@ -178,6 +178,9 @@ class Bench:
         """The references', in float32 on the host."""
         step = HeadsStep(angles.positions, angles.table, self.expected_kv, LAYER, metadata)
         q_THD = rotate_and_store(tokens.queries, tokens.keys, tokens.values, step, norms)
+        rounded = getattr(torch, self.setting.kv_dtype)
+        for cache in (self.expected_kv.keys[LAYER], self.expected_kv.values[LAYER]):
+            cache.copy_(cache.to(rounded).float())
         arguments = self._arguments("cpu")
         return q_THD, attention(q_THD, None, None, self.expected_kv, LAYER, metadata, **arguments)
 

@@ -49,13 +49,16 @@ def _finding(capabilities: Capabilities, device: Device) -> Finding:
 
 
 def _settings(capabilities: Capabilities, batches: list[RaggedBatch]) -> Iterator[tuple[Setting, list[RaggedBatch]]]:
-    """All batches with the preferred numbers, then one with each other dtype and geometry."""
+    """All batches with the preferred numbers, then one with each other dtype, narrow cache and geometry."""
     size, first = capabilities.block_sizes[0], capabilities.compute_dtypes[0]
     shapes = geometries(capabilities.head_dims)
     preferred = Setting(shapes[0], first, first, size)
     yield preferred, batches
     for dtype in capabilities.compute_dtypes[1:]:
         yield replace(preferred, dtype=dtype, kv_dtype=dtype), batches[-1:]
+    for kv_dtype in capabilities.kv_dtypes:
+        if kv_dtype.startswith("float8"):
+            yield replace(preferred, kv_dtype=kv_dtype), batches[-1:]
     for geometry in shapes[1:]:
         yield replace(preferred, geometry=geometry), batches[-1:]
 

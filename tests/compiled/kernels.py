@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mainspring.backends.torch_gpu.attention import attention, kv_write, plan_step, rotate_and_store
+from mainspring.backends.torch_gpu.experts import moe
 from mainspring.backends.triton import elementwise
 from mainspring.backends.triton.linear import SplitTile, VectorTile, split, vector
 from mainspring.backends.triton.sample import Destination, draw, find_peaks, highest, record, thresholds
@@ -73,6 +74,7 @@ def variants(fp8: torch.dtype | None, *, products: bool) -> Iterator[Variant]:
         yield Variant("norms of heads, rope, kv_write", name, partial(_heads, dtype, True))
         yield Variant("rope, kv_write", name, partial(_heads, dtype, False))
         yield Variant("silu_mul", name, partial(_silu, dtype))
+        yield Variant("experts", name, partial(_experts, dtype), matrix=True)
         yield Variant("kv_write", name, partial(_write, dtype, dtype))
         yield Variant("sample, choose", name, partial(_sample, dtype))
         if products:
@@ -85,6 +87,8 @@ def variants(fp8: torch.dtype | None, *, products: bool) -> Iterator[Variant]:
         yield Variant("kv_write", f"bf16, cache {kind}", partial(_write, bf16, fp8))
         decode = partial(_attention, bf16, fp8, LLAMA, 2, 2, False)
         yield Variant("attention, decode in splits: 32/8 heads of 128", f"bf16, cache {kind}", decode, matrix=True)
+        chunks = partial(_attention, bf16, fp8, LLAMA, 3, 300, True)
+        yield Variant("attention, chunks: 32/8 heads of 128", f"bf16, cache {kind}", chunks, matrix=True)
 
 
 def _cache(heads: int, head_dim: int, dtype: torch.dtype) -> PagedKV:
@@ -153,6 +157,16 @@ def _decodes(rows: int) -> AttentionMetadata:
 
 def _silu(dtype: torch.dtype, target: Target) -> None:
     elementwise.silu_mul(torch.zeros(8, 8192, dtype=dtype), overlap=target.tuning.overlap)
+
+
+def _experts(dtype: torch.dtype, target: Target) -> None:
+    x, gate_up, down = (
+        torch.zeros(shape, dtype=dtype).expand(*real)
+        for shape, real in (((1, 2048), (-1, -1)), ((8, 2 * 768, 2048), (-1, -1, -1)), ((8, 2048, 768), (-1, -1, -1)))
+    )
+    for tokens in (8, 256, 4096):
+        weights, chosen = torch.zeros(tokens, 8), torch.zeros(tokens, 8, dtype=torch.int64)
+        moe(x.expand(tokens, -1), gate_up, down, weights, chosen, tuning=target.tuning, overlap=target.tuning.overlap)
 
 
 def _write(dtype: torch.dtype, cache: torch.dtype, target: Target) -> None:
