@@ -22,7 +22,7 @@ def missing_software(library: str, vendor: str) -> str:
 def capabilities(collectives: str, verified: str, narrow: tuple[KVDtype, ...] = ()) -> Capabilities:
     """What the kernels and captured graphs give on any of torch's GPUs.
 
-    `narrow`: 8-bit floats that its kernels convert. A cache of them holds keys and values as they are, at a scale of 1.
+    `narrow`: 8-bit floats that its kernels convert. A cache of them holds keys and values at a scale of 1.
     """
     return Capabilities(
         compute_dtypes=("bfloat16", "float16", "float32"),

@@ -24,11 +24,15 @@ from mainspring.core.ops.moe import route
 LAYERS = {"8x7B": (8, 2, 4096, 14336), "30B-A3B": (128, 8, 2048, 768)}
 """Experts, chosen, hidden size, features."""
 TOKENS = (1, 8, 32, 128, 256, 1024, 8192)
-TILES = {
-    "few": [kernels.Tile(16, n, k, w, s) for n, k, w, s in ((64, 128, 4, 4), (128, 64, 4, 4), (32, 256, 4, 3), (64, 256, 4, 3))],
-    "some": [kernels.Tile(m, n, 64, w, s) for m, n, w, s in ((32, 64, 4, 4), (32, 128, 4, 4), (64, 64, 4, 4), (64, 128, 4, 4))],
-    "many": [kernels.Tile(m, n, 64, w, s) for m, n, w, s in ((128, 64, 4, 4), (128, 128, 8, 3), (64, 128, 4, 3), (128, 64, 8, 4))],
-}  # fmt: skip
+FEW, SOME, MANY = (
+    [kernels.Tile(*sizes) for sizes in tiles]
+    for tiles in (
+        ((16, 64, 128, 4, 4), (16, 128, 64, 4, 4), (16, 32, 256, 4, 3), (16, 64, 256, 4, 3)),
+        ((32, 64, 64, 4, 4), (32, 128, 64, 4, 4), (64, 64, 64, 4, 4), (64, 128, 64, 4, 4)),
+        ((128, 64, 64, 4, 4), (128, 128, 64, 8, 3), (64, 128, 64, 4, 3), (128, 64, 64, 8, 4)),
+    )
+)
+"""Tiles of a sweep, by the rows that an expert has."""
 
 
 def microseconds(work: object, repeats: int) -> float:
@@ -57,55 +61,50 @@ def error(found: Tensor, x: Tensor, weights: tuple[Tensor, Tensor], routed: tupl
     return float((found[few].float() - wanted).norm() / wanted.norm())
 
 
+def measure(
+    device: CudaDevice, name: str, tokens: int, weights: tuple[Tensor, Tensor], *, sweep: bool
+) -> dict[str, object]:
+    """One layer's row of the table, printed."""
+    experts, chosen, size, features = LAYERS[name]
+    moe = device.ops()["moe"]
+    x = torch.randn(tokens, size, device="cuda", dtype=torch.bfloat16)
+    scores = torch.randn(tokens, experts, device="cuda", dtype=torch.bfloat16)
+    routed = route(scores, chosen, normalized=True)
+    one = 3 * size * features
+    read = 2 * one * len(routed[1].unique()) / READ_BYTES_PER_SECOND
+    floor = max(read, 2 * one * tokens * chosen / OPERATIONS_PER_SECOND) * 1e6
+    repeats = 20 if tokens <= 1024 else 4
+    took = microseconds(lambda: moe(x, *weights, *route(scores, chosen, normalized=True)), repeats)
+    alone = microseconds(lambda: moe(x, *weights, *routed), repeats)
+    wrong = error(moe(x, *weights, *routed), x, weights, routed)
+    print(
+        f"{name:8} {tokens:5} {took:8.1f} {alone:8.1f} floor {floor:8.1f} {alone / floor:5.2f}x error {wrong:.1e}",
+        flush=True,
+    )
+    if sweep:
+        rows = tokens * chosen / experts
+        times = {
+            str((t.rows, t.columns, t.depth, t.warps, t.stages)): round(
+                microseconds(lambda t=t: kernels.moe(x, *weights, *routed, tile=t), repeats), 1
+            )
+            for t in FEW * (rows <= 32) + SOME * (8 < rows <= 128) + MANY * (rows > 32)
+        }
+        print("   ", times, flush=True)
+    return {"layer": name, "tokens": tokens, "us": took, "without routing": alone, "floor": floor, "error": wrong}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path)
     parser.add_argument("--sweep", action="store_true", help="other tiles, too")
     given = parser.parse_args()
-    device = CudaDevice(0)
-    op, found = device.ops()["moe"], []
-    for name, (experts, chosen, size, features) in LAYERS.items():
+    device, found = CudaDevice(0), []
+    for name, (experts, _, size, features) in LAYERS.items():
         weights = tuple(
             torch.randn(shape, device="cuda", dtype=torch.bfloat16) * 0.03
             for shape in ((experts, 2 * features, size), (experts, size, features))
         )
-        for tokens in TOKENS:
-            x = torch.randn(tokens, size, device="cuda", dtype=torch.bfloat16)
-            scores = torch.randn(tokens, experts, device="cuda", dtype=torch.bfloat16)
-            routed = route(scores, chosen, normalized=True)
-            one = 3 * size * features
-            read = 2 * one * len(routed[1].unique()) / READ_BYTES_PER_SECOND
-            floor = max(read, 2 * one * tokens * chosen / OPERATIONS_PER_SECOND) * 1e6
-            repeats = 20 if tokens <= 1024 else 4
-            took = microseconds(lambda: op(x, *weights, *route(scores, chosen, normalized=True)), repeats)
-            alone = microseconds(lambda: op(x, *weights, *routed), repeats)
-            wrong = error(op(x, *weights, *routed), x, weights, routed)
-            row = {
-                "layer": name,
-                "tokens": tokens,
-                "us": took,
-                "without routing": alone,
-                "floor": floor,
-                "error": wrong,
-            }
-            print(
-                f"{name:8} {tokens:5} {took:8.1f} {alone:8.1f} floor {floor:8.1f} {alone / floor:5.2f}x error {wrong:.1e}",
-                flush=True,
-            )
-            found.append(row)
-            if given.sweep:
-                rows = tokens * chosen / experts
-                tried = TILES["few" if rows <= 16 else "some" if rows <= 64 else "many"]
-                if tokens in (32, 256):
-                    tried = TILES["few"] + TILES["some"]
-                times = {
-                    str((t.rows, t.columns, t.depth, t.warps, t.stages)): microseconds(
-                        lambda t=t: kernels.moe(x, *weights, *routed, overlap=device._tuning.overlap, tile=t), repeats
-                    )
-                    for t in tried
-                }
-                print("   ", {key: round(value, 1) for key, value in times.items()}, flush=True)
-        del weights
+        found += [measure(device, name, tokens, weights, sweep=given.sweep) for tokens in TOKENS]
     if given.json:
         given.json.write_text(json.dumps(found, indent=1))
 
