@@ -27,7 +27,7 @@ def experts_tile(pairs: int, experts: int, dtype: torch.dtype) -> ExpertsTile | 
         return None
     rows = pairs / experts
     if rows <= 16:
-        return ExpertsTile(16, 64, 128, 4, 4)
-    if rows <= 64:
-        return ExpertsTile(64, 64, 64, 4, 4)
+        return ExpertsTile(16, 64, 256, 4, 3)
+    if rows <= 48:
+        return ExpertsTile(64, 128, 64, 4, 4)
     return ExpertsTile(128, 128, 64, 8, 3)
