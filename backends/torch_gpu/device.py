@@ -87,12 +87,14 @@ class GpuDevice(Device):
         from mainspring.backends.torch_gpu.experts import moe
         from mainspring.backends.torch_gpu.sampling import choose, sample
         from mainspring.backends.triton import elementwise
+        from mainspring.backends.triton.moe import route
 
         overlapping = {
             "rms_norm": elementwise.rms_norm,
             "add_rms_norm": elementwise.add_rms_norm,
             "rope": elementwise.rope,
             "silu_mul": elementwise.silu_mul,
+            "route": route,
             "moe": partial(moe, tuning=self._tuning),
             "kv_write": kv_write,
             "attention": partial(attention, tuning=self._tuning),

@@ -41,6 +41,32 @@ def tile_of(pairs: int, experts: int, dtype: torch.dtype) -> Tile:
     return Tile(16 if pairs <= 16 * experts else 64, 64, 64, 4, 2)
 
 
+@triton.jit
+def _route_kernel(
+    scores, weights, chosen, token_stride,
+    X: tl.constexpr, X_PAD: tl.constexpr, C: tl.constexpr, C_PAD: tl.constexpr, NORMALIZED: tl.constexpr,
+    BEGIN: tl.constexpr,
+):  # fmt: skip
+    """One token: its likeliest experts, one after the other."""
+    token, x, c = tl.program_id(0).to(tl.int64), tl.arange(0, X_PAD), tl.arange(0, C_PAD)
+    BEGIN()
+    scores_X = tl.load(scores + token * token_stride + x, mask=x < X, other=float("-inf")).to(tl.float32)
+    left_X = tl.exp(scores_X - tl.max(scores_X, 0))
+    mass = tl.sum(left_X, 0)
+    # Of scores that are no numbers any expert will do, but there must be such a one; its weight is none, through mass.
+    left_X = tl.where(left_X == left_X, left_X, 0.0)
+    weights_C, chosen_C = tl.zeros((C_PAD,), tl.float32), tl.zeros((C_PAD,), tl.int32)
+    for place in tl.static_range(C):
+        best = tl.minimum(tl.argmax(left_X, 0), X - 1)
+        weights_C = tl.where(c == place, tl.max(left_X, 0) / mass, weights_C)
+        chosen_C = tl.where(c == place, best, chosen_C)
+        left_X = tl.where(x == best, -1.0, left_X)
+    if NORMALIZED:
+        weights_C = weights_C / tl.sum(weights_C, 0)
+    tl.store(weights + token * C + c, weights_C, mask=c < C)
+    tl.store(chosen + token * C + c, chosen_C, mask=c < C)
+
+
 @triton.jit(do_not_specialize=["num_pairs"])
 def _sort_kernel(chosen, order, starts, num_pairs, N: tl.constexpr, BEGIN: tl.constexpr):
     """Program x: where the pairs of expert x begin, and which they are, in order. The last one knows but the end."""
@@ -140,6 +166,21 @@ def _add_kernel(parts, out, C: tl.constexpr, E: tl.constexpr, BLOCK: tl.constexp
     for place in tl.static_range(C):
         sum_E += tl.load(parts + (token * C + place) * E + e, mask=e < E, other=0.0)
     tl.store(out + token * E + e, sum_E.to(out.dtype.element_ty), mask=e < E)
+
+
+def route(scores_TX: Tensor, chosen: int, normalized: bool, *, overlap: Overlap = ALONE) -> tuple[Tensor, Tensor]:
+    """(weights [T, C] float32, experts [T, C] int32): the likeliest, and their probabilities."""
+    scores_TX = scores_TX if scores_TX.stride(1) == 1 else scores_TX.contiguous()
+    num_tokens, experts = scores_TX.shape
+    weights_TC = torch.empty((num_tokens, chosen), dtype=torch.float32, device=scores_TX.device)
+    experts_TC = torch.empty((num_tokens, chosen), dtype=torch.int32, device=scores_TX.device)
+    if num_tokens:
+        _route_kernel[(num_tokens,)](
+            scores_TX, weights_TC, experts_TC, scores_TX.stride(0), X=experts, X_PAD=triton.next_power_of_2(experts),
+            C=chosen, C_PAD=triton.next_power_of_2(chosen), NORMALIZED=normalized, BEGIN=overlap.begin, num_warps=1,
+            **overlap.options,
+        )  # fmt: skip
+    return weights_TC, experts_TC
 
 
 def moe(

@@ -19,7 +19,6 @@ from torch import Tensor
 from mainspring.backends.cuda.device import CudaDevice
 from mainspring.backends.triton import moe as kernels
 from mainspring.core.ops.moe import moe as reference
-from mainspring.core.ops.moe import route
 
 LAYERS = {"8x7B": (8, 2, 4096, 14336), "30B-A3B": (128, 8, 2048, 768)}
 """Experts, chosen, hidden size, features."""
@@ -66,15 +65,15 @@ def measure(
 ) -> dict[str, object]:
     """One layer's row of the table, printed."""
     experts, chosen, size, features = LAYERS[name]
-    moe = device.ops()["moe"]
+    moe, route = device.ops()["moe"], device.ops()["route"]
     x = torch.randn(tokens, size, device="cuda", dtype=torch.bfloat16)
     scores = torch.randn(tokens, experts, device="cuda", dtype=torch.bfloat16)
-    routed = route(scores, chosen, normalized=True)
+    routed = route(scores, chosen, True)
     one = 3 * size * features
     read = 2 * one * len(routed[1].unique()) / READ_BYTES_PER_SECOND
     floor = max(read, 2 * one * tokens * chosen / OPERATIONS_PER_SECOND) * 1e6
     repeats = 20 if tokens <= 1024 else 4
-    took = microseconds(lambda: moe(x, *weights, *route(scores, chosen, normalized=True)), repeats)
+    took = microseconds(lambda: moe(x, *weights, *route(scores, chosen, True)), repeats)
     alone = microseconds(lambda: moe(x, *weights, *routed), repeats)
     wrong = error(moe(x, *weights, *routed), x, weights, routed)
     print(

@@ -82,6 +82,14 @@ def _with_tanh(tokens: int) -> Iterator[tuple[str, Arguments]]:
         yield f"of {size}, {'tanh' if tanh else 'exact'}", (_random(tokens, 2 * size) * 3, tanh)
 
 
+def _route(tokens: int) -> Iterator[tuple[str, Arguments]]:
+    for experts, chosen, normalized in ((4, 2, True), (5, 1, False), (60, 6, False), (128, 8, True)):
+        # No two alike, in any dtype: which of them comes first is nobody's promise.
+        places = (torch.arange(experts) * 7 + torch.arange(tokens)[:, None]) % experts
+        scores = places / 8
+        yield f"{chosen} of {experts} experts{', normalized' * normalized}", (scores, chosen, normalized)
+
+
 def _moe(tokens: int) -> Iterator[tuple[str, Arguments]]:
     for experts, chosen, size, features in ((4, 2, 64, 48), (5, 1, 80, 32), (16, 4, 64, 96)):
         scores = _random(tokens, experts)
@@ -99,6 +107,7 @@ CASES: Mapping[str, Callable[[int], Iterator[tuple[str, Arguments]]]] = MappingP
         "add_rms_norm": _add_rms_norm,
         "layer_norm": _layer_norm,
         "rope": _rope,
+        "route": _route,
         "moe": _moe,
         "silu_mul": _gated,
         "gelu_mul": _with_tanh,

@@ -15,7 +15,6 @@ from mainspring.core.config import ExpertsConfig
 from mainspring.core.layers.linear import Linear
 from mainspring.core.layers.weights import Cut, Packing, Read, Shape, WeightLayer, declared
 from mainspring.core.ops import Ops
-from mainspring.core.ops.moe import route
 from mainspring.core.parallel.shard import Shard
 
 
@@ -65,13 +64,14 @@ class Experts(WeightLayer):
 class SparseMLP(nn.Module):
     """A router, which is on every rank whole, and its experts."""
 
-    def __init__(self, config: ExpertsConfig, gate: Linear, experts: Experts) -> None:
+    def __init__(self, config: ExpertsConfig, gate: Linear, experts: Experts, ops: Ops) -> None:
         super().__init__()
+        self._route = ops.route
         self.gate, self.experts = gate, experts
         self._chosen, self._normalized = config.chosen, config.normalized
 
     def forward(self, x_TE: Tensor) -> Tensor:
         """[T, E] -> [T, E]."""
-        weights_TC, experts_TC = route(self.gate(x_TE), self._chosen, self._normalized)
+        weights_TC, experts_TC = self._route(self.gate(x_TE), self._chosen, self._normalized)
         out_TE: Tensor = self.experts(x_TE, weights_TC, experts_TC)
         return out_TE

@@ -100,7 +100,7 @@ class LayerFactory:
             raise ModelError(f"activation {config.activation!r} of experts is not supported; silu is")
         group = None if self.sums_in_norms else self.group
         held = Experts(experts, config.hidden_size, self.ops, shard=self.shard, group=group)
-        return SparseMLP(experts, self.linear(config.hidden_size, experts.count), held)
+        return SparseMLP(experts, self.linear(config.hidden_size, experts.count), held, self.ops)
 
     def gate_up(self, config: ModelConfig) -> MergedLinear:
         """The two inputs of a gated MLP, from two layers of the checkpoint."""

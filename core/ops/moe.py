@@ -14,7 +14,7 @@ from mainspring.core.ops.activation import silu_mul
 
 
 def route(scores_TX: Tensor, chosen: int, normalized: bool) -> tuple[Tensor, Tensor]:
-    """(weights [T, C] float32, experts [T, C] int64): the likeliest, and their probabilities.
+    """(weights [T, C] float32, experts [T, C] of any integer dtype): the likeliest, and their probabilities.
 
     `normalized` makes a token's weights add up to one.
     """

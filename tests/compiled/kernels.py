@@ -16,6 +16,7 @@ from mainspring.backends.torch_gpu.attention import attention, kv_write, plan_st
 from mainspring.backends.torch_gpu.experts import moe
 from mainspring.backends.triton import elementwise
 from mainspring.backends.triton.linear import SplitTile, VectorTile, split, vector
+from mainspring.backends.triton.moe import route
 from mainspring.backends.triton.sample import Destination, draw, find_peaks, highest, record, thresholds
 from mainspring.backends.triton.summed_norm import Inboxes, summed, summed_add_rms_norm
 from mainspring.core.backend import AttentionMetadata
@@ -166,6 +167,7 @@ def _experts(dtype: torch.dtype, target: Target) -> None:
     )
     for tokens in (8, 256, 4096):
         weights, chosen = torch.zeros(tokens, 8), torch.zeros(tokens, 8, dtype=torch.int64)
+        route(torch.zeros(tokens, 128, dtype=dtype), 8, True, overlap=target.tuning.overlap)
         moe(x.expand(tokens, -1), gate_up, down, weights, chosen, tuning=target.tuning, overlap=target.tuning.overlap)
 
 

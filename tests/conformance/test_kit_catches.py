@@ -364,6 +364,7 @@ WRONG_OPS: dict[str, Callable[..., Any]] = {
     "silu_mul": lambda x: REFERENCE.silu_mul(torch.cat(x.chunk(2, dim=-1)[::-1], dim=-1)),
     "gelu_mul": lambda x, tanh: REFERENCE.gelu_mul(x, not tanh),
     "gelu": lambda x, tanh: REFERENCE.gelu(x, False),
+    "route": lambda scores, chosen, normalized: REFERENCE.route(scores, chosen, not normalized),
     "moe": lambda x, gate_up, down, weights, experts: REFERENCE.moe(x, gate_up, down, weights.flip(1), experts),
     "embedding": lambda tokens, table: REFERENCE.embedding(tokens, table).flip(0),
 }

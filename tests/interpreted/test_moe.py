@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from mainspring.backends.triton.moe import Tile, moe
+from mainspring.backends.triton.moe import route as choose
 from mainspring.core.ops.moe import moe as reference
 from mainspring.core.ops.moe import route
 
@@ -32,6 +33,21 @@ def test_many_pairs_of_one_expert() -> None:
     weights, indices = torch.rand(1100, 1), torch.ones(1100, 1, dtype=torch.int64)
     found = moe(x, gate_up, down, weights, indices, tile=Tile(128, 16, 16, 4, 2))
     assert torch.allclose(found, reference(x, gate_up, down, weights, indices), atol=1e-5)
+
+
+@pytest.mark.parametrize(("experts", "chosen", "normalized"), [(4, 2, True), (6, 1, False), (60, 6, True)])
+def test_choice_of_experts(experts: int, chosen: int, normalized: bool) -> None:
+    torch.manual_seed(0)
+    scores = torch.randn(7, experts + 3)[:, :experts]
+    found, wanted = choose(scores, chosen, normalized), route(scores, chosen, normalized)
+    assert torch.equal(found[1].long(), wanted[1])
+    assert torch.allclose(found[0], wanted[0])
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered")
+def test_no_numbers_choose_experts_all_the_same() -> None:
+    _, experts = choose(torch.full((2, 5), float("nan")), 3, normalized=True)
+    assert bool(((experts >= 0) & (experts < 5)).all())
 
 
 def test_no_tokens() -> None:
