@@ -194,7 +194,6 @@ class Service:
         if not piece.tokens:
             return
         timing.generated_tokens += len(piece.tokens)
-        self._metrics.delta(len(piece.tokens))
         if not timing.first_token:
             timing.first_token = now
             self._metrics.first_token(now - timing.received)
