@@ -1,4 +1,4 @@
-# make serve | test | test-clients | verify-rocm | verify-xpu | verify-tpu | check | bench | report | size. Each target installs what it needs into .venv.
+# make serve | test | test-clients | verify-guided | verify-rocm | verify-xpu | verify-tpu | check | bench | report | size. Each target installs what it needs into .venv.
 MODEL ?= demo
 BACKEND ?= auto
 HOST ?= 127.0.0.1
@@ -8,7 +8,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: serve test test-clients verify-rocm verify-xpu verify-tpu check lint bench report size
+.PHONY: serve test test-clients verify-guided verify-rocm verify-xpu verify-tpu check lint bench report size
 .DEFAULT_GOAL := serve
 
 $(BIN)/mainspring: pyproject.toml constraints.txt
@@ -30,6 +30,10 @@ test: $(VENV)/dev ## the tests alone
 
 test-clients: $(VENV)/dev ## real clients, each in an environment of its own under .clients/ (node 20 and promtool needed)
 	$(BIN)/python -m tests.clients
+
+verify-guided: $(VENV)/dev ## SmolLM2 answers 200 schemas and 100 regular expressions, by each engine: minutes
+	for engine in llguidance xgrammar; do $(BIN)/python -m tests.guided --engine $$engine || exit 1; done
+	$(BIN)/python -m tests.guided.keywords > docs/guided-keywords.md
 
 TPU := .tpu/bin
 TPU_SWITCHES := PJRT_DEVICE=CPU JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 TOKENIZERS_PARALLELISM=false

@@ -89,7 +89,7 @@ def measure(target: str, drafts: dict[str, str | None], rows: int, asked: argpar
             target,
             asked.backend,
             max_length=512,
-            max_sequences=rows,
+            max_sequences=8 * rows,  # what all of them guess must have room in a step
             threads=asked.threads,
             prefix_caching=False,
             speculator=draft,

@@ -26,7 +26,8 @@ SCHEMA = {
     "required": ["story", "pages"],
 }
 HOSTILE = (
-    {"type": "json", "value": {"enum": [f"value {number}" for number in range(3000)]}},
+    {"type": "json", "value": {"enum": list(range(10_000))}},  # read
+    {"type": "json", "value": {"enum": [f"value {number}" for number in range(10_000)]}},  # too many bytes
     {"type": "regex", "value": "(a{1,1000}){1,1000}"},
     {"type": "regex", "value": "(x+x+)+y" * 200},
 )

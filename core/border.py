@@ -30,6 +30,8 @@ def check_numbers(submit: Submit, vocab_size: int) -> None:
         if asked is not None and not 0 <= asked <= vocab_size:
             raise RequestError(ErrorKind.INVALID, f"{asked} log-probabilities a token; ask for 0 to {vocab_size}")
     _check_prompt_logprobs(len(submit.tokens), params.prompt_logprobs)
+    if not 0 <= submit.said < max(len(submit.tokens), 1):
+        raise RequestError(ErrorKind.INVALID, f"{submit.said} tokens said before, of {len(submit.tokens)} in all")
     highest = MAX_SEED - submit.n + 1
     if params.seed is not None and not 0 <= params.seed <= highest:
         raise RequestError(ErrorKind.INVALID, f"seed {params.seed} is not one of 0 to {highest}")

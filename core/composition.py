@@ -35,7 +35,7 @@ def build_executor(
     if len(setting.devices) > 1:
         from mainspring.core.parallel import leading
 
-        return leading.build_executor(setting, plan, progress, grace_seconds, forms=processors)
+        return leading.build_executor(setting, plan, progress, grace_seconds, grammars=grammars, forms=processors)
     from mainspring.core.execution import loading  # imports torch, which a backend's own executor may do without
 
     opened = backend.open(device.index, 0, 1, config)

@@ -121,6 +121,9 @@ class SamplingParams(msgspec.Struct, frozen=True, array_like=True, omit_defaults
     """What may be generated; it is applied to what penalties, biases and processors leave possible."""
     processors: tuple[LogitsProcessing, ...] = ()
     """Logits processors of this request, each at most once; they apply in the order of `Ready.processors`."""
+    adjusted_logprobs: bool = False
+    """`logprobs` are of what penalties, biases, processors and the grammar leave of the model's distribution, before
+    temperature: what a search over answers ranks by. Impossible tokens are at minus infinity."""
 
 
 class Submit(msgspec.Struct, frozen=True, tag="submit", array_like=True):
@@ -138,6 +141,9 @@ class Submit(msgspec.Struct, frozen=True, tag="submit", array_like=True):
     """Seconds from submission after which the request ends with `ErrorKind.DEADLINE`; None waits for ever."""
     cache_salt: str = ""
     """Prefix cache hits happen only between equal salts; the server derives it from the credential (tenant)."""
+    said: int = 0
+    """How many of `tokens`, the last ones, count as generated before: penalties, the grammar, `min_tokens` and
+    `max_tokens` go on from there."""
 
 
 class Cancel(msgspec.Struct, frozen=True, tag="cancel", array_like=True):

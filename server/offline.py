@@ -15,9 +15,11 @@ from typing import Any, Literal, Self, TypeVar
 
 from mainspring.core.config import Dtype, EngineConfig, KVDtype
 from mainspring.core.errors import StartupError
-from mainspring.core.grammar.messages import GrammarSpec
+from mainspring.core.grammar.messages import AUTO, GrammarSpec
 from mainspring.core.metrics import Stats
 from mainspring.core.request import FinishReason, Ready, SamplingParams, TokenLogprobs
+from mainspring.server.beams.probing import pieces_of
+from mainspring.server.beams.search import Beams
 from mainspring.server.engine.client import EngineClient, ProgressListener
 from mainspring.server.errors import TemplateError
 from mainspring.server.grammar.guidance import Guidance
@@ -106,13 +108,15 @@ class LLM:
         )
 
     @classmethod
-    def of(cls, config: EngineConfig, on_progress: ProgressListener | None = None) -> Self:
+    def of(
+        cls, config: EngineConfig, on_progress: ProgressListener | None = None, *, grammar_engine: str = AUTO
+    ) -> Self:
         """With every setting there is; `config.model` may be all that `model` may be."""
         llm = cls.__new__(cls)
-        llm._open(config, on_progress)
+        llm._open(config, on_progress, grammar_engine)
         return llm
 
-    def _open(self, config: EngineConfig, on_progress: ProgressListener | None) -> None:
+    def _open(self, config: EngineConfig, on_progress: ProgressListener | None, grammar_engine: str = AUTO) -> None:
         source = resolve(config.model, config.revision)
         self.tokenizer = load_tokenizer(source.path)
         template = self.tokenizer.chat_template
@@ -130,7 +134,7 @@ class LLM:
             self.close()
             raise
         if self.ready.follows_grammars:
-            self._guidance = Guidance(self._engine, self.tokenizer, self.ready)
+            self._guidance = Guidance(self._engine, self.tokenizer, self.ready, grammar_engine=grammar_engine)
 
     def generate(
         self,
@@ -138,10 +142,13 @@ class LLM:
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         stop: Sequence[str] = (),
         grammar: GrammarSpec | Sequence[GrammarSpec | None] | None = None,
+        *,
+        beams: Beams | None = None,
     ) -> list[Output]:
         """One output a prompt, in order. Greedy and to the end of the context where `params` do not say otherwise.
 
-        Every output follows its `grammar`, if there is one: one for all, or one for each.
+        Every output follows its `grammar`, if there is one: one for all, or one for each. With `beams` it is the best
+        that a beam search finds, and nothing is drawn.
 
         `params` are those of all prompts, or a sequence with one entry for each. Raises RequestError for the first
         prompt that fails; the others are then ended.
@@ -150,7 +157,7 @@ class LLM:
         params_of = [params] * len(each) if isinstance(params, SamplingParams | None) else params
         grammar_of = [grammar] * len(each) if isinstance(grammar, GrammarSpec | None) else grammar
         generations = [
-            replace(self._generation(prompt, how, stop), grammar=what)
+            replace(self._generation(prompt, how, stop), grammar=what, beams=beams)
             for prompt, how, what in zip(each, params_of, grammar_of, strict=True)
         ]
         return self._run(self._generate_all(generations))
@@ -210,7 +217,7 @@ class LLM:
 
         async def one(generation: Generation) -> Output:
             async with places:
-                return await _collect(generate(self._engine, self.tokenizer, generation, self._guidance), generation)
+                return await _collect(pieces_of(self._engine, self.tokenizer, generation, self._guidance), generation)
 
         tasks = [asyncio.ensure_future(one(generation)) for generation in generations]
         try:

@@ -15,13 +15,14 @@ from typing import TypeVar
 
 from mainspring.core.errors import ErrorKind, RequestError
 from mainspring.core.request import FinishReason, Ready
+from mainspring.server.beams.probing import pieces_of
 from mainspring.server.engine.client import EngineClient
 from mainspring.server.errors import invalid
 from mainspring.server.grammar.guidance import Guidance
 from mainspring.server.model import ServedModel
 from mainspring.server.telemetry.outcome import Outcome, Spans
 from mainspring.server.telemetry.prometheus import Metrics, RequestRecord
-from mainspring.server.text.generation import Generation, Piece, generate, merge
+from mainspring.server.text.generation import Generation, Piece, merge
 
 T = TypeVar("T")
 FINISH_WORDS = {FinishReason.EOS: "stop", FinishReason.STOP: "stop", FinishReason.LENGTH: "length"}
@@ -108,7 +109,7 @@ class Service:
         self._begin(generations, timing)
         timing.prompt_tokens = sum(len(generation.tokens) for generation in generations)
         streams = [
-            generate(self._engine, self.model.tokenizer, generation, self._guidance) for generation in generations
+            pieces_of(self._engine, self.model.tokenizer, generation, self._guidance) for generation in generations
         ]
         last_seen: dict[int, float] = {}
         reasons: list[str] = []
@@ -132,7 +133,7 @@ class Service:
     def _begin(self, generations: Sequence[Generation], timing: Timing) -> None:
         """Take the request in. Raises RequestError where it asks for too much, or too much is asked for already."""
         limit = self.model.limits.max_request_tokens
-        asked = sum(generation.n * (generation.params.max_tokens or 0) for generation in generations)
+        asked = sum(generation.num_sequences * (generation.params.max_tokens or 0) for generation in generations)
         try:
             if asked > limit:
                 raise invalid(
@@ -193,7 +194,6 @@ class Service:
         if not piece.tokens:
             return
         timing.generated_tokens += len(piece.tokens)
-        self._metrics.delta(len(piece.tokens))
         if not timing.first_token:
             timing.first_token = now
             self._metrics.first_token(now - timing.received)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -25,7 +26,7 @@ from mainspring.core.execution.memory import is_out_of_memory
 from mainspring.core.execution.runner import GraphExecutor
 from mainspring.core.execution.sampling import SamplingTable
 from mainspring.core.execution.table import StateTable
-from mainspring.core.grammar.guides import Guides
+from mainspring.core.grammar.guides import GuidedElsewhere, Guides, Guiding
 from mainspring.core.grammar.store import Grammars
 from mainspring.core.models import CausalLM, build_model
 from mainspring.core.ops import Ops, resolve
@@ -99,7 +100,8 @@ def build_executor(
         kv=kv,
         buckets=buckets,
         name=info.name,
-        guides=None if grammars is None else Guides(grammars),
+        guides=_guides(grammars, model, shard),
+        share_masks=None if group is None else partial(group.broadcast, source=0),
         drafter=drafter,
         speculates=drafts_at_once(config, None if speculator is None else speculator.config) > 0,
     )
@@ -107,6 +109,13 @@ def build_executor(
     if forms is not None:
         forms.offered = forms_of(processors)
     return executor
+
+
+def _guides(grammars: Grammars | None, model: ModelConfig, shard: Shard) -> Guiding | None:
+    """Rank 0 follows the grammars and tells the others."""
+    if shard.rank > 0:
+        return GuidedElsewhere(model.vocab_size)
+    return None if grammars is None else Guides(grammars)
 
 
 def _load_model(

@@ -12,7 +12,7 @@ Legend: T packed tokens, N rows that choose a token, E hidden size, V vocabulary
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -58,7 +58,7 @@ from mainspring.core.execution.warmup import (
     shaped_batches,
     shaped_variants,
 )
-from mainspring.core.grammar.guides import NO_GUESSES, Guesses, Guides
+from mainspring.core.grammar.guides import NO_GUESSES, Guesses, Guiding
 from mainspring.core.layers.attention import AttentionStep
 from mainspring.core.models import CausalLM
 from mainspring.core.ops import Ops
@@ -112,7 +112,8 @@ class GraphExecutor:
         kv: KVCache,
         buckets: Buckets | None,
         name: str,
-        guides: Guides | None = None,
+        guides: Guiding | None = None,
+        share_masks: Callable[[Tensor], Tensor] | None = None,
         drafter: Drafter | None = None,
         speculates: bool = False,
     ) -> None:
@@ -126,6 +127,7 @@ class GraphExecutor:
         self._buckets = buckets
         self._name = name
         self._guides = guides
+        self._share_masks = share_masks
         self._drafter = drafter
         self._speculates = speculates
         self._static = capabilities.shapes == "bucketed"
@@ -383,7 +385,10 @@ class GraphExecutor:
             self._guides.expect(selection.guided_rows, selection.guided_places, results.tokens, _guesses(step.batch))
         if selection.logprob_index is not None:
             asked = selection.logprob_index
-            found = self._ops.logprobs(logits_NV[asked], ids_N[asked], selection.max_logprobs)
+            told_NV = logits_NV[asked]
+            if selection.logprob_adjusted is not None:
+                told_NV = torch.where(selection.logprob_adjusted, adjusted_NV[asked], told_NV)
+            found = self._ops.logprobs(told_NV, ids_N[asked], selection.max_logprobs)
             flush()
             results.take_logprobs(selection, found, self._device.pinned)
 
@@ -397,7 +402,10 @@ class GraphExecutor:
             for place, lost in zip(selection.guided_places, self._guides.lost(selection.guided_rows), strict=True)
             if lost
         )
-        logits_NV = self._ops.apply_bitmask(logits_NV, selection.guided_index, self._upload(masks_GW))
+        mask_GW = self._upload(masks_GW)
+        if self._share_masks is not None:
+            mask_GW = self._share_masks(mask_GW)
+        logits_NV = self._ops.apply_bitmask(logits_NV, selection.guided_index, mask_GW)
         self._device.flush()
         return logits_NV
 

@@ -44,9 +44,10 @@ _COLUMNS = np.dtype(
         ("key", np.int32),
         ("num_prompt_tokens", np.int32),
         ("logprobs", np.int32),  # -1: none
+        ("adjusted", np.int32),  # 0 or 1
     ]
 )
-_OFF = (0.0, 1.0, 1.0, 0.0, 1.0, 0.0, 0.0, 0, 0, 0, -1)
+_OFF = (0.0, 1.0, 1.0, 0.0, 1.0, 0.0, 0.0, 0, 0, 0, -1, 0)
 
 _PACKED_FLOATS = ("temperature", "top_p", "typical_p", "min_p")
 _PACKED_INTEGERS = ("top_k", "key")
@@ -87,6 +88,8 @@ class Selection:
     """How many each of them asked for, -1 for rows that did not ask."""
     logprob_index: Tensor | None
     """`logprob_rows` on the device."""
+    logprob_adjusted: Tensor | None
+    """Which of them want those of what is left after all adjustments, [rows, 1] bool; None when none does."""
     guided_rows: tuple[int, ...]
     """Table rows that follow a grammar, or of all N rows where shapes must not vary and any does."""
     guided_places: tuple[int, ...]
@@ -136,6 +139,7 @@ class SamplingTable:
             seed_key(seed),
             num_prompt_tokens,
             -1 if params.logprobs is None else params.logprobs,
+            params.adjusted_logprobs,
         )
         self._bias.pop(row, None)
         self._bans.pop(row, None)
@@ -183,6 +187,7 @@ class SamplingTable:
         columns = self._columns[rows]
         asking = _subset(columns["logprobs"] >= 0, partition)
         guided = _subset(self._guided[rows], partition)
+        adjusted = columns["adjusted"][asking] > 0
         return Selection(
             sampling=_sampling_tensors(columns, upload, partition),
             penalties=_penalties(rows, columns, upload, partition),
@@ -191,6 +196,7 @@ class SamplingTable:
             logprob_rows=tuple(asking.tolist()),
             logprob_counts=tuple(columns["logprobs"][asking].tolist()),
             logprob_index=upload(asking) if asking.size else None,
+            logprob_adjusted=upload(adjusted[:, np.newaxis]) if adjusted.any() else None,
             guided_rows=tuple(rows[guided].tolist()),
             guided_places=tuple(guided.tolist()),
             guided_index=upload(guided) if guided.size else None,

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from types import MappingProxyType
+from typing import Protocol
 
 import numpy as np
 
@@ -47,8 +48,68 @@ class _Coming:
     tokens: Callable[[], Sequence[int]]
 
 
+class Guiding(Protocol):
+    """What an executor asks at each step. Belongs to the thread that gives steps to the device."""
+
+    def admit(self, row: int, grammar: Grammar | None, said: Sequence[int]) -> None:
+        """A sequence takes a row, having said some tokens already if it was preempted."""
+        ...
+
+    def expect(
+        self,
+        rows: Sequence[int],
+        places: Sequence[int],
+        tokens: Callable[[], Sequence[int]],
+        guesses: Guesses = NO_GUESSES,
+    ) -> None:
+        """The step chooses for these rows; `tokens` waits for all that it chose, theirs at `places`."""
+        ...
+
+    def catch_up(self) -> None:
+        """Goes on by the tokens of the step before. To be called at every step, before its own are expected."""
+        ...
+
+    def masks(self, rows: Sequence[int], guesses: Guesses = NO_GUESSES) -> Mask:
+        """[G, W] What may come for each row, or behind each of its guesses."""
+        ...
+
+    def lost(self, rows: Sequence[int]) -> list[bool]:
+        """Which rows cannot be held to their grammar any more."""
+        ...
+
+
+class GuidedElsewhere:
+    """Of a rank that is told the masks by another: it follows no grammar, and only knows how large masks are."""
+
+    def __init__(self, vocab_size: int) -> None:
+        self._words = -(-vocab_size // 32)
+
+    def admit(self, row: int, grammar: Grammar | None, said: Sequence[int]) -> None:
+        """Nothing to keep."""
+
+    def expect(
+        self,
+        rows: Sequence[int],
+        places: Sequence[int],
+        tokens: Callable[[], Sequence[int]],
+        guesses: Guesses = NO_GUESSES,
+    ) -> None:
+        """Nothing to wait for."""
+
+    def catch_up(self) -> None:
+        """Nothing to go on by."""
+
+    def masks(self, rows: Sequence[int], guesses: Guesses = NO_GUESSES) -> Mask:
+        """Room for them."""
+        return np.zeros((len(rows), self._words), dtype=np.int32)
+
+    def lost(self, rows: Sequence[int]) -> list[bool]:
+        """Whoever makes the masks tells."""
+        return [False] * len(rows)
+
+
 class Guides:
-    """Belongs to the thread that gives steps to the device."""
+    """Follows the grammars of this process's sequences: `Guiding`."""
 
     def __init__(self, grammars: Grammars) -> None:
         grammars.followed = True

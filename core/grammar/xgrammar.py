@@ -5,6 +5,8 @@ tokens that are right or wrong whatever came before. It leaves out schema keywor
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 import xgrammar
@@ -16,10 +18,23 @@ from mainspring.core.request import Vocabulary
 UNENFORCED = frozenset(
     {
         "uniqueItems", "contains", "minContains", "maxContains", "not", "if", "then", "else", "dependentRequired",
-        "dependentSchemas", "multipleOf",
+        "dependentSchemas", "unevaluatedProperties", "unevaluatedItems", "$dynamicRef", "contentSchema",
     }
 )  # fmt: skip
-"""Keywords of JSON Schema 2020-12 that compile and have no effect on what comes."""
+"""Keywords of JSON Schema 2020-12 that compile and have no effect on what comes, or not theirs."""
+FORMATS = frozenset(
+    {
+        "duration", "email", "hostname", "ipv4", "ipv6", "json-pointer", "relative-json-pointer", "time",
+        "uri", "uri-reference", "uri-template", "uuid",
+    }
+)  # fmt: skip
+"""Formats that it holds answers to. Of dates it does not know how long months are."""
+SCHEMAS_BY_NAME = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+"""Keywords whose values are schemas by names that mean nothing here."""
+DATA = ("enum", "const", "default", "examples")
+"""Keywords whose values are no schemas."""
+NOTES = frozenset({"$defs", "definitions", "title", "description", "default", "examples", "$comment", "$schema", "$id"})
+"""Keywords that ask for nothing where they stand beside a `$ref` or alternatives."""
 CACHE_BYTES = 256 << 20
 MOST_WHITESPACE = 2
 """Between two parts of a JSON text: models left free write blanks for ever."""
@@ -51,13 +66,12 @@ class XGrammar:
         return XGrammarMatcher(xgrammar.GrammarMatcher(self._compiled(source)))
 
     def warnings(self, source: str) -> tuple[str, ...]:
-        """The keywords of `UNENFORCED` that a schema has."""
+        """What `unenforced` finds in a schema."""
         self._compiled(source)
         given = json.loads(source)
-        if given["kind"] == "regex":
+        if given["kind"] in ("regex", "ebnf"):
             return ()
-        found = sorted(_keywords(json.loads(given["text"]))) if given["kind"] != "ebnf" else ()
-        return tuple(f"the schema's keyword `{keyword}` is not enforced" for keyword in found)
+        return tuple(sorted({f"{what} is not enforced by XGrammar" for what in unenforced(json.loads(given["text"]))}))
 
     def _compiled(self, source: str) -> xgrammar.CompiledGrammar:
         given = json.loads(source)
@@ -101,9 +115,78 @@ class XGrammarMatcher:
         return XGrammarMatcher(self._matcher.fork())
 
 
-def _keywords(schema: Any) -> set[str]:
+def unenforced(schema: Any) -> Iterator[str]:
+    """What a schema, or a structural tag with schemas in it, says without effect (XGrammar 0.2.8, found by trying)."""
     if isinstance(schema, list):
-        return set().union(*map(_keywords, schema))
+        yield from chain.from_iterable(map(unenforced, schema))
     if not isinstance(schema, dict):
-        return set()
-    return set(UNENFORCED & schema.keys()).union(*map(_keywords, schema.values()))
+        return
+    yield from (f"the schema's keyword `{keyword}`" for keyword in schema if keyword in UNENFORCED)
+    yield from _beside(schema)
+    for keyword, value in schema.items():
+        if keyword in SCHEMAS_BY_NAME and isinstance(value, dict):
+            yield from chain.from_iterable(map(unenforced, value.values()))
+        elif keyword not in DATA:
+            yield from unenforced(value)
+
+
+def _beside(schema: dict[str, Any]) -> Iterator[str]:
+    """Keywords that it enforces, though not like this."""
+    reference, named = schema.get("$ref"), schema.get("format")
+    if isinstance(reference, str) and not (reference == "#" or reference.startswith("#/")):
+        yield f"the schema's reference {reference[:64]!r}, which is no path,"
+    for keyword in ("$ref", "anyOf", "oneOf"):
+        if keyword in schema and (others := sorted(schema.keys() - NOTES - {keyword})):
+            yield f"the schema's keyword `{others[0]}` beside `{keyword}`"
+    if any(character in pattern for pattern in _patterns(schema) for character in ('"', "\\\\")):
+        yield "the schema's pattern with a quote or a backslash, as a JSON text has it,"
+    if "multipleOf" in schema and schema.get("type") != "integer":
+        yield "the schema's keyword `multipleOf` of other numbers than integers"
+    if isinstance(named, str) and named not in FORMATS:
+        yield f"the schema's format {named[:64]!r}"
+    if isinstance(schema.get("allOf"), list) and len(schema["allOf"]) > 1:
+        yield "the schema's keyword `allOf` with more than one part"
+    if isinstance(schema.get("oneOf"), list) and not _exclusive(schema["oneOf"]):
+        yield "that only one part of the schema's `oneOf` fits"
+    open_properties = schema.get("additionalProperties", True) is not False
+    if open_properties and (
+        missing := [name for name in _names(schema, "required") if name not in _names(schema, "properties")]
+    ):
+        yield f"the schema's required property {missing[0][:64]!r}, which is not in `properties`,"
+
+
+def _patterns(schema: dict[str, Any]) -> Iterator[str]:
+    own, by_name = schema.get("pattern"), schema.get("patternProperties")
+    yield from (
+        pattern for pattern in (own, *(by_name if isinstance(by_name, dict) else ())) if isinstance(pattern, str)
+    )
+
+
+def _names(schema: dict[str, Any], keyword: str) -> list[str]:
+    return [name for name in schema.get(keyword) or () if isinstance(name, str)]
+
+
+def _exclusive(parts: list[Any]) -> bool:
+    """Whether no text fits two parts: constants, types, or constants in a property that all require tell them apart."""
+    given = [part if isinstance(part, dict) else {} for part in parts]
+    tags = set.intersection(*(set(_names(part, "required")) & set(_names(part, "properties")) for part in given))
+    tagged = ([_constants(part["properties"][name]) for part in given] for name in sorted(tags))
+    return any(map(_disjoint, ([*map(_constants, given)], [*map(_types, given)], *tagged)))
+
+
+def _disjoint(ways: list[frozenset[str]]) -> bool:
+    """Whether all are known and none has anything of another's."""
+    return all(ways) and len(frozenset().union(*ways)) == sum(map(len, ways))
+
+
+def _constants(part: Any) -> frozenset[str]:
+    """What its texts are; nothing: unknown."""
+    if not isinstance(part, dict):
+        return frozenset()
+    values = [part["const"]] if "const" in part else part.get("enum")
+    return frozenset(map(json.dumps, values)) if isinstance(values, list) else frozenset()
+
+
+def _types(part: dict[str, Any]) -> frozenset[str]:
+    named = part.get("type", ())
+    return frozenset("number" if name == "integer" else name for name in ([named] if isinstance(named, str) else named))

@@ -3,7 +3,8 @@
 Only rank 0 plans. Its plan depends on clocks and on when messages arrive, so copies of the scheduler would need both
 forwarded to stay equal; a `Batch` is small, and whoever executes the same batches in the same order holds the same
 tables. Every rank chooses the tokens from logits that were gathered, which are copies, bit for bit; and what is drawn
-at random is a hash. So nothing but the plan crosses, and nothing comes back.
+at random is a hash. So nothing but the plan crosses, and nothing comes back;
+but for the masks of grammars, which rank 0 makes and sends to the others' devices before each choice.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from mainspring.core.backend import Executor, KVSpec, Pending, ProgressCallback
 from mainspring.core.batch import Batch, Buckets, StepResult
 from mainspring.core.config import EngineConfig
 from mainspring.core.errors import EXIT_ENGINE, EXIT_STARTUP, BackendError, DeviceOutOfMemory, StartupError
+from mainspring.core.grammar.store import Grammars
 from mainspring.core.parallel import meeting
 from mainspring.core.parallel.messages import RankStart, pack_batch
 from mainspring.core.parallel.processes import Ranks
@@ -101,6 +103,7 @@ def build_executor(
     progress: ProgressCallback,
     grace_seconds: float,
     *,
+    grammars: Grammars | None = None,
     forms: ProcessorForms | None = None,
 ) -> Executor:
     """Starts the other ranks and loads this one's part meanwhile. Raises `StartupError` with the reasons of all.
@@ -119,6 +122,7 @@ def build_executor(
                 plan,
                 progress,
                 lambda collectives: meeting.meet(shard, collectives, port, listener),
+                grammars=grammars,
                 forms=forms,
             )
             ranks.await_ready()
@@ -142,6 +146,7 @@ def _load(
     progress: ProgressCallback,
     meet: Callable[[str], None],
     *,
+    grammars: Grammars | None,
     forms: ProcessorForms | None,
 ) -> Executor:
     """This rank's part."""
@@ -162,6 +167,7 @@ def _load(
             progress=progress,
             model_plugins=setting.plugins.models(),
             processor_plugins=setting.plugins.logits_processors(),
+            grammars=grammars,
             forms=forms,
             shard=shard,
             group=device.communicator(range(shard.world)),

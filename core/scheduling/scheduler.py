@@ -281,7 +281,7 @@ class Scheduler:
 
     def _make_sequences(self, request: Request) -> list[Sequence]:
         submit = request.submit
-        params, num_prompt = submit.params, len(submit.tokens)
+        params, num_prompt = submit.params, len(submit.tokens) - submit.said
         seed = self._random.getrandbits(32) if params.seed is None else params.seed
         stop_ids = frozenset(params.stop_token_ids)
         return [

@@ -204,6 +204,7 @@ class EngineClient:
         priority: int = 0,
         timeout: float | None = None,
         cache_salt: str = "",
+        said: int = 0,
     ) -> RequestStream:
         """Hands a request to the engine; at once, in the event loop's thread. The stream must be closed by the caller.
 
@@ -212,7 +213,7 @@ class EngineClient:
         """
         self._refuse_unless_serving()
         request_id = RequestId(next(self._request_ids))
-        submit = Submit(request_id, tokens, params, n, priority, timeout, cache_salt)
+        submit = Submit(request_id, tokens, params, n, priority, timeout, cache_salt, said)
         self._require_channel().send(submit)
         stream = RequestStream(request_id, n, self._abort)
         self._streams[request_id] = stream

@@ -63,8 +63,8 @@ class Guidance:
         self._kept: OrderedDict[GrammarSpec, Checked] = OrderedDict()
         self._kept_bytes = 0
 
-    async def grammar(self, spec: GrammarSpec) -> tuple[Grammar, tuple[str, ...]]:
-        """What the engine takes, and what of it is not enforced. Raises RequestError."""
+    async def grammar(self, spec: GrammarSpec) -> Grammar:
+        """What the engine takes. Raises RequestError, also for what would not be enforced."""
         check_limits(spec)
         if (kept := self._kept.get(spec)) is None:
             if self._num_waiting >= MOST_WAITING:
@@ -80,7 +80,9 @@ class Guidance:
             self._kept.move_to_end(spec)
         if kept.grammar is None:
             raise RequestError(ErrorKind.INVALID, f"the grammar cannot be used: {kept.error}")
-        return kept.grammar, kept.warnings
+        if kept.warnings:
+            raise RequestError(ErrorKind.INVALID, f"{'; '.join(kept.warnings)}; leave it out and check the answer")
+        return kept.grammar
 
     async def aclose(self) -> None:
         """Ends the process. May be called again."""

@@ -9,6 +9,8 @@ from typing import Any
 
 from mainspring.core.grammar.messages import GrammarSpec
 from mainspring.core.request import SamplingParams
+from mainspring.server.beams.form import BeamFields, beams_of
+from mainspring.server.beams.search import Beams
 from mainspring.server.errors import FieldError, TemplateError, UnknownModelError, UnsupportedError, invalid
 from mainspring.server.grammar.requests import of_response_format, of_vllm
 from mainspring.server.http.body import parse_wire
@@ -128,6 +130,8 @@ def parse_completion(body: bytes, model: ServedModel) -> Call:
     prompts = [_prompt_tokens(prompt, model) for prompt in _prompts(request, model)]
     texts = [text for text, _ in prompts]
     max_tokens = _DEFAULT_COMPLETION_TOKENS if request.max_tokens is None else request.max_tokens
+    if max_tokens == 0 and request.use_beam_search:
+        raise invalid("`max_tokens` is 0; beam search needs at least 1", "max_tokens")
     if max_tokens == 0 and not request.echo and request.prompt_logprobs is None:
         raise invalid("`max_tokens` is 0, which needs `echo` or `prompt_logprobs`", "max_tokens")
     return Call(
@@ -144,7 +148,7 @@ def parse_completion(body: bytes, model: ServedModel) -> Call:
 
 def _num_choices(request: CompletionRequest) -> int | None:
     n, best_of = request.n or 1, request.best_of
-    if best_of is None or best_of == n:
+    if best_of is None or best_of == n or request.use_beam_search:
         return None
     if best_of < n:
         raise invalid(f"`best_of` is {best_of}, less than the {n} choices of `n`", "best_of")
@@ -156,7 +160,7 @@ def _num_choices(request: CompletionRequest) -> int | None:
 def _completion_generation(
     request: CompletionRequest, tokens: list[int], max_tokens: int, model: ServedModel
 ) -> Generation:
-    if request.best_of is None or request.best_of == (request.n or 1):
+    if request.best_of is None or request.best_of == (request.n or 1) or request.use_beam_search:
         return _generation(request, tokens, max_tokens, request.logprobs, model)
     # Ranking needs log-probabilities, asked for or not.
     generation = _generation(request, tokens, max_tokens, request.logprobs or 0, model)
@@ -269,7 +273,26 @@ def _generation(
         n=request.n or 1,
         stops=tuple(stops),
         priority=request.priority or 0,
+        beams=_beams(request),
         grammar=_asked_grammar(request, model),
+    )
+
+
+def _beams(request: SamplingFields) -> Beams | None:
+    names = ("top_k", "top_p", "min_p")
+    off = (None, -1, 0, 1)
+    return beams_of(
+        BeamFields(
+            use_beam_search=request.use_beam_search,
+            beam_width=request.beam_width,
+            best_of=request.best_of if isinstance(request, CompletionRequest) else None,
+            n=request.n,
+            length_penalty=request.length_penalty,
+            early_stopping=request.early_stopping,
+            temperature=request.temperature,
+            drawing=tuple(name for name in names if getattr(request, name) not in off),
+            stream=bool(request.stream),
+        )
     )
 
 

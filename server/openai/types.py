@@ -93,6 +93,10 @@ class SamplingFields(WireModel):
     stop_token_ids: Annotated[list[TokenId], Field(fail_fast=True, max_length=128)] | None = None
     priority: Signed32 | None = None
     prompt_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    use_beam_search: bool | None = None
+    beam_width: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
+    length_penalty: Annotated[float, Field(ge=-10, le=10, allow_inf_nan=False)] | None = None
+    early_stopping: bool | Literal["never"] | None = None
     # what the answer must be: OpenAI's, with TGI's `value` understood, and vLLM's
     response_format: Annotated[Any, Field(description="text, json_object, json_schema, regex, structural_tag")] = None
     guided_json: Any = None

@@ -99,7 +99,6 @@ class Metrics:
         self._prefixes = [PREFIX, VLLM_PREFIX] if vllm_names else [PREFIX]
         self._model_id = model_id
         self._tgi = {name: self._tgi_histogram(name) for name in _TGI_HISTOGRAMS}
-        self._deltas = self._skipped_tokens = 0
         self._loop_lag = Histogram(
             f"{PREFIX}event_loop_lag_seconds",
             "By how much the server's event loop was late",
@@ -121,11 +120,6 @@ class Metrics:
     def failed(self, kind: ErrorKind) -> None:
         """A request ended with an error."""
         self.count("tgi_request_failure", _TGI_FAILURES.get(kind, "generation"))
-
-    def delta(self, tokens: int) -> None:
-        """A sequence gained so many tokens at once; all but one of them cost no step."""
-        self._deltas += 1
-        self._skipped_tokens += tokens - 1
 
     def first_token(self, seconds: float) -> None:
         """Time to first token, from the arrival of the request's last byte."""
@@ -186,10 +180,6 @@ class Metrics:
         """All that is not a histogram, as of now."""
         for name, (text, label) in _TGI_COUNTERS.items():
             yield self._tgi_counter(name, text, label)
-        yield SummaryMetricFamily(
-            "tgi_request_skipped_tokens", "Tokens beyond the first of those that a step brought: guessed, and right",
-            self._deltas, self._skipped_tokens,
-        )  # fmt: skip
         for prefix in self._prefixes:
             yield self._gaps.family(
                 prefix + "inter_token_latency_seconds", {"model_name": self._model_id, "engine": "0"}
@@ -199,6 +189,10 @@ class Metrics:
         stats, ready = state
         for name, text, gauge in _tgi_gauges(stats, ready):
             yield GaugeMetricFamily(name, text, gauge)
+        yield SummaryMetricFamily(
+            "tgi_request_skipped_tokens", "Guessed tokens that were right, of a sequence in a step",
+            count_value=stats.draft_rows, sum_value=stats.accepted_tokens,
+        )  # fmt: skip
         for prefix in self._prefixes:
             yield from self._engine_families(prefix, stats, ready)
 
@@ -232,9 +226,9 @@ class Metrics:
             ("num_preemptions", "Sequences that gave their blocks up to others", stats.preemptions),
             ("nan_rows", "Rows of logits that were not finite", stats.nan_rows),
             ("requests_aborted", "Requests ended by their clients", stats.requests_aborted),
-            ("spec_decode_num_drafts", "Rows of steps that verified drafts", stats.draft_rows),
-            ("spec_decode_num_draft_tokens", "Tokens drafted", stats.draft_tokens),
-            ("spec_decode_num_accepted_tokens", "Drafted tokens that were right", stats.accepted_tokens),
+            ("spec_decode_num_drafts", "Steps of a sequence that verified guesses", stats.draft_rows),
+            ("spec_decode_num_draft_tokens", "Tokens guessed", stats.draft_tokens),
+            ("spec_decode_num_accepted_tokens", "Guessed tokens that were right", stats.accepted_tokens),
         ]
         if prefix == VLLM_PREFIX:  # routers and dashboards of its first versions
             counters += [(f"gpu_{name}", text, number) for name, text, number in counters if name in _ONCE_GPU]

@@ -31,6 +31,12 @@ class Detokenizer:
         self._tokenizer = tokenizer
         self._decoder = _utf8("replace")
 
+    def fork(self) -> Detokenizer:
+        """Another one that has been told the same tokens."""
+        other = Detokenizer(self._tokenizer)
+        other._decoder.setstate(self._decoder.getstate())
+        return other
+
     def push(self, token_id: int) -> str:
         """Text that this token completes; empty while a character is unfinished.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from copy import copy
 from dataclasses import dataclass, replace
 
 import msgspec
@@ -16,6 +17,7 @@ import msgspec
 from mainspring.core.errors import ErrorKind, RequestError
 from mainspring.core.grammar.messages import GrammarSpec
 from mainspring.core.request import Delta, FinishReason, SamplingParams, Start, TokenLogprobs
+from mainspring.server.beams.search import Beams
 from mainspring.server.engine.client import EngineClient
 from mainspring.server.grammar.guidance import Guidance
 from mainspring.server.text.detokenizer import Detokenizer
@@ -36,10 +38,17 @@ class Generation:
     priority: int = 0
     timeout: float | None = None
     cache_salt: str = ""
+    beams: Beams | None = None
+    """How to search for the likeliest answers; None: draw or follow one."""
     grammar: GrammarSpec | None = None
     """What the answer must be; None: anything."""
     markers: frozenset[str] = frozenset()
     """Special tokens that stay in the text, for the machines that read it."""
+
+    @property
+    def num_sequences(self) -> int:
+        """That are generated side by side."""
+        return self.n if self.beams is None else self.beams.width
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +100,12 @@ class SequenceText:
         self._num_tokens = 0
         self._seed = 0
         self.finished = False
+
+    def fork(self) -> SequenceText:
+        """Another text that begins as this one does."""
+        other = copy(self)
+        other._detokenizer, other._matcher = self._detokenizer.fork(), self._matcher.fork()
+        return other
 
     def fold(self, delta: Delta) -> Piece:
         """The delta as text. Raises RequestError when the engine gave the sequence up."""
@@ -150,16 +165,21 @@ def prompt_tokens(tokenizer: Tokenizer, ids: Sequence[int], found: Sequence[Toke
     return tuple(tokens)
 
 
+async def guided_params(generation: Generation, guidance: Guidance | None) -> SamplingParams:
+    """With the grammar as the engine takes it. Raises RequestError."""
+    if generation.grammar is None:
+        return generation.params
+    if guidance is None:
+        raise RequestError(ErrorKind.INVALID, "this server follows no grammars")
+    grammar = await guidance.grammar(generation.grammar)
+    return msgspec.structs.replace(generation.params, grammar=grammar)
+
+
 async def generate(
     engine: EngineClient, tokenizer: Tokenizer, generation: Generation, guidance: Guidance | None = None
 ) -> AsyncGenerator[Piece, None]:
     """Run one generation. Raises RequestError when it fails; its other sequences end with it."""
-    params = generation.params
-    if generation.grammar is not None:
-        if guidance is None:
-            raise RequestError(ErrorKind.INVALID, "this server follows no grammars")
-        grammar, _ = await guidance.grammar(generation.grammar)
-        params = msgspec.structs.replace(params, grammar=grammar)
+    params = await guided_params(generation, guidance)
     sequences = [SequenceText(tokenizer, generation) for _ in range(generation.n)]
     running = generation.n
     prompt: tuple[Token, ...] = ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 
 
@@ -29,6 +30,12 @@ class StopMatcher:
         self._matched = [0] * len(self._stops)
         self._keep = keep
         self._held = ""
+
+    def fork(self) -> StopMatcher:
+        """Another one that has seen the same text."""
+        other = copy(self)
+        other._matched = list(self._matched)
+        return other
 
     def push(self, text: str) -> Found:
         """Take new text; give back what is now certain. Not to be called again once a stop was found."""

@@ -180,3 +180,17 @@ def test_a_token_that_is_no_number_stays_none_and_alone(device: Device, scheme: 
         out = device.quantized_linear(x, packed)
         assert not out[2].isfinite().any()
         assert torch.equal(out[[0, 1, 3]], clean[[0, 1, 3]])
+
+
+@pytest.mark.parametrize("size", [32, 97, 1500])
+def test_masks_leave_what_they_allow_and_their_argument_as_it_is(device: Device, size: int) -> None:
+    generator = torch.Generator().manual_seed(size)
+    logits_NV = torch.randn(9, size, generator=generator)
+    before = logits_NV.clone()
+    rows_G = torch.tensor([7, 0, 3, 4])
+    mask_GW = torch.randint(-(2**31), 2**31, (4, -(-size // 32)), generator=generator).int()
+    mask_GW[1], mask_GW[2, ::2] = -1, 0
+    found = resolve(device.ops()).apply_bitmask(logits_NV, rows_G, mask_GW)
+    assert torch.equal(found, REFERENCE.apply_bitmask(logits_NV, rows_G, mask_GW))
+    assert torch.equal(logits_NV, before)
+    assert found[7].isinf().any()

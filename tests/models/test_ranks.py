@@ -6,6 +6,7 @@ Weights are random floats, so sums in another order move no token.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,8 @@ import transformers
 
 from mainspring.core.config import EngineConfig
 from mainspring.core.errors import StartupError
-from mainspring.core.request import LogitsProcessing, SamplingParams
+from mainspring.core.grammar.messages import GrammarSpec
+from mainspring.core.request import FinishReason, LogitsProcessing, SamplingParams
 from mainspring.server.offline import LLM, Output
 from tests.support.tiny_models import build, save
 from tests.support.tiny_tokenizers import write_word_tokenizer
@@ -98,6 +100,16 @@ def test_two_ranks_say_what_one_says(name: str, tmp_path: Path) -> None:
                 assert entry.logprob == pytest.approx(expected.logprob, abs=case.tolerance)
 
 
+def test_two_ranks_choose_the_same_tokens_under_a_grammar(tmp_path: Path) -> None:
+    save(build(llama(num_key_value_heads=2, eos_token_id=2)()), tmp_path)
+    write_word_tokenizer(tmp_path, VOCABULARY)
+    grammar = [GrammarSpec("regex", pattern) for pattern in ("[0-9]{12,15}", "[A-F]{9}(, [A-F]{9}){1,3}")]
+    alone, together = (answers(tmp_path, num_shard, {}, [None, *grammar] * 2) for num_shard in (1, 2))
+    assert [one.token_ids for one in alone] == [two.token_ids for two in together]
+    ended = [two.text for two in together if two.finish_reason is FinishReason.EOS]
+    assert sum(re.fullmatch("[0-9]{12,15}", text) is not None for text in ended) >= 3
+
+
 def test_a_model_that_cannot_be_dealt_out_says_to_how_many_it_can(tmp_path: Path) -> None:
     save(build(llama(num_key_value_heads=2)()), tmp_path)
     write_word_tokenizer(tmp_path, VOCABULARY)
@@ -116,7 +128,9 @@ def test_a_checkpoint_that_does_not_fit_ends_the_start_of_all_ranks(tmp_path: Pa
         LLM(str(tmp_path), "cpu", num_shard=2)
 
 
-def answers(model: Path, num_shard: int, engine: Mapping[str, Any]) -> list[Output]:
+def answers(
+    model: Path, num_shard: int, engine: Mapping[str, Any], grammar: list[GrammarSpec | None] | None = None
+) -> list[Output]:
     """Greedy ones and drawn ones, from a cache that is too small for all at once."""
     config = EngineConfig(
         model=str(model),
@@ -131,7 +145,7 @@ def answers(model: Path, num_shard: int, engine: Mapping[str, Any]) -> list[Outp
     )
     with LLM.of(config) as llm:
         assert llm.ready.num_shard == num_shard
-        found = llm.generate(PROMPTS, GREEDY) + llm.generate(PROMPTS, DRAWN)
-        assert llm.stats.preemptions > 0
+        found = llm.generate(PROMPTS, GREEDY, (), grammar) + llm.generate(PROMPTS, DRAWN, (), grammar)
+        assert llm.stats.preemptions > 0 or grammar is not None  # answers end where their grammars do
         assert llm.stats.prefix_hits > 0
         return found

@@ -44,7 +44,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def served(root: Path, speculator: str | None) -> tuple[list[list[int]], int, int]:
     """(answers, drafted tokens, right ones): three prompts each way of choosing, some of them one prefix."""
     config = EngineConfig(
-        model=str(root / "model"), backend="cpu", num_blocks=24, max_sequences=4, max_batch_tokens=16, seed=3,
+        model=str(root / "model"), backend="cpu", num_blocks=24, max_sequences=24, max_batch_tokens=24, seed=3,
         speculator=speculator if speculator is None or speculator == "ngram" else str(root / speculator),
         speculate=None if speculator is None else 3, threads=1, prefix_caching=True,
     )  # fmt: skip

@@ -294,6 +294,8 @@ GOOD = Submit(RequestId(1), [0, 9], SamplingParams(logit_bias={9: 1.0}, stop_tok
         ({"params": SamplingParams(stop_token_ids=(10,))}, "stop token 10"),
         ({"params": SamplingParams(logprobs=11)}, "ask for 0 to 10"),
         ({"params": SamplingParams(logprobs=-1)}, "ask for 0 to 10"),
+        ({"said": 2}, "2 tokens said before, of 2"),
+        ({"said": -1}, "-1 tokens said before"),
         ({"params": SamplingParams(seed=-1)}, "seed -1"),
         ({"params": SamplingParams(seed=MAX_SEED)}, "seed"),
     ],

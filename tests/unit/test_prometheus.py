@@ -12,9 +12,16 @@ from tests.support.tgi_rows import tgi
 
 READY = Ready(100, 1000, 16, 64, 8, "sim", "machine", "float32")
 STATS = Stats(
-    running=3, waiting=2, blocks_used=16, blocks_total=64, prefix_queries=40, prefix_hits=10,
-    draft_rows=3, draft_tokens=9, accepted_tokens=4,
-)  # fmt: skip
+    running=3,
+    waiting=2,
+    blocks_used=16,
+    blocks_total=64,
+    prefix_queries=40,
+    prefix_hits=10,
+    draft_rows=9,
+    draft_tokens=30,
+    accepted_tokens=21,
+)
 RECORD = RequestRecord(
     prompt_tokens=5,
     generated_tokens=6,
@@ -54,8 +61,6 @@ def samples(metrics: Metrics) -> dict[str, float]:
 def test_names_of_tgi() -> None:
     metrics = Metrics("m", lambda: (STATS, READY), vllm_names=False)
     metrics.count("tgi_request_count")
-    metrics.delta(1)
-    metrics.delta(4)
     metrics.finished(RECORD)
     metrics.failed(ErrorKind.INVALID)
     metrics.failed(ErrorKind.NUMERICAL)
@@ -77,8 +82,8 @@ def test_names_of_tgi() -> None:
         "tgi_request_input_length_sum": 5,
         "tgi_request_generated_tokens_sum": 6,
         "tgi_request_max_new_tokens_sum": 7,
-        "tgi_request_skipped_tokens_sum": 3,
-        "tgi_request_skipped_tokens_count": 2,
+        "tgi_request_skipped_tokens_sum": 21,
+        "tgi_request_skipped_tokens_count": 9,
     }
     assert {name: found.get(name) for name in expected} == expected
     assert 'tgi_request_duration_bucket{le="0.00015"}' in found
@@ -99,6 +104,9 @@ def test_names_of_vllm_under_both_prefixes() -> None:
             f"{prefix}prefix_cache_queries_total{labels}": 40,
             f"{prefix}prefix_cache_hits_total{labels}": 10,
             f"{prefix}num_preemptions_total{labels}": 0,
+            f"{prefix}spec_decode_num_drafts_total{labels}": 9,
+            f"{prefix}spec_decode_num_draft_tokens_total{labels}": 30,
+            f"{prefix}spec_decode_num_accepted_tokens_total{labels}": 21,
             f"{prefix}prompt_tokens_total{labels}": 0,
             f"{prefix}time_to_first_token_seconds_sum{labels}": 0.5,
             f"{prefix}inter_token_latency_seconds_sum{labels}": 0.01,
@@ -115,9 +123,6 @@ def test_names_of_vllm_under_both_prefixes() -> None:
             f"{prefix}generation_tokens_total{labels}": 0,
             f"{prefix}nan_rows_total{labels}": 0,
             f"{prefix}requests_aborted_total{labels}": 0,
-            f"{prefix}spec_decode_num_drafts_total{labels}": 3,
-            f"{prefix}spec_decode_num_draft_tokens_total{labels}": 9,
-            f"{prefix}spec_decode_num_accepted_tokens_total{labels}": 4,
             f'{prefix}request_success_total{{engine="0",finished_reason="stop",model_name="m"}}': 1,
             f'{prefix}cache_config_info{{block_size="16",num_gpu_blocks="64"}}': 1,
         }

@@ -520,3 +520,13 @@ def test_siblings_whose_prompt_began_with_a_failed_prefix_start_again(depth):
     simulation.run()
     assert [output.error for output in simulation.outputs.values()] == [ErrorKind.OUT_OF_MEMORY, None, None, None]
     simulation.check_tokens()
+
+
+def test_tokens_said_before_count_as_generated():
+    scheduler = Scheduler(pool=BlockPool(9, 4), max_sequences=2, max_length=64, max_batch_tokens=32, clock=lambda: 0.0)
+    scheduler.submit(Submit(RequestId(1), [5, 6, 7, 8, 9], SamplingParams(max_tokens=3), said=2))
+    batch = scheduler.schedule()
+    (admission,) = batch.admissions
+    assert (admission.num_prompt_tokens, list(admission.tokens)) == (3, [5, 6, 7, 8, 9])
+    (delta,) = scheduler.commit(batch, StepResult([1]))
+    assert (delta.tokens, delta.finish) == ([1], FinishReason.LENGTH)

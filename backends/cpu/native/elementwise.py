@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mainspring.backends.cpu import elementwise
 from mainspring.backends.cpu.native.library import Kernel, Kernels, Norm, Rope, SiluMul
+from mainspring.core.ops.bitmask import apply_bitmask
 from mainspring.core.ops.sample import SamplingTensors, sample
 
 ELEMENT = 4
@@ -82,6 +83,17 @@ class Elementwise:
         ids_N = torch.empty(len(logits_NV), dtype=torch.int32)
         self.kernels.argmax(logits_NV.data_ptr(), ids_N.data_ptr(), *logits_NV.shape, self.kernels.threads)
         return ids_N
+
+    def apply_bitmask(self, logits_NV: Tensor, rows_G: Tensor, mask_GW: Tensor) -> Tensor:
+        """As `core.ops.bitmask.apply_bitmask`, in one pass."""
+        if logits_NV.dtype != torch.float32 or not (logits_NV.is_contiguous() and mask_GW.is_contiguous()):
+            return apply_bitmask(logits_NV, rows_G, mask_GW)
+        (rows, size), words = logits_NV.shape, mask_GW.shape[1]
+        places_N = torch.full((rows,), -1).index_copy_(0, rows_G, torch.arange(len(rows_G)))
+        out_NV = torch.empty_like(logits_NV)
+        pointers = [x.data_ptr() for x in (logits_NV, places_N, mask_GW, out_NV)]
+        self.kernels.bitmask(*pointers, rows, size, words, self.kernels.threads)
+        return out_NV
 
 
 def dense(x_THD: Tensor) -> bool:

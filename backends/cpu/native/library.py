@@ -99,6 +99,8 @@ class Kernels:
     """Calls, how many of them, threads."""
     argmax: Callable[..., Any]
     """Logits, ids, rows, size of the vocabulary, threads: the likeliest token of each row."""
+    bitmask: Callable[..., Any]
+    """Logits, each row's mask or -1, masks, masked logits, rows, size of the vocabulary, words of a mask, threads."""
     threads: int
     recorder: Recorder | None = None
     """Who is told of each call. One thread at a time runs steps, and so may set this."""
@@ -123,4 +125,5 @@ def open_library(path: Path, threads: int) -> Kernels:
         raise CannotBuildError(f"the compiled kernels cannot be loaded: {error}") from error
     library.play.argtypes, library.play.restype = (c_void_p, c_int64, c_int64), None
     library.argmax.argtypes, library.argmax.restype = (c_void_p, c_void_p, c_int64, c_int64, c_int64), None
-    return Kernels(library.play, library.argmax, threads)
+    library.bitmask.argtypes, library.bitmask.restype = (*[c_void_p] * 4, *[c_int64] * 4), None
+    return Kernels(library.play, library.argmax, library.bitmask, threads)
