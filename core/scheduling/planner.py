@@ -70,7 +70,8 @@ class Planner:
         # What all of them guess fits a step beside the others' tokens, and blocks that are free when each has grown by
         # one, so that nobody waits for another's end.
         room = min(self._limits.choices, self._limits.prefill_tokens) - len(decoding)
-        share = min(room // len(drafting), self._limits.chunk_tokens - 1) if 0 < len(drafting) <= room else 0
+        drafting = drafting[: max(room, 0)]
+        share = min(room // len(drafting), self._limits.chunk_tokens - 1) if drafting else 0
         spare = (pool.num_free // len(decoding) - 1) * pool.block_size if share else 0
         for item in drafting if share else ():
             most = min(share, item.last - item.computed - 1, item.room + max(spare, 0) - item.computed - 1)
