@@ -1,13 +1,24 @@
 """Quantized linear layers: the neutral form of their tensors, rounding to nearest, and the reference product.
 
-A quantized weight in `plain` packing is one element a value, never packed:
+Every reader ends in this form, and it is all that a backend's `pack` gets. In `plain` packing a weight is one element a
+value, never packed, and a value is (weight - zero) * scale:
 
-* `weight` [N, K]: int8 for `int8` (-127 to 127) and symmetric `int4` (-8 to 7), uint8 for asymmetric `int4` (0 to 15),
-  and the floating-point type itself for `float8_e4m3fn`;
-* `scales` [N, G] float32, G = K / group_size, or 1 with one scale an output channel; [1, 1] with one a tensor;
-* `zeros` [N, G] float32, asymmetric only, in units of the quantized weight and not necessarily whole.
+* `weight` [N, K]: int8 for symmetric `int8` (-128 to 127) and `int4` (-8 to 7), uint8 for the asymmetric ones (0 to 255,
+  0 to 15); the type itself for `float8_e4m3fn`; uint8 codes, 0 to 15, for the types that are a table of sixteen values
+  (`codes.py`): `nf4` and `fp4` (bitsandbytes), `mxfp4` and `nvfp4` (both e2m1);
+* `scales` [N, G] float32, G = K / group_size, the last group short where it does not divide; G = 1 with one scale an
+  output channel; [1, 1] with one a tensor; [N / group_rows, G] in blocks, the last of either short too. What a format
+  quantizes twice is one float32 here: nf4's nested maxima, nvfp4's e4m3 scale times the tensor's, mxfp4's power of two;
+* `zeros`, of scales' shape, float32, asymmetric only, in units of the quantized weight and not necessarily whole;
+* `group_index` [K] int32, `scattered` only: the group of each input feature. Without it feature k is in group
+  k // group_size;
+* `input_scale` [1, 1] float32, maybe, where activations are rounded with one scale a tensor: the calibrated one
+  (static). Without it the scale is that of the step's own largest value (dynamic).
 
-A value is (weight - zero) * scale. Legend: T tokens, K input features, N output features, G groups of a row.
+In ggml's packings `weight` is uint8 [N, bytes of a row], the blocks of the file, and there is nothing else. `bits`,
+`group_size` and `weight` of the scheme say what the blocks are made of (`gguf_blocks.py`).
+
+Legend: T tokens, K input features, N output features, G groups of a row.
 """
 
 from __future__ import annotations
