@@ -67,7 +67,18 @@ class WeightScheme:
     """
 
     weight: Literal[
-        "float32", "float16", "bfloat16", "int8", "int6", "int5", "int4", "float8_e4m3fn", "nf4", "fp4", "mxfp4", "nvfp4"
+        "float32",
+        "float16",
+        "bfloat16",
+        "int8",
+        "int6",
+        "int5",
+        "int4",
+        "float8_e4m3fn",
+        "nf4",
+        "fp4",
+        "mxfp4",
+        "nvfp4",
     ]
     bits: int
     group_size: int | None = None
