@@ -3,8 +3,8 @@
 Every reader ends in this form, and it is all that a backend's `pack` gets. In `plain` packing a weight is one element a
 value, never packed, and a value is (weight - zero) * scale:
 
-* `weight` [N, K]: int8 for symmetric `int8` (-128 to 127) and `int4` (-8 to 7), uint8 for the asymmetric ones (0 to 255,
-  0 to 15); the type itself for `float8_e4m3fn`; uint8 codes, 0 to 15, for the types that are a table of sixteen values
+* `weight` [N, K]: int8 for symmetric `int8` (-128 to 127) and `int4` (-8 to 7), uint8 for asymmetric ones (0 to 255, 0
+  to 15); the type itself for `float8_e4m3fn`; uint8 codes, 0 to 15, for the types that are a table of sixteen values
   (`codes.py`): `nf4` and `fp4` (bitsandbytes), `mxfp4` and `nvfp4` (both e2m1);
 * `scales` [N, G] float32, G = K / group_size, the last group short where it does not divide; G = 1 with one scale an
   output channel; [1, 1] with one a tensor; [N / group_rows, G] in blocks, the last of either short too. What a format
@@ -15,8 +15,8 @@ value, never packed, and a value is (weight - zero) * scale:
 * `input_scale` [1, 1] float32, maybe, where activations are rounded with one scale a tensor: the calibrated one
   (static). Without it the scale is that of the step's own largest value (dynamic).
 
-In ggml's packings `weight` is uint8 [N, bytes of a row], the blocks of the file, and there is nothing else. `bits`,
-`group_size` and `weight` of the scheme say what the blocks are made of (`gguf_blocks.py`).
+In ggml's packings `weight` is uint8 [N, bytes of a row], the blocks of the file, and there is nothing else: they are
+`gguf_blocks.py`'s.
 
 Legend: T tokens, K input features, N output features, G groups of a row.
 """
@@ -180,7 +180,7 @@ def _spread(scales: Tensor, scheme: WeightScheme, weight_NK: Tensor, group_index
 
 
 def _grouped(weight_NK: Tensor, scheme: WeightScheme) -> Tensor:
-    """[N, K] as [N, G, K / G]; as [1, 1, N * K] with one scale for all; as [N / r, G, r * K / G] in blocks of r rows."""
+    """[N, K] as [N, G, K / G]; as [1, 1, N * K] with one scale for all; as [N / R, G, R * K / G] in blocks of rows."""
     rows, columns = weight_NK.shape
     if scheme.group_size == 0:
         return weight_NK.reshape(1, 1, -1)
