@@ -223,9 +223,7 @@ def _q6_k(blocks: Tensor) -> Split:
     return _halves(blocks, 208), None, (low | (high << 4)).flatten(-3)
 
 
-_SPLITS = MappingProxyType(
-    {"q4_0": _q4_0, "q4_1": _q4_1, "q8_0": _q8_0, "q4_k": _q4_k, "q5_k": _q5_k, "q6_k": _q6_k}
-)
+_SPLITS = MappingProxyType({"q4_0": _q4_0, "q4_1": _q4_1, "q8_0": _q8_0, "q4_k": _q4_k, "q5_k": _q5_k, "q6_k": _q6_k})
 
 
 def _six_bits(packed: Tensor) -> tuple[Tensor, Tensor]:

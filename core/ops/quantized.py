@@ -124,7 +124,7 @@ def quantize_activation(x_TK: Tensor, scheme: WeightScheme, input_scale: Tensor 
     levels = _RANGES[scheme.activation, True]
     x32 = x_TK.float()
     if scheme.activation_granularity == "block":
-        blocks_TGk = x32.unflatten(-1, (-1, scheme.group_size or x32.shape[-1]))
+        blocks_TGk = x32.reshape(len(x32), -1, scheme.group_size or x32.shape[-1])
         scales = (blocks_TGk.abs().amax(-1) / levels.highest).clamp(min=SMALLEST_SCALE)
         scaled = (blocks_TGk / scales.unsqueeze(-1)).flatten(-2)
     else:
@@ -197,4 +197,4 @@ def _ungrouped(groups: Tensor, like_NK: Tensor, scheme: WeightScheme) -> Tensor:
     """What `_grouped` did, the other way."""
     if scheme.group_rows == 1:
         return groups.reshape(like_NK.shape)
-    return groups.unflatten(2, (scheme.group_rows, -1)).transpose(1, 2).reshape(like_NK.shape)
+    return groups.reshape(*groups.shape[:2], scheme.group_rows, -1).transpose(1, 2).reshape(like_NK.shape)

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from mainspring.core.backend import WeightScheme
-from mainspring.core.layers.stored import Stored
-from mainspring.core.layers.weights import Shape
+from mainspring.core.layers.weights import Shape, Stored
 from mainspring.core.prequantized.format import Format, Parts, unpack
 
 PLACES = (0, 4, 1, 5, 2, 6, 3, 7)
@@ -42,4 +41,4 @@ class AWQ(Format):
 
 def _ordered(words: Tensor) -> Tensor:
     """[N, rows]."""
-    return unpack(words, 4, 1).unflatten(1, (-1, 8))[..., list(PLACES)].flatten(1).t().contiguous()
+    return unpack(words, 4, 1).reshape(len(words), -1, 8)[..., list(PLACES)].flatten(1).t().contiguous()

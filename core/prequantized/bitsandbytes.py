@@ -18,8 +18,7 @@ from torch import Tensor
 
 from mainspring.core.backend import WeightScheme, unquantized
 from mainspring.core.errors import ModelError
-from mainspring.core.layers.stored import Stored
-from mainspring.core.layers.weights import Shape
+from mainspring.core.layers.weights import Shape, Stored
 from mainspring.core.ops.codes import CODES
 from mainspring.core.prequantized.format import Format, Parts, unpack_nibbles
 

@@ -19,14 +19,9 @@ import torch
 from torch import Tensor
 
 from mainspring.core.backend import WeightScheme
-from mainspring.core.layers.stored import Stored
-from mainspring.core.layers.weights import Shape
+from mainspring.core.layers.weights import Shape, Stored
 from mainspring.core.prequantized.format import Format, Parts, signed, unpack, unpack_nibbles
 from mainspring.core.prequantized.layout import Layout, Rule
-
-UNUSED = frozenset({"k_scale", "v_scale", "q_scale", "output_scale", "input_global_scale", "input_zero_point"})
-"""Of activations that stay as they are."""
-
 
 @dataclass(frozen=True, slots=True)
 class Compressed(Format):

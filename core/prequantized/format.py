@@ -8,8 +8,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from mainspring.core.layers.stored import Stored
-from mainspring.core.layers.weights import Shape
+from mainspring.core.layers.weights import Shape, Stored
 
 Parts = Mapping[str, Tensor]
 """A module's stored tensors, by what their names say after the module's: `qweight`, `weight.absmax`."""
@@ -42,7 +41,7 @@ def unpack(words: Tensor, bits: int, dim: int) -> Tensor:
     """
     rows = words if dim == 1 else words.t()
     if 32 % bits:
-        stream = unpack(rows, 1, 1).unflatten(1, (-1, bits))
+        stream = unpack(rows, 1, 1).reshape(len(rows), -1, bits)
         values = (stream << torch.arange(bits, dtype=torch.uint8)).sum(-1, dtype=torch.uint8)
     else:
         shifts = torch.arange(0, 32, bits, dtype=torch.int32)

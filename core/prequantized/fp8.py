@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from mainspring.core.backend import WeightScheme
-from mainspring.core.layers.stored import Stored
-from mainspring.core.layers.weights import Shape
+from mainspring.core.layers.weights import Shape, Stored
 from mainspring.core.prequantized.format import Format, Parts
 
 SCALES = ("weight_scale_inv", "weight_scale")
