@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -23,11 +22,11 @@ from torch import Tensor
 
 from mainspring.core.backend import WeightScheme
 from mainspring.core.config import ModelConfig
+from mainspring.core.entry import Entry
 from mainspring.core.errors import ModelError
 from mainspring.core.gguf_file import GGUFFile
-from mainspring.core.entry import Entry
 from mainspring.core.layers.stored import cut_stored
-from mainspring.core.layers.weights import WHOLE, Cut, Shape
+from mainspring.core.layers.weights import WHOLE, Cut
 from mainspring.core.models.causal import Convention
 from mainspring.core.ops.gguf_blocks import LAYOUTS
 from mainspring.core.ops.gguf_blocks import schemes as gguf_schemes

@@ -16,7 +16,6 @@ from mainspring.core.layers.vocabulary import Vocabulary
 from mainspring.core.layers.weights import Packing, Read, Shape, Stored, WeightLayer, declared
 from mainspring.core.ops import Ops
 
-
 ReadRows = Callable[[Tensor, PackedLinear, torch.dtype], Tensor]
 """`Device.rows`."""
 

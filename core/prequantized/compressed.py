@@ -21,7 +21,8 @@ from torch import Tensor
 from mainspring.core.backend import WeightScheme
 from mainspring.core.layers.weights import Shape, Stored
 from mainspring.core.prequantized.format import Format, Parts, signed, unpack, unpack_nibbles
-from mainspring.core.prequantized.layout import Layout, Rule
+from mainspring.core.prequantized.layout import Layout
+
 
 @dataclass(frozen=True, slots=True)
 class Compressed(Format):

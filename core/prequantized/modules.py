@@ -20,7 +20,6 @@ from mainspring.core.prequantized.find import find
 from mainspring.core.prequantized.format import Format
 from mainspring.core.prequantized.recognize import recognize
 
-
 UNUSED = frozenset({"k_scale", "v_scale", "q_scale", "prob_scale", "output_scale"})
 """Calibrated scales of activations that stay as they are here: those of attention and of the cache."""
 
