@@ -80,8 +80,8 @@ class WeightScheme:
     """None leaves activations in the compute dtype."""
     activation_granularity: Literal["tensor", "token", "block"] | None = None
     packing: Literal["plain", "int32_rows", "int32_columns"] | GGUFPacking = "plain"
-    """How the checkpoint packs sub-byte weights; the backend repacks at load as it likes. GGUF's blocks come as raw rows
-    of bytes, `weight` [N, row bytes] uint8, see `core.ops.gguf_blocks`; `bits`, 5 and 6 too, are a code's."""
+    """How the checkpoint packs sub-byte weights; the backend repacks at load as it likes. GGUF's blocks come as raw
+    rows of bytes, `weight` [N, row bytes] uint8, see `core.ops.gguf_blocks`; `bits`, 5 and 6 too, are a code's."""
 
     def __str__(self) -> str:
         """In words, e.g. `int4 in groups of 32, asymmetric`."""

@@ -8,23 +8,27 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import torch
 from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, get_tensor_name_map
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from mainspring.core.backend import WeightScheme
 from mainspring.core.config import ModelConfig
 from mainspring.core.errors import ModelError
 from mainspring.core.gguf_file import GGUFFile
 from mainspring.core.layers.weights import WHOLE, Cut, Shape
 from mainspring.core.models.causal import Convention
+from mainspring.core.ops.gguf_blocks import LAYOUTS
+from mainspring.core.ops.gguf_blocks import schemes as gguf_schemes
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +54,16 @@ class Checkpoint(ABC):
     @abstractmethod
     def read(self, name: str, cut: Cut = WHOLE) -> Tensor:
         """A tensor by the model's name, or a part of it: on the host, of any floating dtype; shaped as its entry."""
+
+    def schemes(self, name: str, cut: Cut = WHOLE) -> Sequence[WeightScheme]:
+        """Schemes under which `read_stored` gives this tensor or this part of it, preferred first; none for one that
+        is not quantized, or cannot be cut there.
+        """
+        return ()
+
+    def read_stored(self, name: str, cut: Cut = WHOLE) -> dict[str, Tensor]:
+        """A quantized tensor in the neutral form of its `schemes`, on the host."""
+        raise ModelError(f"{name} in {self.source} is not quantized")
 
 
 class Safetensors(Checkpoint):
@@ -90,7 +104,7 @@ class Safetensors(Checkpoint):
 
 
 class GGUF(Checkpoint):
-    """A `.gguf` file; its tensors are dequantized as they are read.
+    """A `.gguf` file; `read` dequantizes, `read_stored` gives blocks as they are.
 
     Names go through the table of the `gguf` package, from those that the model wants. Values are as llama.cpp's
     converter left them: 1 is added to Gemma's norms and GPT-2's weights are [out, in] already, but the rows of q and k
@@ -113,6 +127,25 @@ class GGUF(Checkpoint):
             return cut.of(self._unrotated(entry, torch.from_numpy(self._file.read(entry.stored))))
         tensor = self._unrotated(entry, torch.from_numpy(self._file.read(entry.stored, cut.rows)))
         return Cut(columns=cut.columns).of(tensor)
+
+    def schemes(self, name: str, cut: Cut = WHOLE) -> Sequence[WeightScheme]:
+        entry = self.entries[name]
+        packing = self._file.tensors[entry.stored].kind.name.lower()
+        if len(entry.shape) != 2 or packing not in LAYOUTS:
+            return ()
+        if cut.columns is not None and any(column % LAYOUTS[packing].inputs for column in cut.columns):
+            return ()
+        return gguf_schemes(packing)
+
+    def read_stored(self, name: str, cut: Cut = WHOLE) -> dict[str, Tensor]:
+        entry = self.entries[name]
+        layout = LAYOUTS[self._file.tensors[entry.stored].kind.name.lower()]
+        rows = np.require(self._file.rows(entry.stored, cut.rows), requirements=["C", "W"])
+        weight = self._unrotated(entry, torch.from_numpy(rows))
+        if cut.columns is not None:
+            first, past = (column // layout.inputs * layout.num_bytes for column in cut.columns)
+            weight = weight[:, first:past].contiguous()
+        return {"weight": weight}
 
     def _unrotated(self, entry: Entry, tensor: Tensor) -> Tensor:
         """In the order of our rope; the tensor has all of its rows, or those of some heads."""

@@ -25,7 +25,7 @@ from mainspring.core.backend import (
 from mainspring.core.config import Dtype, EngineConfig, KVDtype, ModelConfig
 from mainspring.core.errors import StartupError, unknown
 from mainspring.core.parallel.shard import obstacles, part_of, worlds
-from mainspring.core.quantization import SCHEMES
+from mainspring.core.quantization import NO_QUANTIZATION, SCHEMES
 
 MARGIN = 0.02
 """Share of a device's memory that is never planned with."""
@@ -193,7 +193,7 @@ def _compute_dtype(config: EngineConfig, model: ModelConfig, capabilities: Capab
 
 def _weight_scheme(config: EngineConfig, dtype: Dtype) -> tuple[WeightScheme, list[Requirement]]:
     """How linear layers are stored; what is wrong with the name, if it names no scheme."""
-    if config.quantize is None:
+    if config.quantize in (None, NO_QUANTIZATION):
         return unquantized(dtype), []
     if config.quantize not in SCHEMES:
         remedy = unknown("quantization", config.quantize, SCHEMES)

@@ -29,6 +29,9 @@ them too, with a scale a token, and multiply integers: faster where the machine 
 Embeddings, norms and biases keep the compute dtype: together they are small. The output head is `head_scheme`'s.
 """
 
+NO_QUANTIZATION = "none"
+"""What `--quantize` takes beside them: all weights become numbers, those that the checkpoint has quantized, too."""
+
 
 def head_scheme(scheme: WeightScheme, plain: WeightScheme) -> WeightScheme:
     """How the output head is stored beside linear layers stored by `scheme`; `plain` is the compute dtype's.

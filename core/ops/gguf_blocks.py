@@ -5,9 +5,9 @@ block. Whatever the block, a value is
 
     (code - offset) * scale * step - minimum * minimum_step
 
-with codes from 0 on, one `scale` (and `minimum`) in float16 for each block, and one whole `step` (and `minimum_step`) for
-each group of it in the K-quants, 1 elsewhere. A fused layer's rows are the rows of its parts one behind the other, and
-a part of a row may be cut out at whole blocks: all bytes of a row stand in the order of its inputs.
+with codes from 0 on, one `scale` (and `minimum`) in float16 for each block, and one whole `step` (and `minimum_step`)
+for each group of it in the K-quants, 1 elsewhere. A fused layer's rows are the rows of its parts one behind the other,
+and a part of a row may be cut out at whole blocks: all bytes of a row stand in the order of its inputs.
 
 ggml's CPU and CUDA kernels round activations, too, to int8 with a scale for each 32 inputs. `schemes` therefore gives
 two: with rounded activations, for machines that multiply integers, and without.
@@ -125,7 +125,7 @@ def dequantize(packing: str, weight_NB: Tensor) -> Tensor:
     """[N, K] in float32: to the bit what the `gguf` package makes of the same bytes."""
     layout, blocks = LAYOUTS[packing], take_apart(packing, weight_NB)
     scales_NG = _by_group(layout, blocks.scales, blocks.steps)
-    groups = (blocks.codes.float() - layout.offset).unflatten(1, (-1, layout.group)) * scales_NG.unsqueeze(-1)
+    groups = _apart(blocks.codes.float() - layout.offset, -1, layout.group) * scales_NG.unsqueeze(-1)
     if blocks.minimums is not None:
         groups -= _by_group(layout, blocks.minimums, blocks.minimum_steps).unsqueeze(-1)
     return groups.flatten(1)
@@ -133,7 +133,7 @@ def dequantize(packing: str, weight_NB: Tensor) -> Tensor:
 
 def round_activations(x_TK: Tensor) -> tuple[Tensor, Tensor]:
     """x as int8 [T, K], and scales [T, K]: each group's own, for each of its inputs."""
-    groups = x_TK.float().unflatten(-1, (-1, ACTIVATION_GROUP))
+    groups = _apart(x_TK.float(), -1, ACTIVATION_GROUP)
     # A group of zeros has no scale of its own; any will do.
     scales = (groups.abs().amax(-1, keepdim=True) / 127).clamp(min=1e-12)
     values = (groups / scales).round().clamp(-127, 127).to(torch.int8)
@@ -184,6 +184,11 @@ def _halves(blocks: Tensor, at: int) -> Tensor:
     return blocks[..., at : at + 2].contiguous().view(torch.float16).squeeze(-1)
 
 
+def _apart(x: Tensor, *sizes: int) -> Tensor:
+    """The last dimension as several."""
+    return x.reshape(*x.shape[:-1], *sizes)
+
+
 def _nibbles(packed: Tensor) -> Tensor:
     """[..., n bytes] as [..., 2, n]: low halves, then high ones."""
     return torch.stack((packed & 0xF, packed >> 4), dim=-2)
@@ -207,30 +212,28 @@ def _q8_0(blocks: Tensor) -> Split:
 
 
 def _q4_k(blocks: Tensor) -> Split:
-    return _halves(blocks, 0), _halves(blocks, 2), _nibbles(blocks[..., 16:].unflatten(-1, (4, 32))).flatten(-3)
+    return _halves(blocks, 0), _halves(blocks, 2), _nibbles(_apart(blocks[..., 16:], 4, 32)).flatten(-3)
 
 
 def _q5_k(blocks: Tensor) -> Split:
-    low = _nibbles(blocks[..., 48:].unflatten(-1, (4, 32))).flatten(-3, -2)
+    low = _nibbles(_apart(blocks[..., 48:], 4, 32)).flatten(-3, -2)
     fifth = torch.stack([(blocks[..., 16:48] >> bit) & 1 for bit in range(8)], dim=-2)
     return _halves(blocks, 0), _halves(blocks, 2), (low | (fifth << 4)).flatten(-2)
 
 
 def _q6_k(blocks: Tensor) -> Split:
-    low = _nibbles(blocks[..., :128].unflatten(-1, (2, 64))).flatten(-2).unflatten(-1, (4, 32))
-    pairs = blocks[..., 128:192].unflatten(-1, (2, 32))
+    low = _apart(_nibbles(_apart(blocks[..., :128], 2, 64)).flatten(-2), 4, 32)
+    pairs = _apart(blocks[..., 128:192], 2, 32)
     high = torch.stack([(pairs >> shift) & 3 for shift in (0, 2, 4, 6)], dim=-2)
     return _halves(blocks, 208), None, (low | (high << 4)).flatten(-3)
 
 
-_SPLITS = MappingProxyType(
-    {"q4_0": _q4_0, "q4_1": _q4_1, "q8_0": _q8_0, "q4_k": _q4_k, "q5_k": _q5_k, "q6_k": _q6_k}
-)
+_SPLITS = MappingProxyType({"q4_0": _q4_0, "q4_1": _q4_1, "q8_0": _q8_0, "q4_k": _q4_k, "q5_k": _q5_k, "q6_k": _q6_k})
 
 
 def _six_bits(packed: Tensor) -> tuple[Tensor, Tensor]:
     """Eight steps and eight minimum steps of 6 bits out of 12 bytes."""
-    first, second, third = packed.unflatten(-1, (3, 4)).unbind(-2)
+    first, second, third = _apart(packed, 3, 4).unbind(-2)
     steps = torch.cat((first & 63, (third & 0xF) | ((first >> 6) << 4)), dim=-1)
     minimum_steps = torch.cat((second & 63, (third >> 4) | ((second >> 6) << 4)), dim=-1)
     return steps, minimum_steps
