@@ -25,11 +25,10 @@ from mainspring.core.config import ModelConfig
 from mainspring.core.entry import Entry
 from mainspring.core.errors import ModelError
 from mainspring.core.gguf_file import GGUFFile
+from mainspring.core.gguf_layouts import LAYOUTS, exact_scheme, packing_of, rounding_scheme
 from mainspring.core.layers.stored import cut_stored
 from mainspring.core.layers.weights import WHOLE, Cut
 from mainspring.core.models.causal import Convention
-from mainspring.core.ops.gguf_blocks import LAYOUTS
-from mainspring.core.ops.gguf_blocks import schemes as gguf_schemes
 from mainspring.core.ops.quantized import dequantize
 from mainspring.core.prequantized.modules import QuantizedModules, schemes_of
 
@@ -131,19 +130,22 @@ class GGUF(Checkpoint):
 
     def schemes(self, name: str, cut: Cut = WHOLE) -> Sequence[WeightScheme]:
         entry = self.entries[name]
-        packing = self._file.tensors[entry.stored].kind.name.lower()
-        if len(entry.shape) != 2 or packing not in LAYOUTS:
+        packing = packing_of(self._file.tensors[entry.stored].kind.name)
+        if packing is None or len(entry.shape) != 2:
             return ()
         if cut.columns is not None and any(column % LAYOUTS[packing].inputs for column in cut.columns):
             return ()
-        return gguf_schemes(packing)
+        return rounding_scheme(packing), exact_scheme(packing)
 
     def read_stored(self, name: str, cut: Cut = WHOLE) -> dict[str, Tensor]:
         entry = self.entries[name]
-        layout = LAYOUTS[self._file.tensors[entry.stored].kind.name.lower()]
+        packing = packing_of(self._file.tensors[entry.stored].kind.name)
+        if packing is None:
+            return super().read_stored(name, cut)
         rows = np.require(self._file.rows(entry.stored, cut.rows), requirements=["C", "W"])
         weight = self._unrotated(entry, torch.from_numpy(rows))
         if cut.columns is not None:
+            layout = LAYOUTS[packing]
             first, past = (column // layout.inputs * layout.num_bytes for column in cut.columns)
             weight = weight[:, first:past].contiguous()
         return {"weight": weight}

@@ -5,12 +5,11 @@ block. Whatever the block, a value is
 
     (code - offset) * scale * step - minimum * minimum_step
 
-with codes from 0 on, one `scale` (and `minimum`) in float16 for each block, and one whole `step` (and `minimum_step`) for
-each group of it in the K-quants, 1 elsewhere. A fused layer's rows are the rows of its parts one behind the other, and
-a part of a row may be cut out at whole blocks: all bytes of a row stand in the order of its inputs.
+with codes from 0 on, one `scale` (and `minimum`) in float16 for each block, and one whole `step` (and `minimum_step`)
+for each group of it in the K-quants, 1 elsewhere. A fused layer's rows are the rows of its parts one behind the other,
+and a part of a row may be cut out at whole blocks: all bytes of a row stand in the order of its inputs.
 
-ggml's CPU and CUDA kernels round activations, too, to int8 with a scale for each 32 inputs. `schemes` therefore gives
-two: with rounded activations, for machines that multiply integers, and without.
+What the blocks are in numbers, and their schemes, is `core/gguf_layouts.py`, which needs no torch.
 
 Legend: T tokens, K input features, N output features, S blocks of a row, G groups of a row.
 Source: ggml-common.h and ggml-quants.c of https://github.com/ggml-org/ggml.
@@ -18,7 +17,7 @@ Source: ggml-common.h and ggml-quants.c of https://github.com/ggml-org/ggml.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -26,41 +25,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mainspring.core.backend import GGUF_PACKINGS, WeightScheme
+from mainspring.core.backend import GGUFPacking, WeightScheme
+from mainspring.core.gguf_layouts import LAYOUTS, Layout, packing_of
 
 ACTIVATION_GROUP = 32
 """Inputs whose rounded activations share a scale."""
-
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """What a block holds, apart from the order of its bits."""
-
-    bits: int
-    inputs: int
-    """Values of a block."""
-    num_bytes: int
-    group: int
-    """Values that share a step."""
-    offset: int = 0
-    """What a code stands above 0."""
-    has_minimums: bool = False
-
-    @property
-    def has_steps(self) -> bool:
-        """K-quants: groups are smaller than their block."""
-        return self.group < self.inputs
-
-
-LAYOUTS: Mapping[str, Layout] = MappingProxyType({
-    "q4_0": Layout(4, 32, 18, group=32, offset=8),
-    "q4_1": Layout(4, 32, 20, group=32, has_minimums=True),
-    "q8_0": Layout(8, 32, 34, group=32, offset=128),
-    "q4_k": Layout(4, 256, 144, group=32, has_minimums=True),
-    "q5_k": Layout(5, 256, 176, group=32, has_minimums=True),
-    "q6_k": Layout(6, 256, 210, group=16, offset=32),
-})  # fmt: skip
-"""By `WeightScheme.packing`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,29 +48,21 @@ class Blocks:
     """[N, G] uint8"""
 
 
-def schemes(packing: str) -> tuple[WeightScheme, WeightScheme]:
-    """The schemes of a weight in these blocks: activations rounded as ggml does, and activations as they are."""
-    layout = LAYOUTS[packing]
-    (name,) = (each for each in GGUF_PACKINGS if each == packing)
-    symmetric = not layout.has_minimums
-    exact = WeightScheme(
-        weight="int4" if layout.bits == 4 else "int8", bits=layout.bits, group_size=layout.group, symmetric=symmetric,
-        packing=name,
-    )  # fmt: skip
-    rounded = WeightScheme(
-        weight=exact.weight, bits=layout.bits, group_size=layout.group, symmetric=symmetric, packing=name,
-        activation="int8", activation_granularity="block",
-    )  # fmt: skip
-    return rounded, exact
+def blocks_of(scheme: WeightScheme) -> GGUFPacking:
+    """Of a scheme that is known to have some."""
+    found = packing_of(scheme.packing)
+    if found is None:
+        raise ValueError(f"{scheme} has no blocks of GGUF's")
+    return found
 
 
-def in_features(packing: str, row_bytes: int) -> int:
+def in_features(packing: GGUFPacking, row_bytes: int) -> int:
     """K of a row of so many bytes."""
     layout = LAYOUTS[packing]
     return row_bytes // layout.num_bytes * layout.inputs
 
 
-def take_apart(packing: str, weight_NB: Tensor) -> Blocks:
+def take_apart(packing: GGUFPacking, weight_NB: Tensor) -> Blocks:
     """Raw rows [N, row bytes] uint8 as codes, scales and what else the blocks hold."""
     rows = len(weight_NB)
     blocks = weight_NB.reshape(rows, -1, LAYOUTS[packing].num_bytes)
@@ -121,11 +82,11 @@ def take_apart(packing: str, weight_NB: Tensor) -> Blocks:
     )
 
 
-def dequantize(packing: str, weight_NB: Tensor) -> Tensor:
+def dequantize(packing: GGUFPacking, weight_NB: Tensor) -> Tensor:
     """[N, K] in float32: to the bit what the `gguf` package makes of the same bytes."""
     layout, blocks = LAYOUTS[packing], take_apart(packing, weight_NB)
     scales_NG = _by_group(layout, blocks.scales, blocks.steps)
-    groups = (blocks.codes.float() - layout.offset).unflatten(1, (-1, layout.group)) * scales_NG.unsqueeze(-1)
+    groups = _apart(blocks.codes.float() - layout.offset, -1, layout.group) * scales_NG.unsqueeze(-1)
     if blocks.minimums is not None:
         groups -= _by_group(layout, blocks.minimums, blocks.minimum_steps).unsqueeze(-1)
     return groups.flatten(1)
@@ -133,7 +94,7 @@ def dequantize(packing: str, weight_NB: Tensor) -> Tensor:
 
 def round_activations(x_TK: Tensor) -> tuple[Tensor, Tensor]:
     """x as int8 [T, K], and scales [T, K]: each group's own, for each of its inputs."""
-    groups = x_TK.float().unflatten(-1, (-1, ACTIVATION_GROUP))
+    groups = _apart(x_TK.float(), -1, ACTIVATION_GROUP)
     # A group of zeros has no scale of its own; any will do.
     scales = (groups.abs().amax(-1, keepdim=True) / 127).clamp(min=1e-12)
     values = (groups / scales).round().clamp(-127, 127).to(torch.int8)
@@ -146,11 +107,11 @@ def product(x_TK: Tensor, scheme: WeightScheme, weight_NB: Tensor, bias_N: Tenso
     if scheme.activation == "int8":
         values, scales = round_activations(x32)
         x32 = values.float() * scales
-    out_TN = F.linear(x32, dequantize(scheme.packing, weight_NB), None if bias_N is None else bias_N.float())
+    out_TN = F.linear(x32, dequantize(blocks_of(scheme), weight_NB), None if bias_N is None else bias_N.float())
     return out_TN.to(x_TK.dtype)
 
 
-def random_weight(packing: str, out_features: int, num_inputs: int) -> Tensor:
+def random_weight(packing: GGUFPacking, out_features: int, num_inputs: int) -> Tensor:
     """Rows of random blocks, each kind of number of each group different from the next; values are near 1 / sqrt(K).
 
     For tests: K-quants have no writer in Python.
@@ -184,6 +145,11 @@ def _halves(blocks: Tensor, at: int) -> Tensor:
     return blocks[..., at : at + 2].contiguous().view(torch.float16).squeeze(-1)
 
 
+def _apart(x: Tensor, *sizes: int) -> Tensor:
+    """The last dimension as several."""
+    return x.reshape(*x.shape[:-1], *sizes)
+
+
 def _nibbles(packed: Tensor) -> Tensor:
     """[..., n bytes] as [..., 2, n]: low halves, then high ones."""
     return torch.stack((packed & 0xF, packed >> 4), dim=-2)
@@ -207,28 +173,30 @@ def _q8_0(blocks: Tensor) -> Split:
 
 
 def _q4_k(blocks: Tensor) -> Split:
-    return _halves(blocks, 0), _halves(blocks, 2), _nibbles(blocks[..., 16:].unflatten(-1, (4, 32))).flatten(-3)
+    return _halves(blocks, 0), _halves(blocks, 2), _nibbles(_apart(blocks[..., 16:], 4, 32)).flatten(-3)
 
 
 def _q5_k(blocks: Tensor) -> Split:
-    low = _nibbles(blocks[..., 48:].unflatten(-1, (4, 32))).flatten(-3, -2)
+    low = _nibbles(_apart(blocks[..., 48:], 4, 32)).flatten(-3, -2)
     fifth = torch.stack([(blocks[..., 16:48] >> bit) & 1 for bit in range(8)], dim=-2)
     return _halves(blocks, 0), _halves(blocks, 2), (low | (fifth << 4)).flatten(-2)
 
 
 def _q6_k(blocks: Tensor) -> Split:
-    low = _nibbles(blocks[..., :128].unflatten(-1, (2, 64))).flatten(-2).unflatten(-1, (4, 32))
-    pairs = blocks[..., 128:192].unflatten(-1, (2, 32))
+    low = _apart(_nibbles(_apart(blocks[..., :128], 2, 64)).flatten(-2), 4, 32)
+    pairs = _apart(blocks[..., 128:192], 2, 32)
     high = torch.stack([(pairs >> shift) & 3 for shift in (0, 2, 4, 6)], dim=-2)
     return _halves(blocks, 208), None, (low | (high << 4)).flatten(-3)
 
 
-_SPLITS = MappingProxyType({"q4_0": _q4_0, "q4_1": _q4_1, "q8_0": _q8_0, "q4_k": _q4_k, "q5_k": _q5_k, "q6_k": _q6_k})
+_SPLITS: Mapping[GGUFPacking, Callable[[Tensor], Split]] = MappingProxyType({
+    "q4_0": _q4_0, "q4_1": _q4_1, "q8_0": _q8_0, "q4_k": _q4_k, "q5_k": _q5_k, "q6_k": _q6_k,
+})  # fmt: skip
 
 
 def _six_bits(packed: Tensor) -> tuple[Tensor, Tensor]:
     """Eight steps and eight minimum steps of 6 bits out of 12 bytes."""
-    first, second, third = packed.unflatten(-1, (3, 4)).unbind(-2)
+    first, second, third = _apart(packed, 3, 4).unbind(-2)
     steps = torch.cat((first & 63, (third & 0xF) | ((first >> 6) << 4)), dim=-1)
     minimum_steps = torch.cat((second & 63, (third >> 4) | ((second >> 6) << 4)), dim=-1)
     return steps, minimum_steps
