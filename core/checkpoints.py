@@ -30,7 +30,8 @@ from mainspring.core.layers.stored import cut_stored
 from mainspring.core.layers.weights import WHOLE, Cut
 from mainspring.core.models.causal import Convention
 from mainspring.core.ops.quantized import dequantize
-from mainspring.core.prequantized.modules import QuantizedModules, schemes_of
+from mainspring.core.prequantized.layout import schemes_of
+from mainspring.core.prequantized.modules import QuantizedModules
 
 
 class Checkpoint(ABC):

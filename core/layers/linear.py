@@ -59,7 +59,7 @@ class Linear(WeightLayer):
             _part(part, cut, read, packing, biased=self.bias is not None)
             for part, (_, cut) in self._parts(path).items()
         ]
-        self.packed = tuple(packing.pack(piece.scheme, piece.tensors) for piece in joined(parts))
+        self.packed = tuple(packing.pack(piece.scheme, piece.tensors) for piece in joined(parts, packing.takes))
 
     def _parts(self, path: str) -> Mapping[str, tuple[int, Cut]]:
         """The checkpoint's linear layers that make this one up: path, out_features there, and what is held of them."""

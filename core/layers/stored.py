@@ -5,7 +5,7 @@ Tensors are in the neutral form of `core/ops/quantized.py`. Nothing here changes
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 import torch
@@ -35,12 +35,14 @@ def cut_stored(stored: Stored, cut: Cut, name: str) -> Stored:
     return Stored(stored.scheme, tensors)
 
 
-def joined(parts: Iterable[Stored]) -> list[Stored]:
-    """Weights of the same inputs, one below the other, in as few pieces as what their rows share allows."""
+def joined(parts: Iterable[Stored], takes: Callable[[Stored], bool]) -> list[Stored]:
+    """Weights of the same inputs, one below the other, in as few pieces as what their rows share allows, and the device
+    takes.
+    """
     pieces: list[Stored] = []
     for part in parts:
         both = _pair(pieces[-1], part) if pieces else None
-        if both is None:
+        if both is None or not takes(both):
             pieces.append(part)
         else:
             pieces[-1] = both

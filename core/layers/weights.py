@@ -106,6 +106,11 @@ class Packing:
         """The tensor on the device in the compute dtype."""
         return tensor.to(device=self.device.torch_device, dtype=self.dtype).contiguous()
 
+    def takes(self, stored: Stored) -> bool:
+        """Whether the device multiplies by such a weight; by one of numbers always."""
+        weight = stored.tensors["weight"]
+        return weight.dtype in _NUMBERS or self.device.supports(stored.scheme, weight.shape[1], len(weight)).ok
+
     def pack(self, scheme: WeightScheme, tensors: Mapping[str, Tensor]) -> PackedLinear:
         """A linear layer's tensors in the backend's form; numbers among them in the compute dtype."""
         return self.device.pack(scheme, {name: self._placed(name, tensor) for name, tensor in tensors.items()})

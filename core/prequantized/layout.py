@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from mainspring.core.backend import WeightScheme
@@ -41,6 +41,13 @@ class Layout:
     def rule(self, module: str) -> Rule:
         """The first rule that names a module, else the first that names its class."""
         return next((rule for rule in self.rules if rule.names(module)), self.rules[0])
+
+
+def schemes_of(scheme: WeightScheme) -> tuple[WeightScheme, ...]:
+    """What a weight may be served as, preferred first: the second is more exact, for backends that round nothing."""
+    if scheme.activation is None:
+        return (scheme,)
+    return scheme, replace(scheme, activation=None, activation_granularity=None)
 
 
 def _matches(target: str, module: str) -> bool:

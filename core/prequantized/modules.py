@@ -7,13 +7,11 @@ and then for the values: one module's memory.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from math import prod
 from typing import Any
 
 from torch import Tensor
 
-from mainspring.core.backend import WeightScheme
 from mainspring.core.entry import Entry
 from mainspring.core.layers.weights import Shape, Stored
 from mainspring.core.prequantized.find import find
@@ -79,13 +77,6 @@ class QuantizedModules:
         shapes: dict[str, Shape] = {part: entry.shape for part, entry in taken.items()}
         shape = form.shape(shapes, lambda part: self._tensor(taken[part].stored))
         entries[weight] = Entry(taken[next(iter(taken))].stored, shape, prod(shape))
-
-
-def schemes_of(scheme: WeightScheme) -> tuple[WeightScheme, ...]:
-    """What a weight may be served as, preferred first: the second is more exact, for backends that round nothing."""
-    if scheme.activation is None:
-        return (scheme,)
-    return scheme, replace(scheme, activation=None, activation_granularity=None)
 
 
 def _split(name: str) -> tuple[str, str]:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+
+# Its pool of threads asks for two workers, and gives itself one where there are fewer than three processors.
+os.cpu_count = lambda: 4  # noqa: E731
+
 from gptqmodel import BACKEND, GPTQModel, QuantizeConfig
 from gptqmodel.nn_modules.qlinear.torch import TorchLinear
 from torch import Tensor

@@ -53,7 +53,7 @@ def _by_scheme(name: str) -> Any:
 MODIFIERS: Mapping[str, Any] = {
     "w4a16": _modifier(QuantizationModifier, INT4),
     "w4a16-asymmetric": _modifier(QuantizationModifier, INT4 | {"symmetric": False}),
-    "w4a16-gptq-actorder": _modifier(GPTQModifier, INT4, actorder="group"),
+    "w4a16-gptq": _modifier(GPTQModifier, INT4, actorder="static"),
     "w8a16": _modifier(QuantizationModifier, INT8),
     "w8a8-int8": _modifier(QuantizationModifier, INT8, TOKEN | {"type": "int"}),
     "w8a8-int8-static": _modifier(QuantizationModifier, INT8 | {"strategy": "tensor"}, STATIC | {"type": "int"}),
