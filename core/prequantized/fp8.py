@@ -34,7 +34,9 @@ class FP8(Format):
 
     def read(self, module: str, parts: Parts) -> Stored:
         weight_NK = parts["weight"]
-        scales = next(parts[name] for name in SCALES if name in parts).float()
+        scales = next(parts[name] for name in SCALES if name in parts)
+        # Exponents of 2 come as a type of their own or as bytes.
+        scales = torch.exp2(scales.float() - 127) if scales.dtype == torch.uint8 else scales.float()
         scheme = self.scheme
         if scales.numel() == 1:
             scales, scheme = scales.reshape(1, 1), replace(scheme, group_size=0, group_rows=1)

@@ -30,10 +30,7 @@ def _make(model: Path, out: Path, *, block: tuple[int, int] | None) -> Mapping[s
         converted = convert.convert({key: stored.pop(key)})
         stored |= {part: tensor.contiguous() for part, tensor in converted.items()}
         back: Any = Fp8Dequantize(convert.hf_quantizer)
-        whole = back.convert(
-            {"weight$": [converted[key]], "weight_scale_inv": [converted[f"{key}_scale_inv"]]}, full_layer_name=key
-        )
-        weights[key] = next(iter(whole.values()))[0].float()
+        weights[key] = back._dequantize_one(converted[key], converted[f"{key}_scale_inv"])
     out.mkdir()
     save_file(stored, out / "model.safetensors", metadata={"format": "pt"})
     described = json.loads((model / "config.json").read_text()) | {"quantization_config": config.to_dict()}
