@@ -88,6 +88,17 @@ class Safetensors(Checkpoint):
             tensor = tensor.float() + 1
         return tensor
 
+    def raw(self, name: str) -> Tensor:
+        """A tensor as it is in the file."""
+        tensor: Tensor = self._files[name].get_tensor(self.entries[name].stored)
+        return tensor
+
+    def unread(self, name: str, tensor: Tensor) -> Tensor:
+        """A tensor as the model has it, as the file would: what `read` did, the other way."""
+        if re.search(self._convention.plus_one, name):
+            tensor = tensor.float() - 1
+        return tensor.t() if re.search(self._convention.transposed, name) else tensor
+
     def _open(self, file: Path) -> None:
         try:
             opened: Any = safe_open(file, framework="pt")
