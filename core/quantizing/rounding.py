@@ -47,7 +47,7 @@ class Grid:
 
 
 def grid_of(weight_NK: Tensor, scheme: WeightScheme, dtype: torch.dtype) -> Grid:
-    """The grid with the least squared error of those tried. Scales are numbers that `dtype` holds, as they are stored."""
+    """The grid with the least squared error of those tried. Scales are rounded to `dtype`, as they will be stored."""
     groups_NGk = weight_NK.reshape(len(weight_NK), -1, scheme.group_size or weight_NK.shape[1])
     best = None
     for shrink in SHRINKS:
@@ -109,7 +109,8 @@ def _inverse_factor(gram_KK: Tensor) -> Tensor:
     mean = float(damped.diagonal().mean()) or 1.0
     damped.diagonal().add_(DAMPING * mean)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
-    return torch.linalg.cholesky(inverse, upper=True)
+    factor: Tensor = torch.linalg.cholesky(inverse, upper=True)
+    return factor
 
 
 def _range(scheme: WeightScheme) -> tuple[int, int]:

@@ -74,6 +74,8 @@ def quantize(order: Order, progress: Progress) -> int:
     checkpoint = Safetensors(order.model, model.convention)
     plain = unquantized("float32")
     packing = Packing(device, torch.float32, linear=plain, head=plain)
+    # AutoGPTQ's layout has its scales in float16, whatever the model's dtype is.
+    dtype = torch.float16 if order.layout == "gptq" else getattr(torch, config.dtype)
     writer = Writer(order.out)
     with torch.inference_mode():
         decoder.embed_tokens.fill("model.embed_tokens", checkpoint.read, packing)
@@ -82,9 +84,8 @@ def quantize(order: Order, progress: Progress) -> int:
             path = f"model.layers.{number}"
             for name, layer in _weight_layers(block, path).items():
                 layer.fill(name, checkpoint.read, packing)
-            worker = _Block(order, scheme, getattr(torch, config.dtype), checkpoint, path=path)
+            worker = _Block(order, scheme, dtype, checkpoint, path=path)
             writer.add(worker.quantized(block, stream, config, device))
-            block.to("meta")
             for layer in _linears(block, path).values():
                 layer.packed = ()
             progress(number + 1, config.num_layers)
