@@ -73,7 +73,10 @@ def compressed_config(scheme: WeightScheme) -> dict[str, Any]:
     if scheme.activation is not None:
         inputs = {**weights, "strategy": "token", "group_size": None, "dynamic": True}
     layout = "float-quantized" if is_float else "int-quantized" if scheme.activation == "int8" else "pack-quantized"
-    group = {"targets": ["Linear"], "weights": weights, "input_activations": inputs, "output_activations": None}
+    group = {
+        "targets": ["Linear"], "format": layout, "weights": weights, "input_activations": inputs,
+        "output_activations": None,
+    }  # fmt: skip
     return {
         "quant_method": "compressed-tensors",
         "format": layout,
