@@ -39,6 +39,15 @@ class RopeConfig(msgspec.Struct, frozen=True):
     long_factors: tuple[float, ...] = ()
 
 
+class StoredWeights(msgspec.Struct, frozen=True):
+    """All weights that a checkpoint holds in one quantized form that may be kept."""
+
+    packing: str
+    """As in `WeightScheme.packing`."""
+    num_values: int
+    num_bytes: int
+
+
 class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     """A decoder-only model in the field's terms, whatever its checkpoint calls them."""
 
@@ -72,6 +81,8 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     dtype: Dtype = "float32"
     """Of the checkpoint."""
     eos_token_ids: tuple[int, ...] = ()
+    stored: tuple[StoredWeights, ...] = ()
+    """Weights that are quantized in the checkpoint, for the plan of memory."""
 
     def window(self, layer: int) -> int | None:
         """Sliding window of a layer, in tokens; None for full attention."""
