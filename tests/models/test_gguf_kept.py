@@ -110,9 +110,9 @@ def test_kept_weights_are_the_same_model(path: Path) -> None:
 
 
 def test_the_cpu_rounds_activations_and_nothing_else(path: Path, cpu: Device) -> None:
-    expected = logits(path, Keeper(rounds=True))
-    # A sum in another order may turn an activation's rounding, which later layers then carry on.
-    assert (logits(path, cpu) - expected).abs().mean() < 0.003 * expected.abs().mean()
+    rounded = logits(path, Keeper(rounds=True))
+    # A sum in another order may turn the rounding of an activation, which later layers then carry on.
+    assert (logits(path, cpu) - rounded).abs().mean() < 0.6 * (logits(path, Keeper()) - rounded).abs().mean()
 
 
 def test_parts_in_different_blocks_are_packed_apart(path: Path) -> None:
