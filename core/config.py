@@ -102,7 +102,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     dtype: Dtype | Literal["auto"] = "auto"
     kv_dtype: KVDtype | Literal["auto"] = "auto"
     quantize: str | None = None
-    """On-the-fly weight quantization by scheme name, e.g. `int8`; None keeps the checkpoint's; `none`: there is none."""
+    """On-the-fly weight quantization by scheme name, e.g. `int8`; None keeps the checkpoint's; `none` has none."""
     load_format: Literal["auto", "dummy"] = "auto"
     """`dummy` fills weights from a seeded generator instead of reading them, for speed tests of true shapes."""
     max_length: int | None = None
