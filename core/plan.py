@@ -109,7 +109,7 @@ def draft(config: EngineConfig, model: ModelConfig, capabilities: Capabilities, 
         block_size=config.block_size or capabilities.block_sizes[0],
     )
     max_length = min(config.max_length or model.max_position, model.max_position)
-    weights = weight_bytes(held, scheme, dtype)
+    weights = weight_bytes(held, scheme, dtype) - saved_bytes(config, model, capabilities, dtype) // world
     workspace = workspace_bytes(config, msgspec.structs.replace(held, vocab_size=model.vocab_size), max_length)
     usable = int(device.total_bytes * (config.memory_fraction or capabilities.default_memory_fraction)) // sharers
     wanted = config.num_blocks or blocks_wanted(config, spec, max_length)
@@ -143,6 +143,15 @@ def weight_bytes(model: ModelConfig, scheme: WeightScheme, dtype: Dtype) -> int:
     return (
         (dense - linear) * KV_DTYPE_BYTES[dtype] + linear * scheme.bits // 8 + scales * (2 if scheme.symmetric else 4)
     )
+
+
+def saved_bytes(config: EngineConfig, model: ModelConfig, capabilities: Capabilities, dtype: Dtype) -> int:
+    """What weights take less because they stay as the checkpoint has them."""
+    if config.quantize is not None:
+        return 0
+    taken = {scheme.packing for scheme in capabilities.weight_schemes}
+    kept = [stored for stored in model.stored if stored.packing in taken]
+    return sum(stored.num_values * KV_DTYPE_BYTES[dtype] - stored.num_bytes for stored in kept)
 
 
 def workspace_bytes(config: EngineConfig, model: ModelConfig, max_length: int) -> int:

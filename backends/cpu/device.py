@@ -34,7 +34,9 @@ if TYPE_CHECKING:
     from mainspring.backends.cpu.cache import HeadMajorKV
     from mainspring.backends.cpu.linear import Weights
     from mainspring.backends.cpu.native.attention import NativeKV, NativePlan
+    from mainspring.backends.cpu.native.blocks import BlockWeights
     from mainspring.backends.cpu.native.library import Kernels
+    from mainspring.backends.cpu.quantization import NumberedBlocks
     from mainspring.backends.cpu.steps import StepPlan
     from mainspring.core.batch import Bucket
     from mainspring.core.config import EngineConfig
@@ -173,20 +175,26 @@ class CpuDevice(Device):
         if scheme in schemes(self._host.multiplies_integers()):
             return verdict(scheme, in_features, out_features)
         if scheme in block_schemes():
-            return Verdict(self._kernels is not None, "GGUF's blocks need the compiled kernels")
+            return Verdict(True)
         if scheme in (INT8_DYNAMIC, INT4_DYNAMIC):
             return Verdict(False, "int8 activations need a processor with VNNI")
         return super().supports(scheme, in_features, out_features)
 
     def pack(self, scheme: WeightScheme, tensors: Mapping[str, torch.Tensor]) -> PackedLinear:
         """oneDNN's layout for floating point, a kernel's own for quantized schemes."""
-        if scheme in block_schemes() and self._kernels is not None:
-            from mainspring.backends.cpu.native.blocks import pack_blocks
-
-            blocks = pack_blocks(scheme, tensors["weight"], self._kernels)
+        if scheme in block_schemes():
+            blocks = self._packed_blocks(scheme, tensors["weight"])
             return PackedLinear(scheme, blocks.in_features, blocks.out_features, blocks, tensors.get("bias"))
         out_features, in_features = tensors["weight"].shape
         return PackedLinear(scheme, in_features, out_features, self._packed(scheme, tensors), tensors.get("bias"))
+
+    def _packed_blocks(self, scheme: WeightScheme, weight: torch.Tensor) -> BlockWeights | NumberedBlocks:
+        from mainspring.backends.cpu.native.blocks import pack_blocks
+        from mainspring.backends.cpu.quantization import NumberedBlocks
+
+        if self._kernels is None:
+            return NumberedBlocks.of(scheme, weight, opaque=not self._compiles)
+        return pack_blocks(scheme, weight, self._kernels)
 
     def _packed(self, scheme: WeightScheme, tensors: Mapping[str, torch.Tensor]) -> Weights:
         import torch

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from mainspring.core.architectures.fields import Fields
-from mainspring.core.architectures.gguf_metadata import gguf_config
+from mainspring.core.architectures.gguf_metadata import gguf_config, stored_weights
 from mainspring.core.architectures.table import NO_PLUGINS, find
 from mainspring.core.config import ModelConfig
 from mainspring.core.errors import ModelError
@@ -28,7 +28,9 @@ def read_model_config(path: Path, plugins: Mapping[str, str] = NO_PLUGINS) -> Mo
         ending = path / "generation_config.json"
         generation = _json(ending) if ending.exists() else {}
     elif path.suffix == ".gguf":
-        values, source, generation = gguf_config(GGUFFile.open(path)), str(path), {}
+        file = GGUFFile.open(path)
+        config = _read(Fields(gguf_config(file), str(path)), {}, plugins)
+        return msgspec.structs.replace(config, stored=stored_weights(file))
     else:
         raise ModelError(f"{path} is neither a directory with a config.json nor a .gguf file")
     return _read(Fields(values, source), generation, plugins)

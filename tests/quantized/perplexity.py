@@ -68,7 +68,9 @@ def theirs(model: Path, weights: Mapping[str, Tensor], pieces: Sequence[list[int
     return math.exp(total / count)
 
 
-def own(model: Path, out: Path, *, options: Mapping[str, Any], calibration: Sequence[list[int]]) -> Mapping[str, Tensor]:
+def own(
+    model: Path, out: Path, *, options: Mapping[str, Any], calibration: Sequence[list[int]]
+) -> Mapping[str, Tensor]:
     """By `mainspring quantize`; the weights by compressed-tensors, or by transformers' reading of GPTQ's."""
     order = Order(model=model, out=out, group_size=64, sequences=calibration, **options)
     quantize(order, lambda done, total: None)

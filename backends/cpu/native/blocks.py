@@ -69,7 +69,7 @@ class BlockWeights:
 def pack_blocks(scheme: WeightScheme, weight_NB: Tensor, kernels: Kernels) -> BlockWeights:
     """Raw rows of blocks, [N, row bytes] uint8, in the kernel's panels."""
     packing = gguf_blocks.blocks_of(scheme)
-    pieces = [_panels(packing, rows) for rows in weight_NB.split(PACKED_AT_ONCE)]
+    pieces = [_panels(packing, rows) for rows in torch.split(weight_NB, PACKED_AT_ONCE)]
     codes, high, halves, steps = (_joined(parts) for parts in zip(*pieces, strict=True))
     if codes is None or halves is None:
         raise ValueError(f"a weight of shape {list(weight_NB.shape)} has no blocks")
