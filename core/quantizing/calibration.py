@@ -20,8 +20,9 @@ from mainspring.core.ops.attention import PagedKV
 class Fed:
     """A weight in float32, and the sums over what it was multiplied by."""
 
-    weight_NK: Tensor
-    gram_KK: Tensor | None = field(default=None)
+    weight: Tensor
+    """[N, K]"""
+    gram: Tensor | None = field(default=None)
     """Sum of x x^T over tokens."""
 
 
@@ -52,8 +53,8 @@ class Recorder(Device):
         fed: Fed = packed.data
         if self.records:
             gram = x.t() @ x
-            fed.gram_KK = gram if fed.gram_KK is None else fed.gram_KK.add_(gram)
-        return F.linear(x, fed.weight_NK, packed.bias)
+            fed.gram = gram if fed.gram is None else fed.gram.add_(gram)
+        return F.linear(x, fed.weight, packed.bias)
 
 
 @dataclass(slots=True)

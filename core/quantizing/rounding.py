@@ -28,8 +28,9 @@ class Grid:
     """The values that codes of each group stand for."""
 
     scheme: WeightScheme
-    scales_NG: Tensor
-    zeros_NG: Tensor
+    scales: Tensor
+    """[N, G]"""
+    zeros: Tensor
     """Whole numbers; 0 where symmetric."""
 
     def codes(self, weight: Tensor, scales: Tensor, zeros: Tensor) -> Tensor:
@@ -40,9 +41,9 @@ class Grid:
     def stored(self, codes_NK: Tensor) -> Stored:
         """Codes in the neutral form."""
         dtype = torch.int8 if self.scheme.symmetric else torch.uint8
-        tensors = {"weight": codes_NK.to(dtype), "scales": self.scales_NG}
+        tensors = {"weight": codes_NK.to(dtype), "scales": self.scales}
         if not self.scheme.symmetric:
-            tensors["zeros"] = self.zeros_NG
+            tensors["zeros"] = self.zeros
         return Stored(self.scheme, tensors)
 
 
@@ -77,7 +78,7 @@ def to_nearest(weight_NK: Tensor, scheme: WeightScheme, dtype: torch.dtype) -> S
         return Stored(scheme, {"weight": codes_NK, "scales": scales_N1})
     grid = grid_of(weight_NK, scheme, dtype)
     size = scheme.group_size or weight_NK.shape[1]
-    scales, zeros = (x_NG.repeat_interleave(size, 1) for x_NG in (grid.scales_NG, grid.zeros_NG))
+    scales, zeros = (x_NG.repeat_interleave(size, 1) for x_NG in (grid.scales, grid.zeros))
     return grid.stored(grid.codes(weight_NK, scales, zeros))
 
 
@@ -94,7 +95,7 @@ def gptq(weight_NK: Tensor, gram_KK: Tensor, scheme: WeightScheme, dtype: torch.
         errors = torch.empty(len(left_NK), end - start)
         for column in range(start, end):
             group = int(order[column]) // size
-            scales, zeros = grid.scales_NG[:, group], grid.zeros_NG[:, group]
+            scales, zeros = grid.scales[:, group], grid.zeros[:, group]
             codes = grid.codes(left_NK[:, column], scales, zeros)
             error = (left_NK[:, column] - (codes - zeros) * scales) / upper_KK[column, column]
             left_NK[:, column + 1 : end] -= error[:, None] * upper_KK[column, column + 1 : end]

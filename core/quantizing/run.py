@@ -115,16 +115,16 @@ class _Block:
         for path, layer in linears.items():
             fed = fed_by(layer)
             stored = self._rounded(fed)
-            fed.weight_NK, fed.gram_KK = dequantize(stored.scheme, stored.tensors), None
+            fed.weight, fed.gram = dequantize(stored.scheme, stored.tensors), None
             written |= self._packed(path, layer, stored)
         if calibrated:
             stream.through(block, config, device, keep=True)
         return written
 
     def _rounded(self, fed: Fed) -> Stored:
-        if self.order.method == "gptq" and fed.gram_KK is not None:
-            return gptq(fed.weight_NK, fed.gram_KK, self.scheme, self.dtype)
-        return to_nearest(fed.weight_NK, self.scheme, self.dtype)
+        if self.order.method == "gptq" and fed.gram is not None:
+            return gptq(fed.weight, fed.gram, self.scheme, self.dtype)
+        return to_nearest(fed.weight, self.scheme, self.dtype)
 
     def _packed(self, path: str, layer: Linear, stored: Stored) -> dict[str, Tensor]:
         """A merged layer's rows go back to the checkpoint's layers."""
@@ -164,16 +164,16 @@ class _Block:
             changed[key] = self.checkpoint.unread(key, norm.weight.data).to(self.dtype)
         up, down = block.mlp.gate_up_proj.packed[0], block.mlp.down_proj
         scales_K = _scale_columns(fed_by(down), self.scheme, self.dtype)
-        up.data.weight_NK[len(scales_K) :].div_(scales_K[:, None])
+        up.data.weight[len(scales_K) :].div_(scales_K[:, None])
         return changed
 
 
 def _scale_columns(fed: Fed, scheme: WeightScheme, dtype: torch.dtype) -> Tensor:
     """Multiplies a weight's columns by AWQ's scales, which it returns."""
-    if fed.gram_KK is None:
+    if fed.gram is None:
         raise ModelError("AWQ needs a calibration text")
-    scales_K = best_scales(fed.weight_NK, fed.gram_KK, scheme, dtype)
-    fed.weight_NK = fed.weight_NK * scales_K
+    scales_K = best_scales(fed.weight, fed.gram, scheme, dtype)
+    fed.weight = fed.weight * scales_K
     return scales_K
 
 

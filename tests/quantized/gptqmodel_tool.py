@@ -11,14 +11,14 @@ from typing import Any
 import torch
 
 # Its pool of threads asks for two workers, and gives itself one where there are fewer than three processors.
-os.cpu_count = lambda: 4  # noqa: E731
+os.cpu_count = lambda: 4
 
-from gptqmodel import BACKEND, GPTQModel, QuantizeConfig
-from gptqmodel.nn_modules.qlinear.torch import TorchLinear
-from torch import Tensor
-from transformers import LlamaForCausalLM
+from gptqmodel import BACKEND, GPTQModel, QuantizeConfig  # noqa: E402
+from gptqmodel.nn_modules.qlinear.torch import TorchLinear  # noqa: E402
+from torch import Tensor  # noqa: E402
+from transformers import LlamaForCausalLM  # noqa: E402
 
-from tests.quantized import source
+from tests.quantized import source  # noqa: E402
 
 
 def _make(model: Path, out: Path, *, options: Mapping[str, Any]) -> Mapping[str, Tensor]:
