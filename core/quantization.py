@@ -80,7 +80,8 @@ def resolve_name(name: str | None, model: ModelConfig) -> str | None:
         raise ModelError(f"--quantize {name}: {RETIRED[name]}")
     raise ModelError(
         f"--quantize {name} reads a checkpoint of that format, and this one {found}; leave the flag out to serve it "
-        f"as it is, name a scheme ({', '.join(SCHEMES)}) to round it while it loads, or make one with `mainspring quantize`"
+        f"as it is, name a scheme ({', '.join(SCHEMES)}) to round it while it loads, or make one with `mainspring "
+        "quantize`"
     )
 
 
