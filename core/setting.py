@@ -16,6 +16,7 @@ from mainspring.core.backend import DeviceInfo, Unavailable
 from mainspring.core.config import EngineConfig, ModelConfig
 from mainspring.core.errors import BackendError, StartupError
 from mainspring.core.plugins import Choice, Plugins, load_plugins
+from mainspring.core.quantization import resolve_name
 from mainspring.core.speculator_plan import speculator_path
 
 
@@ -45,6 +46,7 @@ def settle(config: EngineConfig) -> Setting:
     model, choice, speculator = None, None, None
     try:
         model = read_model_config(Path(config.model), plugins.models())
+        config = msgspec.structs.replace(config, quantize=resolve_name(config.quantize, model))
         if (path := speculator_path(config)) is not None:
             speculator = read_speculator(path, model, plugins.models(), Path(config.model))
     except StartupError as error:

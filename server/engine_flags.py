@@ -44,7 +44,7 @@ _ENGINE_FLAGS = [
         type=click.Choice(["auto", "float32", "float16", "bfloat16", "fp8_e4m3fn", "fp8_e5m2", "int8"]),
         default="auto",
     ),
-    flag("--quantize", help="Quantize weights while loading, by scheme name."),
+    flag("--quantize", help="Quantize weights while loading, by scheme name; 'none' undoes a GGUF file's blocks, too."),
     flag("--load-format", type=click.Choice(["auto", "dummy"]), default="auto", help="`dummy`: random weights."),
     flag("--max-total-tokens", type=POSITIVE, help="Tokens of a sequence, prompt and output.  [default: the model's]"),
     flag("--max-batch-size", type=POSITIVE, default=256, help="Sequences that run at once."),

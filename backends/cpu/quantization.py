@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from mainspring.backends.cpu.linear import Weights, pack_float
 from mainspring.backends.cpu.schemes import INT4_DYNAMIC, INT8
 from mainspring.core.backend import WeightScheme
+from mainspring.core.ops import gguf_blocks
 from mainspring.core.ops.quantized import dequantize, quantize_activation, quantize_weight
 
 DEQUANTIZE_ROWS = 16
@@ -101,6 +102,35 @@ class RoundedActivations:
         rounded_TK, scales_T1 = quantize_activation(x_TK, self.scheme)
         out_TN = self.weight.product(rounded_TK.float() * scales_T1, None)
         return _finished(out_TN, bias_N, x_TK.dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class NumberedBlocks:
+    """GGUF's blocks where no kernel multiplies them: as numbers, for products, and as they are, for rows of tables. It
+    saves no memory; it is there so that a model answers the same without a compiler.
+    """
+
+    scheme: WeightScheme
+    raw: Tensor
+    """[N, row bytes]"""
+    weight: Weights
+    in_features: int
+    out_features: int
+
+    @classmethod
+    def of(cls, scheme: WeightScheme, raw_NB: Tensor, *, opaque: bool) -> NumberedBlocks:
+        """Of raw rows of blocks; `opaque` as `pack_float` has it."""
+        weight_NK = gguf_blocks.dequantize(gguf_blocks.blocks_of(scheme), raw_NB)
+        out_features, in_features = weight_NK.shape
+        return cls(scheme, raw_NB, pack_float(weight_NK, opaque=opaque), in_features, out_features)
+
+    def product(self, x_TK: Tensor, bias_N: Tensor | None) -> Tensor:
+        rounded_TK, scales_TK = gguf_blocks.round_activations(x_TK)
+        return _finished(self.weight.product(rounded_TK.float() * scales_TK, None), bias_N, x_TK.dtype)
+
+    def rows(self, index_T: Tensor, dtype: torch.dtype) -> Tensor:
+        """[T, K]."""
+        return gguf_blocks.dequantize(gguf_blocks.blocks_of(self.scheme), self.raw[index_T.long()]).to(dtype)
 
 
 def pack_quantized(scheme: WeightScheme, tensors: Mapping[str, Tensor]) -> Weights:

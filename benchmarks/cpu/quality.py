@@ -3,7 +3,8 @@
     python benchmarks/cpu/quality.py MODEL TEXT... [--schemes int8-dynamic int4-dynamic int8 int4]
 
 Each file is cut into windows of `--window` tokens, which the model scores as prompts, first in float32 and then under
-each scheme. Perplexity depends on the text; its ratio between two schemes on the same text is what to read.
+each scheme; of a GGUF file first with its blocks as they are, which is what it is served as. Perplexity depends on the
+text; its ratio between two schemes on the same text is what to read.
 """
 
 from __future__ import annotations
@@ -59,10 +60,12 @@ def main() -> None:
     parser.add_argument("--window", type=int, default=256)
     arguments = parser.parse_args()
     texts = [path.read_text(encoding="utf-8") for path in arguments.texts]
-    plain = score(arguments.model, texts, None, arguments.window)
+    plain = score(arguments.model, texts, "none", arguments.window)
     print(f"{'float32':14} perplexity {plain.perplexity:8.3f}, {len(plain.choices)} tokens", flush=True)
-    for scheme in arguments.schemes:
-        rounded = score(arguments.model, texts, scheme, arguments.window)
+    stored = ["as stored"] if arguments.model.endswith((".gguf", "demo")) else []
+    for scheme in (*stored, *arguments.schemes):
+        quantize = None if scheme in stored else scheme
+        rounded = score(arguments.model, texts, quantize, arguments.window)
         change = rounded.perplexity / plain.perplexity - 1
         same = rounded.agreement(plain)
         print(

@@ -6,12 +6,15 @@ Source of the names: the GGUF specification of ggml, and what llama.cpp's conver
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import prod
 from types import MappingProxyType
 from typing import Any
 
 from mainspring.core.architectures.fields import Fields
+from mainspring.core.config import StoredWeights
 from mainspring.core.errors import ModelError, unknown
 from mainspring.core.gguf_file import GGUFFile
+from mainspring.core.gguf_layouts import packing_of
 
 ARCHITECTURE_NAMES: Mapping[str, str] = MappingProxyType({
     "llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM",
@@ -81,6 +84,18 @@ def gguf_config(file: GGUFFile) -> dict[str, Any]:
     eos = [file.metadata.get(f"tokenizer.ggml.{name}") for name in EOS_NAMES]
     config["eos_token_id"] = list(dict.fromkeys(token for token in eos if token is not None))
     return config | {"architectures": [ARCHITECTURE_NAMES[architecture]]}
+
+
+def stored_weights(file: GGUFFile) -> tuple[StoredWeights, ...]:
+    """The file's matrices by the blocks that they are stored in, but for types that are always dequantized."""
+    found: dict[str, StoredWeights] = {}
+    for tensor in file.tensors.values():
+        packing = packing_of(tensor.kind.name)
+        if packing is not None and len(tensor.shape) == 2:
+            before = found.get(packing, StoredWeights(packing, 0, 0))
+            values, size = before.num_values + prod(tensor.shape), before.num_bytes + tensor.num_bytes
+            found[packing] = StoredWeights(packing, values, size)
+    return tuple(found.values())
 
 
 def _tensors_say(file: GGUFFile) -> dict[str, Any]:

@@ -9,11 +9,12 @@ from typing import Any
 import msgspec
 
 from mainspring.core.architectures.fields import Fields
-from mainspring.core.architectures.gguf_metadata import gguf_config
+from mainspring.core.architectures.gguf_metadata import gguf_config, stored_weights
 from mainspring.core.architectures.table import NO_PLUGINS, find
 from mainspring.core.config import ModelConfig
 from mainspring.core.errors import ModelError
 from mainspring.core.gguf_file import GGUFFile
+from mainspring.core.prequantized.recognize import recognize
 
 
 def read_model_config(path: Path, plugins: Mapping[str, str] = NO_PLUGINS) -> ModelConfig:
@@ -27,25 +28,24 @@ def read_model_config(path: Path, plugins: Mapping[str, str] = NO_PLUGINS) -> Mo
         ending = path / "generation_config.json"
         generation = read_json(ending) if ending.exists() else {}
     elif path.suffix == ".gguf":
-        values, source, generation = gguf_config(GGUFFile.open(path)), str(path), {}
+        file = GGUFFile.open(path)
+        config = _read(Fields(gguf_config(file), str(path)), {}, plugins)
+        return msgspec.structs.replace(config, stored=stored_weights(file))
     else:
         raise ModelError(f"{path} is neither a directory with a config.json nor a .gguf file")
     return _read(Fields(values, source), generation, plugins)
 
 
 def _read(fields: Fields, generation: Mapping[str, Any], plugins: Mapping[str, str]) -> ModelConfig:
-    if fields.has("quantization_config"):
-        method = fields.table("quantization_config").text("quant_method", "unnamed")
-        raise ModelError(
-            f"{fields.source} describes weights quantized by {method!r}, which is not supported; "
-            "use the model's unquantized checkpoint or a GGUF file of it"
-        )
+    quantization = dict(fields.table("quantization_config").values) if fields.has("quantization_config") else {}
+    if quantization:
+        recognize(quantization, fields.source)  # refuses what none reads, before anything else is done
     names = fields.texts("architectures")
     if len(names) != 1:
         raise fields.unusable("architectures", "exactly one name is needed, such as LlamaForCausalLM")
     config = find(names[0], fields.source, plugins).read(fields)
     eos = _token_ids(generation.get("eos_token_id")) or _token_ids(fields.values.get("eos_token_id"))
-    return msgspec.structs.replace(config, architecture=names[0], eos_token_ids=eos)
+    return msgspec.structs.replace(config, architecture=names[0], eos_token_ids=eos, quantization=quantization)
 
 
 def _token_ids(value: object) -> tuple[int, ...]:

@@ -14,6 +14,7 @@ from mainspring.core.backend import Backend, Capabilities, Device, DeviceInfo, P
 from mainspring.core.config import EngineConfig
 from mainspring.core.conformance import (
     attention,
+    blocks,
     collectives,
     elementwise,
     heads,
@@ -88,6 +89,7 @@ def checks(capabilities: Capabilities) -> Iterator[Check]:
     yield from heads.checks(capabilities)
     yield from large.checks(capabilities)
     yield from linear.checks(capabilities)
+    yield from blocks.checks(capabilities)
     yield from sampling.checks(capabilities)
     yield from model.checks(capabilities)
 

@@ -17,6 +17,7 @@ from mainspring.core.config import Dtype
 from mainspring.core.conformance.cases import token_counts
 from mainspring.core.conformance.report import Finding
 from mainspring.core.conformance.trial import EXACT, TOLERANCES, Check, Tolerance, Trial
+from mainspring.core.gguf_layouts import LAYOUTS
 from mainspring.core.ops.quantized import can_quantize, quantize_activation, quantize_weight, quantized_linear
 
 SHAPES = ((64, 64), (128, 96), (256, 80), (576, 192))
@@ -56,6 +57,8 @@ def checks(capabilities: Capabilities) -> Iterator[Check]:
     for dtype in capabilities.compute_dtypes:
         yield Check(f"linear, {dtype}", partial(_plain, dtype, capabilities))
     for scheme in capabilities.weight_schemes:
+        if scheme.packing in LAYOUTS:
+            continue  # blocks.py
         yield Check(f"linear, {scheme!s}", partial(_quantized, scheme, capabilities))
         if scheme.activation is not None:
             yield Check(f"quantize_activation, {scheme!s}", partial(_activations, scheme, capabilities))

@@ -94,7 +94,8 @@ def _start_servers(stack: ExitStack, directory: Path) -> dict[str, str]:
     at_once = ("--backend-option", "speed=0")
     server = stack.enter_context(live_server(str(model), directory / "server.log", *_SIM, *at_once))
     busy = stack.enter_context(live_server(str(model), directory / "busy.log", *_SIM, *slow))
-    text = stack.enter_context(live_server("demo", directory / "text.log", "--backend", "cpu", "--dtype", "float32"))
+    numbers = ("--backend", "cpu", "--dtype", "float32", "--quantize", "none")
+    text = stack.enter_context(live_server("demo", directory / "text.log", *numbers))
     tokenizer = _write_tokenizer(directory / "tokenizer")
     return {
         "CLIENTS_SERVER": server.url,

@@ -34,7 +34,7 @@ def test_every_override_and_scheme_was_tried(report: Report) -> None:
     tried = {finding.subject for finding in report.findings if finding.cases and finding.origin == "native"}
     assert {"rms_norm", "add_rms_norm", "rope", "silu_mul", "gelu_mul", "kv_write", "attention"} <= tried
     assert {"attention, sliding window", "attention, softcap", "attention, sinks"} <= tried
-    assert sum(subject.startswith(("linear, int8", "linear, int4")) for subject in tried) == len(schemes)
+    assert sum(subject.startswith(("linear, int8", "linear, int4", "linear, q")) for subject in tried) == len(schemes)
 
 
 def test_ops_that_memory_bounds_are_timed(report: Report) -> None:

@@ -26,8 +26,9 @@ QUESTIONS = (
 
 @pytest.fixture(scope="module")
 def scoring(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
-    """SmolLM2 in float32; chunks of 16 tokens cut every longer prompt."""
-    flags = ("--backend", "cpu", "--dtype", "float32", "--max-prefill-chunk", "16", "--num-blocks", "100")
+    """SmolLM2 in float32, weights too; chunks of 16 tokens cut every longer prompt."""
+    numbers = ("--backend", "cpu", "--dtype", "float32", "--quantize", "none")
+    flags = (*numbers, "--max-prefill-chunk", "16", "--num-blocks", "100")
     with live_server("demo", tmp_path_factory.mktemp("scoring") / "log", *flags) as running:
         yield running
 

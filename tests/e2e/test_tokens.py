@@ -25,7 +25,7 @@ LONG = 32
 
 @contextmanager
 def llm(model: Path, **settings: Any) -> Iterator[LLM]:
-    with LLM.of(EngineConfig(model=str(model), backend="cpu", dtype="float32", **settings)) as loaded:
+    with LLM.of(EngineConfig(model=str(model), backend="cpu", dtype="float32", quantize="none", **settings)) as loaded:
         yield loaded
 
 

@@ -29,7 +29,7 @@ class Said:
 
 def say(backend: str, dtype: Dtype, **settings: object) -> list[Said]:
     params = SamplingParams(max_tokens=NEW_TOKENS, ignore_eos=True, logprobs=2)
-    with LLM.of(EngineConfig(model=str(path()), backend=backend, dtype=dtype, **settings)) as llm:
+    with LLM.of(EngineConfig(model=str(path()), backend=backend, dtype=dtype, quantize="none", **settings)) as llm:
         outputs = llm.generate(TEXTS, params)
     said = []
     for output in outputs:

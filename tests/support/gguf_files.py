@@ -14,6 +14,9 @@ import gguf
 import numpy as np
 from torch import Tensor
 
+from mainspring.core.gguf_layouts import packing_of
+from mainspring.core.ops import gguf_blocks
+
 NAMES: tuple[tuple[str, str], ...] = (
     (r"^model\.embed_tokens\.", "token_embd."),
     (r"^model\.norm\.", "output_norm."),
@@ -69,10 +72,12 @@ def write_gguf(
     metadata: Mapping[str, Any],
     tensors: Mapping[str, list[float]] | None = None,
     kind: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32,
+    kinds: Mapping[str, gguf.GGMLQuantizationType] | None = None,
 ) -> Path:
     """The model's weights, the metadata that every architecture has, and what the caller adds of both.
 
-    Matrices whose rows divide into blocks of `kind` are stored as that.
+    Matrices whose rows divide into blocks of `kind` are stored as that, or as the first of `kinds` whose pattern their
+    name in the file has. K-quants, which the `gguf` package does not write, hold other weights than the model's.
     """
     writer = gguf.GGUFWriter(path, architecture)
     config = model.config
@@ -89,7 +94,9 @@ def write_gguf(
     tied = "lm_head.weight" if config.tie_word_embeddings else ""
     for name, tensor in model.state_dict().items():
         if name != tied:
-            _tensor(writer, gguf_name(name, architecture), gguf_value(name, tensor, architecture, config), kind)
+            stored = gguf_name(name, architecture)
+            found = (other for pattern, other in (kinds or {}).items() if re.search(pattern, stored))
+            _tensor(writer, stored, gguf_value(name, tensor, architecture, config), next(found, kind))
     for name, values in (tensors or {}).items():
         writer.add_tensor(name, np.array(values, dtype=np.float32))
     writer.write_header_to_file()
@@ -111,7 +118,11 @@ def _add(writer: gguf.GGUFWriter, key: str, value: object) -> None:
 
 def _tensor(writer: gguf.GGUFWriter, name: str, values: np.ndarray[Any, Any], kind: gguf.GGMLQuantizationType) -> None:
     block = gguf.GGML_QUANT_SIZES[kind][0]
-    if values.ndim == 2 and values.shape[-1] % block == 0:
+    if values.ndim == 2 and kind.name.endswith("_K"):
+        packing = packing_of(kind.name)
+        assert packing is not None
+        writer.add_tensor(name, gguf_blocks.random_weight(packing, *values.shape).numpy(), raw_dtype=kind)
+    elif values.ndim == 2 and values.shape[-1] % block == 0:
         writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
     else:
         writer.add_tensor(name, values)

@@ -11,8 +11,9 @@ import pytest
 
 from mainspring.core import commands
 from mainspring.core.backend import Backend, Capabilities, Device, DeviceInfo, Unavailable, WeightScheme
-from mainspring.core.config import EngineConfig, ModelConfig, RopeConfig
+from mainspring.core.config import EngineConfig, ModelConfig, RopeConfig, StoredWeights
 from mainspring.core.errors import StartupError
+from mainspring.core.gguf_layouts import rounding_scheme
 from mainspring.core.plan import blocks_that_fit, make_plan
 from mainspring.core.plugins import Plugins
 
@@ -72,6 +73,16 @@ def test_weights_workspace_and_cache_stay_within_the_share() -> None:
     assert plan.weight_bytes + plan.workspace_bytes + plan.kv_bytes <= plan.usable_bytes
     one_more = plan.kv_bytes + plan.kv.block_bytes()
     assert plan.weight_bytes + plan.workspace_bytes + one_more > plan.usable_bytes
+
+
+def test_weights_that_stay_quantized_take_what_the_file_has() -> None:
+    model = msgspec.structs.replace(MODEL, stored=(StoredWeights("q4_1", 1 << 20, 655_360),))
+    keeping = dataclasses.replace(FULL, weight_schemes=(rounding_scheme("q4_1"),))
+    config = EngineConfig(model="m")
+    numbers = make_plan(config, model, Declares(FULL), device()).weight_bytes
+    assert numbers - make_plan(config, model, Declares(keeping), device()).weight_bytes == (4 << 20) - 655_360
+    none = EngineConfig(model="m", quantize="none")
+    assert make_plan(none, model, Declares(keeping), device()).weight_bytes == numbers
 
 
 def test_no_more_blocks_than_all_sequences_could_fill() -> None:

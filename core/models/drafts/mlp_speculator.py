@@ -58,7 +58,7 @@ class MLPSpeculator(Heads):
         # Tied chains have two projections: from the target's size, and from their own.
         projections = min(2, config.num_links) if config.tied else links
         inner, rows = config.inner_size, Vocabulary(config.vocab_size)
-        self.emb = nn.ModuleList(Embedding(rows, inner, make.ops) for _ in range(links))
+        self.emb = nn.ModuleList(Embedding(rows, inner, make.ops, make.device.rows) for _ in range(links))
         self.proj = nn.ModuleList(
             make.linear(inner if link else config.hidden_size, inner) for link in range(projections)
         )
