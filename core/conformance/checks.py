@@ -17,6 +17,7 @@ from mainspring.core.conformance import (
     blocks,
     collectives,
     elementwise,
+    heads,
     identity,
     large,
     linear,
@@ -30,7 +31,7 @@ from mainspring.core.conformance.trial import Check
 from mainspring.core.errors import BackendError, unknown
 from mainspring.core.ops import Ops
 
-CHECKED = frozenset(elementwise.CASES) | sampling.CHECKED | {"attention", "kv_write"}
+CHECKED = frozenset(elementwise.CASES) | sampling.CHECKED | {"attention", "kv_write", heads.SUBJECT}
 
 
 def check_backend(
@@ -85,6 +86,7 @@ def checks(capabilities: Capabilities) -> Iterator[Check]:
     yield from identity.checks(capabilities)
     yield from elementwise.checks(capabilities)
     yield from attention.checks(capabilities)
+    yield from heads.checks(capabilities)
     yield from large.checks(capabilities)
     yield from linear.checks(capabilities)
     yield from blocks.checks(capabilities)
