@@ -27,6 +27,7 @@ from mainspring.core.backend import (
     WeightScheme,
 )
 from mainspring.core.errors import BackendError, unknown
+from mainspring.core.gguf_layouts import LAYOUTS
 
 if TYPE_CHECKING:
     import torch
@@ -69,7 +70,7 @@ class CpuBackend(Backend):
         return Capabilities(
             compute_dtypes=("float32", "bfloat16"),
             kv_dtypes=("float32", "bfloat16", "float16"),
-            weight_schemes=(*schemes(self._host.multiplies_integers()), *block_schemes()),
+            weight_schemes=(*schemes(self._host.multiplies_integers()), *block_schemes(self._host.multiplies_bytes())),
             block_sizes=(32, 16, 64, 128),
             attention=frozenset({"sliding_window", "softcap", "sinks"}),
             collectives="gloo",
@@ -176,7 +177,7 @@ class CpuDevice(Device):
         """Unquantized always; declared schemes where the shape suits their kernel."""
         if scheme in schemes(self._host.multiplies_integers()):
             return verdict(scheme, in_features, out_features)
-        if scheme in block_schemes():
+        if scheme in block_schemes(self._host.multiplies_bytes()):
             return Verdict(True)
         if scheme in (INT8_DYNAMIC, INT4_DYNAMIC):
             return Verdict(False, "int8 activations need a processor with VNNI")
@@ -184,7 +185,7 @@ class CpuDevice(Device):
 
     def pack(self, scheme: WeightScheme, tensors: Mapping[str, torch.Tensor]) -> PackedLinear:
         """oneDNN's layout for floating point, a kernel's own for quantized schemes."""
-        if scheme in block_schemes():
+        if scheme.packing in LAYOUTS:
             blocks = self._packed_blocks(scheme, tensors["weight"])
             return PackedLinear(scheme, blocks.in_features, blocks.out_features, blocks, tensors.get("bias"))
         out_features, in_features = tensors["weight"].shape
@@ -219,7 +220,7 @@ class CpuDevice(Device):
 
     def reads_rows(self, scheme: WeightScheme) -> bool:
         """Of GGUF's blocks."""
-        return scheme in block_schemes()
+        return scheme.packing in LAYOUTS
 
     def rows(self, index: torch.Tensor, packed: PackedLinear, dtype: torch.dtype) -> torch.Tensor:
         """Rows index[T] of a table in blocks, as numbers."""

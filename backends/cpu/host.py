@@ -43,6 +43,10 @@ class Host:
         """Whether 8-bit products are summed in 32 bits by one instruction (VNNI, AMX)."""
         return not {"avx512_vnni", "avx_vnni", "amx_int8"}.isdisjoint(self._cpu_fact("flags").split())
 
+    def multiplies_bytes(self) -> bool:
+        """Whether 8-bit products are summed at all without widening each: by those, or by AVX2."""
+        return self.multiplies_integers() or "avx2" in self._cpu_fact("flags").split()
+
     def cores(self) -> int:
         """Cores that this process may keep busy: its affinity, less where the control group's quota is smaller."""
         cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1

@@ -27,9 +27,12 @@ def schemes(integer_products: bool) -> tuple[WeightScheme, ...]:
     return (*((INT8_DYNAMIC, INT4_DYNAMIC) if integer_products else ()), INT8, *int4)
 
 
-def block_schemes() -> tuple[WeightScheme, ...]:
-    """GGUF's blocks with activations rounded as ggml does, which the compiled kernels alone multiply."""
-    return tuple(map(rounding_scheme, LAYOUTS))
+def block_schemes(byte_products: bool) -> tuple[WeightScheme, ...]:
+    """GGUF's blocks with activations rounded as ggml does; `byte_products`: the processor has VNNI, its like or AVX2.
+
+    Others are faster with the numbers that blocks stand for.
+    """
+    return tuple(map(rounding_scheme, LAYOUTS)) if byte_products else ()
 
 
 def verdict(scheme: WeightScheme, in_features: int, out_features: int) -> Verdict:

@@ -81,7 +81,11 @@ def test_processor_facts(tmp_path: Path) -> None:
     assert host.processor() == "Example 9000"
     assert host.arch().endswith("-avx512")
     assert host.multiplies_integers()
-    assert not write(tmp_path, {"proc/cpuinfo": "flags : fpu avx avx2\n"}).multiplies_integers()
+    assert host.multiplies_bytes()
+    older = write(tmp_path, {"proc/cpuinfo": "flags : fpu avx avx2\n"})
+    assert older.multiplies_bytes()
+    assert not older.multiplies_integers()
+    assert not write(tmp_path, {"proc/cpuinfo": "flags : fpu avx\n"}).multiplies_bytes()
 
 
 # --- what it declares ---

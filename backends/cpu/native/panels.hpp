@@ -13,12 +13,37 @@
 constexpr int64_t PANEL = 32;
 constexpr int64_t SHARE = 2;  // panels that a thread takes at once
 
+#if defined(__AVX2__)
+// The same of eight lanes, in the instructions that there were before VNNI: products come in pairs that 16 bits must
+// hold, so a byte's highest bit is multiplied apart.
+inline __m256i dot_of_eight(__m256i total, __m256i weights, __m256i quad) {
+#if defined(__AVXVNNI__)
+    return _mm256_dpbusd_avx_epi32(total, weights, quad);
+#else
+    const __m256i low = _mm256_and_si256(weights, _mm256_set1_epi8(0x7F));
+    const __m256i top = _mm256_and_si256(_mm256_srli_epi16(weights, 7), _mm256_set1_epi8(1));
+    const __m256i pairs = _mm256_maddubs_epi16(low, quad), tops = _mm256_maddubs_epi16(top, quad);
+    total = _mm256_add_epi32(total, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+    return _mm256_add_epi32(total, _mm256_madd_epi16(tops, _mm256_set1_epi16(128)));
+#endif
+}
+#endif
+
 // total + four products in each of 16 lanes: unsigned bytes of `weights` times the four signed ones of `quad`.
 inline ints dot(ints total, ints weights, const int8_t* quad) {
 #if defined(__AVX512VNNI__) && defined(__AVX512BW__)
     int32_t four;
     std::memcpy(&four, quad, 4);
     return (ints)_mm512_dpbusd_epi32((__m512i)total, (__m512i)weights, _mm512_set1_epi32(four));
+#elif defined(__AVX2__)
+    int32_t four;
+    std::memcpy(&four, quad, 4);
+    __m256i sums[2], bytes[2];
+    std::memcpy(sums, &total, sizeof sums);
+    std::memcpy(bytes, &weights, sizeof bytes);
+    for (int half = 0; half < 2; half++) sums[half] = dot_of_eight(sums[half], bytes[half], _mm256_set1_epi32(four));
+    std::memcpy(&total, sums, sizeof sums);
+    return total;
 #else
     for (int byte = 0; byte < 4; byte++) total += ((weights >> (8 * byte)) & 0xFF) * int32_t(quad[byte]);
     return total;
@@ -34,6 +59,12 @@ inline ints load_bytes(const uint8_t* from) {
 inline floats load_halves(const uint16_t* from) {
 #if defined(__AVX512F__)
     return (floats)_mm512_maskz_cvtph_ps(0xFFFF, _mm256_loadu_si256((const __m256i*)from));
+#elif defined(__F16C__)
+    const __m256 both[2] = {_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)from)),
+                            _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)(from + 8)))};
+    floats lanes;
+    std::memcpy(&lanes, both, sizeof lanes);
+    return lanes;
 #else
     floats lanes;
     for (int lane = 0; lane < LANES; lane++) {
