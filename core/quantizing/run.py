@@ -192,6 +192,8 @@ def _refuse(order: Order, config: ModelConfig, scheme: WeightScheme, decoder: De
         reasons.append(f"{order.out} exists; give a directory that does not")
     if order.method in CALIBRATED and not order.sequences:
         reasons.append(f"--method {order.method} needs a text: give --calibration FILE, or use --method rtn")
+    if config.experts is not None:
+        reasons.append("models with experts are not quantized here: their experts keep the compute dtype")
     if order.method == "awq" and config.mlp_bias:
         reasons.append("AWQ moves no scale through an MLP with biases; use --method gptq")
     block = decoder.layers[0]
