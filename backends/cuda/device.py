@@ -98,6 +98,7 @@ class CudaDevice(GpuDevice):
         import torch
         import triton
 
+        from mainspring.backends.cuda.codes import reader_of
         from mainspring.backends.cuda.cublas import Cublas, CublasError
         from mainspring.backends.cuda.linear import Linears
         from mainspring.backends.cuda.overlap import overlap_of
@@ -107,23 +108,25 @@ class CudaDevice(GpuDevice):
 
         card = torch.cuda.get_device_properties(index)
         processors, overlap = card.multi_processor_count, overlap_of((card.major, card.minor))
+        reader = reader_of((card.major, card.minor))
         cublas = None
         with suppress(CublasError):
             cublas = Cublas()
         self._linears = Linears(overlap, processors, card.name, Path(triton.knobs.cache.dir), cublas=cublas)
         runtime = Runtime("cuda", torch.cuda, torch.cuda.CUDAGraph, {"capture_error_mode": "thread_local"}, lends=True)
-        tuning = Tuning(processors, prefill=prefill_tile, overlap=overlap)
+        tuning = Tuning(processors, prefill=prefill_tile, overlap=overlap, reader=reader)
         super().__init__(runtime, index, tuning, captures=captures)
 
     def pack(self, scheme: WeightScheme, tensors: Mapping[str, torch.Tensor]) -> PackedLinear:
-        """As it is; its shape is remembered."""
+        """An unquantized weight as it is; its shape is remembered."""
         packed = super().pack(scheme, tensors)
-        self._linears.add(packed.data)
+        if scheme.bits >= 16:
+            self._linears.add(packed.data)
         return packed
 
     def quantized_linear(self, x: torch.Tensor, packed: PackedLinear) -> torch.Tensor:
-        """The kernel that was fastest for the shape."""
-        return self._linears(x, packed)
+        """The kernel that was fastest for the shape, or the scheme's."""
+        return self._linears(x, packed) if packed.scheme.bits >= 16 else super().quantized_linear(x, packed)
 
     def artifact_key(self) -> str:
         """What Triton's and cuBLAS's choices depend on."""

@@ -7,8 +7,11 @@ from dataclasses import dataclass, field
 
 import torch
 
+from mainspring.backends.torch_gpu.word_tiles import word_tile
 from mainspring.backends.triton.attention import Tile
+from mainspring.backends.triton.codes import PLAIN, Reader
 from mainspring.backends.triton.launch import ALONE, Overlap
+from mainspring.backends.triton.words import WordTile, WordWeight
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,3 +25,7 @@ class Tuning:
     decode: Callable[[int, torch.dtype], Tile | None] = field(default=lambda *_: None)
     """(head dim, dtype) -> positions, warps and stages of a decode."""
     overlap: Overlap = ALONE
+    words: Callable[[int, WordWeight, int], WordTile] = word_tile
+    """(rows, weight, processors) -> tile of a product with a quantized weight."""
+    reader: Reader = PLAIN
+    """How bfloat16 numbers are made of codes."""
