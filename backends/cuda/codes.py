@@ -1,7 +1,7 @@
 """Codes of quantized weights read two at a time: PTX on pairs of bfloat16 (PTX ISA, lop3 and the .bf16x2 instructions).
 
-What `backends/triton/codes.py` does to a number this does to both halves of a register; Triton's own arithmetic takes an
-instruction for each.
+What `backends/triton/codes.py` does to a number this does to both halves of a register; Triton's own arithmetic takes
+an instruction for each.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def _pairs(words, ASM: tl.constexpr):
 
 
 @triton.jit
-def _read(words, table, PLANE: tl.constexpr, KIND: tl.constexpr, DTYPE: tl.constexpr):
-    tl.static_assert(DTYPE == tl.bfloat16)
+def _read(words, table, PLANE: tl.constexpr, KIND: tl.constexpr, dtype: tl.constexpr):
+    tl.static_assert(dtype == tl.bfloat16)
     if KIND == "table":
         number = tl.load(table + ((words >> (4 * PLANE)) & 0xF)).to(tl.bfloat16)
     elif KIND == "int4":

@@ -8,7 +8,7 @@ Legend: T tokens, K input features, N output features, G groups of a row.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 

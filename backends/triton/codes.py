@@ -1,4 +1,4 @@
-"""Codes of quantized weights to numbers: 16-bit words hold four codes of 4 bits or two of 8, taken out a plane at a time.
+"""Codes of quantized weights to numbers: 16-bit words hold four codes of 4 bits or two of 8, read a plane at a time.
 
 Numbers come by bits, not by conversions, of which a GPU does few at once: a code or'ed into the mantissa of 128
 (bfloat16) or 1024 (float16) is that number plus the code, exactly. So `read` gives code + offset, and `offset` says
@@ -33,34 +33,34 @@ def offset(kind: Kind, dtype: torch.dtype) -> int:
 
 
 @triton.jit
-def _read(words, table, PLANE: tl.constexpr, KIND: tl.constexpr, DTYPE: tl.constexpr):
+def _read(words, table, PLANE: tl.constexpr, KIND: tl.constexpr, dtype: tl.constexpr):
     """Numbers of one plane of int16 words, in words' shape."""
     if KIND == "int4" or KIND == "table":
         code = (words >> (4 * PLANE)) & 0xF
         if KIND == "table":
-            number = tl.load(table + code).to(DTYPE)
-        elif DTYPE == tl.bfloat16:
+            number = tl.load(table + code).to(dtype)
+        elif dtype == tl.bfloat16:
             number = (code | 0x4300).to(tl.bfloat16, bitcast=True)
-        elif DTYPE == tl.float16:
+        elif dtype == tl.float16:
             number = (code | 0x6400).to(tl.float16, bitcast=True)
         else:
-            number = code.to(DTYPE)
+            number = code.to(dtype)
     else:
         code = (words >> (8 * PLANE)) & 0xFF
         if KIND == "int8":
-            if DTYPE == tl.bfloat16:
+            if dtype == tl.bfloat16:
                 # Seven bits fit beside 128; the eighth turns the 128 that is taken away into 256.
                 low = ((code & 0x7F) | 0x4300).to(tl.bfloat16, bitcast=True)
                 number = low - ((code & 0x80) | 0x4300).to(tl.bfloat16, bitcast=True)
-            elif DTYPE == tl.float16:
+            elif dtype == tl.float16:
                 number = (code | 0x6400).to(tl.float16, bitcast=True)
             else:
-                number = code.to(DTYPE)
+                number = code.to(dtype)
         # The exponent's field is put where the wider type has it; what is left is the difference of biases.
-        elif DTYPE == tl.bfloat16:
+        elif dtype == tl.bfloat16:
             bits = ((code & 0x7F) << 4) | ((code & 0x80) << 8)
             number = bits.to(tl.int16).to(tl.bfloat16, bitcast=True) * tl.full((1,), 2.0**120, tl.bfloat16)
-        elif DTYPE == tl.float16:
+        elif dtype == tl.float16:
             bits = ((code & 0x7F) << 7) | ((code & 0x80) << 8)
             number = bits.to(tl.int16).to(tl.float16, bitcast=True) * tl.full((1,), 2.0**8, tl.float16)
         else:
