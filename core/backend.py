@@ -66,23 +66,46 @@ class WeightScheme:
     GPTQ, AWQ, Marlin, EETQ, bitsandbytes, FP8, compressed-tensors and GGUF are *readers* in the core that produce it.
     """
 
-    weight: Literal["float32", "float16", "bfloat16", "int8", "int4", "float8_e4m3fn", "nf4", "fp4", "mxfp4", "nvfp4"]
+    weight: Literal[
+        "float32",
+        "float16",
+        "bfloat16",
+        "int8",
+        "int6",
+        "int5",
+        "int4",
+        "float8_e4m3fn",
+        "nf4",
+        "fp4",
+        "mxfp4",
+        "nvfp4",
+    ]
     bits: int
     group_size: int | None = None
     """Input features that share a scale; None: one scale an output channel; 0: one a tensor."""
+    group_rows: int = 1
+    """Output features that share it, too: scales of blocks of `group_rows` times `group_size`."""
+    scattered: bool = False
+    """Input features of a group do not lie side by side: `group_index` names each one's group (act-order)."""
     symmetric: bool = True
     activation: Literal["float32", "float16", "bfloat16", "int8", "float8_e4m3fn"] | None = None
     """None leaves activations in the compute dtype."""
     activation_granularity: Literal["tensor", "token", "block"] | None = None
-    packing: Literal["plain", "int32_rows", "int32_columns"] = "plain"
-    """How the checkpoint packs sub-byte weights; the backend repacks at load as it likes."""
+    packing: Literal["plain", "q4_0", "q4_1", "q8_0", "q4_k", "q5_k", "q6_k"] = "plain"
+    """`plain` is one element a value; the others are ggml's blocks as they lie in the file, in raw bytes. The backend
+    repacks at load as it likes. Which tensors there are is the page of `core/ops/quantized.py`."""
 
     def __str__(self) -> str:
         """In words, e.g. `int4 in groups of 32, asymmetric`."""
+        if self.packing != "plain":
+            return self.packing
         group = f" in groups of {self.group_size}" if self.group_size else ""
+        if self.group_rows > 1:
+            group = f" in blocks of {self.group_rows} x {self.group_size}"
         symmetry = "" if self.symmetric else ", asymmetric"
+        order = ", groups in any order" if self.scattered else ""
         activations = f", {self.activation} activations" if self.activation else ""
-        return f"{self.weight}{group}{symmetry}{activations}"
+        return f"{self.weight}{group}{symmetry}{order}{activations}"
 
 
 def unquantized(dtype: Dtype) -> WeightScheme:
