@@ -14,7 +14,7 @@ from mainspring.backends.triton.codes import PLAIN, Reader
 OLDEST = (9, 0)
 """Compute capability from which pairs of bfloat16 are subtracted and multiplied."""
 
-# lop3's 0xEA is (a & b) | c; 0x4300 is 128 in bfloat16, and 0x7B80 is 2^120.
+# lop3's 0xEA is (a & b) | c; 0x4300 is 128 in bfloat16, and 0x7B80 is 2^120, 0x7E80 2^126.
 _INT4_0 = tl.constexpr("lop3.b32 $0, $1, 0x000F000F, 0x43004300, 0xEA;")
 _INT4_1 = tl.constexpr("{ .reg .b32 t; shr.u32 t, $1, 4; lop3.b32 $0, t, 0x000F000F, 0x43004300, 0xEA; }")
 _INT4_2 = tl.constexpr("{ .reg .b32 t; shr.u32 t, $1, 8; lop3.b32 $0, t, 0x000F000F, 0x43004300, 0xEA; }")
@@ -34,6 +34,22 @@ _FLOAT8_0 = tl.constexpr(
 _FLOAT8_1 = tl.constexpr(
     "{ .reg .b32 t, m; shr.u32 t, $1, 4; and.b32 t, t, 0x07F007F0; "
     "lop3.b32 t, $1, 0x80008000, t, 0xEA; mov.b32 m, 0x7B807B80; mul.rn.bf16x2 $0, t, m; }"
+)
+_E2M1_0 = tl.constexpr(
+    "{ .reg .b32 t, s, m; shl.b32 t, $1, 6; and.b32 t, t, 0x01C001C0; shl.b32 s, $1, 12; "
+    "lop3.b32 t, s, 0x80008000, t, 0xEA; mov.b32 m, 0x7E807E80; mul.rn.bf16x2 $0, t, m; }"
+)
+_E2M1_1 = tl.constexpr(
+    "{ .reg .b32 t, s, m; shl.b32 t, $1, 2; and.b32 t, t, 0x01C001C0; shl.b32 s, $1, 8; "
+    "lop3.b32 t, s, 0x80008000, t, 0xEA; mov.b32 m, 0x7E807E80; mul.rn.bf16x2 $0, t, m; }"
+)
+_E2M1_2 = tl.constexpr(
+    "{ .reg .b32 t, s, m; shr.u32 t, $1, 2; and.b32 t, t, 0x01C001C0; shl.b32 s, $1, 4; "
+    "lop3.b32 t, s, 0x80008000, t, 0xEA; mov.b32 m, 0x7E807E80; mul.rn.bf16x2 $0, t, m; }"
+)
+_E2M1_3 = tl.constexpr(
+    "{ .reg .b32 t, m; shr.u32 t, $1, 6; and.b32 t, t, 0x01C001C0; "
+    "lop3.b32 t, $1, 0x80008000, t, 0xEA; mov.b32 m, 0x7E807E80; mul.rn.bf16x2 $0, t, m; }"
 )
 
 
@@ -56,6 +72,15 @@ def _read(words, table, PLANE: tl.constexpr, KIND: tl.constexpr, dtype: tl.const
             number = _pairs(words, _INT4_2)
         else:
             number = _pairs(words, _INT4_3)
+    elif KIND == "e2m1":
+        if PLANE == 0:
+            number = _pairs(words, _E2M1_0)
+        elif PLANE == 1:
+            number = _pairs(words, _E2M1_1)
+        elif PLANE == 2:
+            number = _pairs(words, _E2M1_2)
+        else:
+            number = _pairs(words, _E2M1_3)
     elif KIND == "int8":
         number = _pairs(words, _INT8_0) if PLANE == 0 else _pairs(words, _INT8_1)
     else:

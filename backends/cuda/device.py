@@ -33,6 +33,10 @@ if TYPE_CHECKING:
 OLDEST = (8, 0)
 """Compute capability from which bfloat16 and asynchronous copies to shared memory exist; kernels rely on both."""
 
+FLOAT8, ROW_SCALES = (8, 9), (9, 0)
+"""Compute capability from which matrices of float8 are multiplied, and torch's product takes a scale a row."""
+FLOAT8_LIBRARY_ROWS = 128
+
 
 def _missing_software() -> str:
     return missing_software("cuda", "CUDA")
@@ -114,7 +118,14 @@ class CudaDevice(GpuDevice):
             cublas = Cublas()
         self._linears = Linears(overlap, processors, card.name, Path(triton.knobs.cache.dir), cublas=cublas)
         runtime = Runtime("cuda", torch.cuda, torch.cuda.CUDAGraph, {"capture_error_mode": "thread_local"}, lends=True)
-        tuning = Tuning(processors, prefill=prefill_tile, overlap=overlap, reader=reader)
+        tuning = Tuning(
+            processors,
+            prefill=prefill_tile,
+            overlap=overlap,
+            reader=reader,
+            float8=(card.major, card.minor) >= FLOAT8,
+            float8_library_rows=FLOAT8_LIBRARY_ROWS if (card.major, card.minor) >= ROW_SCALES else None,
+        )
         super().__init__(runtime, index, tuning, captures=captures)
 
     def pack(self, scheme: WeightScheme, tensors: Mapping[str, torch.Tensor]) -> PackedLinear:

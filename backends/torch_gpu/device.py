@@ -124,6 +124,10 @@ class GpuDevice(Device):
             return super().quantized_linear(x, packed)
         return self._quantized(x, packed)
 
+    def quantize_activation(self, x: torch.Tensor, scheme: WeightScheme) -> tuple[torch.Tensor, torch.Tensor]:
+        """As the scheme's product rounds it."""
+        return self._quantized.round(x, scheme)
+
     def buckets(self, limits: ShapeLimits) -> Buckets | None:
         """A ladder of decodes, and one of other steps; what fits neither runs in its own shape."""
         if self._capturer is None:

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 
 import torch
 
-from mainspring.backends.torch_gpu.word_tiles import word_tile
+from mainspring.backends.torch_gpu.quantized_tiles import scaled_tile, word_tile
 from mainspring.backends.triton.attention import Tile
 from mainspring.backends.triton.codes import PLAIN, Reader
 from mainspring.backends.triton.launch import ALONE, Overlap
+from mainspring.backends.triton.scaled import ScaledTile, ScaledWeight
 from mainspring.backends.triton.words import WordTile, WordWeight
 
 
@@ -29,3 +30,9 @@ class Tuning:
     """(rows, weight, processors) -> tile of a product with a quantized weight."""
     reader: Reader = PLAIN
     """How bfloat16 numbers are made of codes."""
+    scaled: Callable[[int, ScaledWeight, int], ScaledTile] = scaled_tile
+    """The same of a product of 8 bits on either side."""
+    float8: bool = False
+    """Whether matrices of float8_e4m3fn are multiplied; without, weights of it are, and activations stay as they are."""
+    float8_library_rows: int | None = None
+    """From how many rows on torch's own product of them is faster; None: never."""

@@ -16,16 +16,16 @@ import torch
 import triton
 import triton.language as tl
 
-Kind = Literal["int4", "int8", "float8_e4m3fn", "table"]
-"""`table`: 4 bits that name one of sixteen values."""
+Kind = Literal["int4", "int8", "float8_e4m3fn", "e2m1", "table"]
+"""`e2m1`: floating point of 4 bits; `table`: 4 bits that name one of sixteen values."""
 
-PLANES: dict[Kind, int] = {"int4": 4, "int8": 2, "float8_e4m3fn": 2, "table": 4}
+PLANES: dict[Kind, int] = {"int4": 4, "int8": 2, "float8_e4m3fn": 2, "e2m1": 4, "table": 4}
 """Codes of a word."""
 
 
 def offset(kind: Kind, dtype: torch.dtype) -> int:
     """What `read` adds to the code, a number from 0 on, in this dtype. Kinds of floating point have none."""
-    if kind in ("float8_e4m3fn", "table") or dtype == torch.float32:
+    if kind in ("float8_e4m3fn", "e2m1", "table") or dtype == torch.float32:
         return 0
     if dtype == torch.float16:
         return 1024
@@ -35,37 +35,53 @@ def offset(kind: Kind, dtype: torch.dtype) -> int:
 @triton.jit
 def _read(words, table, PLANE: tl.constexpr, KIND: tl.constexpr, dtype: tl.constexpr):
     """Numbers of one plane of int16 words, in words' shape."""
-    if KIND == "int4" or KIND == "table":
-        code = (words >> (4 * PLANE)) & 0xF
-        if KIND == "table":
-            number = tl.load(table + code).to(dtype)
-        elif dtype == tl.bfloat16:
-            number = (code | 0x4300).to(tl.bfloat16, bitcast=True)
-        elif dtype == tl.float16:
-            number = (code | 0x6400).to(tl.float16, bitcast=True)
-        else:
-            number = code.to(dtype)
+    if KIND == "int4":
+        number = _with_offset((words >> (4 * PLANE)) & 0xF, dtype)
+    elif KIND == "table":
+        number = tl.load(table + ((words >> (4 * PLANE)) & 0xF)).to(dtype)
+    elif KIND == "e2m1":
+        number = _floating((words >> (4 * PLANE)) & 0xF, 0x7, 1, 12, 1, dtype)
+    elif KIND == "float8_e4m3fn":
+        number = _floating((words >> (8 * PLANE)) & 0xFF, 0x7F, 3, 8, 7, dtype)
     else:
         code = (words >> (8 * PLANE)) & 0xFF
-        if KIND == "int8":
-            if dtype == tl.bfloat16:
-                # Seven bits fit beside 128; the eighth turns the 128 that is taken away into 256.
-                low = ((code & 0x7F) | 0x4300).to(tl.bfloat16, bitcast=True)
-                number = low - ((code & 0x80) | 0x4300).to(tl.bfloat16, bitcast=True)
-            elif dtype == tl.float16:
-                number = (code | 0x6400).to(tl.float16, bitcast=True)
-            else:
-                number = code.to(dtype)
-        # The exponent's field is put where the wider type has it; what is left is the difference of biases.
-        elif dtype == tl.bfloat16:
-            bits = ((code & 0x7F) << 4) | ((code & 0x80) << 8)
-            number = bits.to(tl.int16).to(tl.bfloat16, bitcast=True) * tl.full((1,), 2.0**120, tl.bfloat16)
-        elif dtype == tl.float16:
-            bits = ((code & 0x7F) << 7) | ((code & 0x80) << 8)
-            number = bits.to(tl.int16).to(tl.float16, bitcast=True) * tl.full((1,), 2.0**8, tl.float16)
+        if dtype == tl.bfloat16:
+            # Seven bits fit beside 128; the eighth turns the 128 that is taken away into 256.
+            number = _with_offset(code & 0x7F, dtype) - _with_offset(code & 0x80, dtype)
         else:
-            wide = code.to(tl.int32)
-            number = (((wide & 0x7F) << 20) | ((wide & 0x80) << 24)).to(tl.float32, bitcast=True) * 2.0**120
+            number = _with_offset(code, dtype)
+    return number
+
+
+@triton.jit
+def _with_offset(code, dtype: tl.constexpr):
+    if dtype == tl.bfloat16:
+        number = (code | 0x4300).to(tl.bfloat16, bitcast=True)
+    elif dtype == tl.float16:
+        number = (code | 0x6400).to(tl.float16, bitcast=True)
+    else:
+        number = code.to(dtype)
+    return number
+
+
+@triton.jit
+def _floating(
+    code, MAGNITUDE: tl.constexpr, MANTISSA: tl.constexpr, SIGN: tl.constexpr, BIAS: tl.constexpr, dtype: tl.constexpr
+):
+    """The fields of a smaller type are put where the wider one has them; what is left is the difference of biases.
+
+    MANTISSA bits, an exponent of BIAS, and a sign that is SIGN bits below the highest of 16.
+    """
+    wide = code.to(tl.int32)
+    if dtype == tl.bfloat16:
+        bits = ((wide & MAGNITUDE) << (7 - MANTISSA)) | ((wide & (MAGNITUDE + 1)) << SIGN)
+        number = bits.to(tl.int16).to(tl.bfloat16, bitcast=True) * tl.full((1,), 2.0 ** (127 - BIAS), tl.bfloat16)
+    elif dtype == tl.float16:
+        bits = ((wide & MAGNITUDE) << (10 - MANTISSA)) | ((wide & (MAGNITUDE + 1)) << SIGN)
+        number = bits.to(tl.int16).to(tl.float16, bitcast=True) * tl.full((1,), 2.0 ** (15 - BIAS), tl.float16)
+    else:
+        bits = ((wide & MAGNITUDE) << (23 - MANTISSA)) | ((wide & (MAGNITUDE + 1)) << (SIGN + 16))
+        number = bits.to(tl.float32, bitcast=True) * (2.0 ** (127 - BIAS))
     return number
 
 

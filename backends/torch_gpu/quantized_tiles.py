@@ -1,0 +1,38 @@
+"""Sizes of programs that multiply by quantized weights, as measured on an H100 at the shapes of an 8B model."""
+
+from __future__ import annotations
+
+import triton
+
+from mainspring.backends.triton.codes import PLANES
+from mainspring.backends.triton.scaled import ScaledTile, ScaledWeight
+from mainspring.backends.triton.words import FEATURES, ROWS, WordTile, WordWeight
+
+FEW_ROWS = 64
+"""Up to so many, reading the weight is what takes time, and K is cut."""
+FEWEST = 16
+"""Rows of x that matrix units take."""
+
+
+def word_tile(rows: int, weight: WordWeight, processors: int) -> WordTile:
+    """Of few rows four programs a processor, each with some blocks; of many rows, larger ones."""
+    strips = triton.cdiv(weight.size, ROWS)
+    blocks = triton.cdiv(weight.depth, PLANES[weight.kind] * FEATURES)
+    padded = max(FEWEST, triton.next_power_of_2(rows))
+    if rows <= FEW_ROWS:
+        splits = max(1, min(blocks // 4, 4 * processors // strips))
+        return WordTile(1, padded, splits, 4, 4, ahead=4)
+    tiles = triton.cdiv(strips, 2) * triton.cdiv(rows, 128)
+    return WordTile(2, min(padded, 128), max(1, min(blocks // 8, processors // tiles)), 8, 3)
+
+
+def scaled_tile(rows: int, weight: ScaledWeight, processors: int) -> ScaledTile:
+    """The same for products of 8 bits on either side."""
+    size, depth = weight.weight.shape
+    padded = max(FEWEST, triton.next_power_of_2(rows))
+    if rows <= FEW_ROWS:
+        tiles, columns = triton.cdiv(size, 64), 256
+        splits = max(1, min(depth // (2 * columns), 3 * processors // tiles))
+        return ScaledTile(64, padded, columns, splits, 4, 4, ahead=512)
+    tiles = triton.cdiv(size, 128) * triton.cdiv(rows, 128)
+    return ScaledTile(128, min(padded, 128), 128, max(1, min(depth // 1024, processors // tiles)), 8, 4)
