@@ -33,6 +33,6 @@ class Tuning:
     scaled: Callable[[int, ScaledWeight, int], ScaledTile] = scaled_tile
     """The same of a product of 8 bits on either side."""
     float8: bool = False
-    """Whether matrices of float8_e4m3fn are multiplied; without, weights of it are, and activations stay as they are."""
+    """Whether matrices of float8_e4m3fn are multiplied; without, weights are read as codes, and activations stay."""
     float8_library_rows: int | None = None
     """From how many rows on torch's own product of them is faster; None: never."""

@@ -72,7 +72,7 @@ def round_rows(
 @triton.jit(do_not_specialize=["num_rows", "blocks_each"])
 def _scaled_kernel(
     x, weight, x_scales, w_scales, bias, out, partial, arrived, num_rows, N, K, blocks_each, x_scale_stride,
-    w_scale_stride, M: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, SPLITS: tl.constexpr, BLOCKED: tl.constexpr,
+    w_scale_stride, M: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, SPLIT: tl.constexpr, BLOCKED: tl.constexpr,
     ROWS_PER: tl.constexpr, EVEN: tl.constexpr, BIASED: tl.constexpr, AHEAD: tl.constexpr, SUM: tl.constexpr,
     BEGIN: tl.constexpr, FETCH: tl.constexpr,
 ):  # fmt: skip
@@ -104,10 +104,9 @@ def _scaled_kernel(
             acc_NM = tl.dot(w_NK, tl.trans(x_MK), acc_NM, out_dtype=SUM)
     acc_NM = acc_NM.to(tl.float32)
     last = True
-    if SPLITS > 1:
-        acc_NM, last = add_parts(
-            acc_NM, partial, arrived, many * tl.num_programs(1) + tile, split, num_rows - many * M, SPLITS
-        )
+    if SPLIT:
+        place = many * tl.num_programs(1) + tile
+        acc_NM, last = add_parts(acc_NM, partial, arrived, place, split, tl.num_programs(2), num_rows - many * M)
     if last:
         if not BLOCKED:
             acc_NM *= tl.load(w_scales + n_inside * w_scale_stride)[:, None]
@@ -175,7 +174,7 @@ def scaled_linear(
         x_MK, weight.weight, x_scales, weight.scales, bias_N, out, partial, arrived, num_rows, size, depth, each,
         x_scales.stride(0) if x_scales.shape[0] > 1 or blocked else 0,
         weight.scales.stride(0) if weight.scales.shape[0] > 1 else 0,
-        M=tile.rows, BN=tile.features, BK=columns, SPLITS=splits, BLOCKED=blocked, ROWS_PER=weight.group_rows,
+        M=tile.rows, BN=tile.features, BK=columns, SPLIT=splits > 1, BLOCKED=blocked, ROWS_PER=weight.group_rows,
         EVEN=depth % columns == 0, BIASED=bias_N is not None, AHEAD=tile.ahead,
         SUM=tl.int32 if x_MK.dtype == torch.int8 else tl.float32, BEGIN=overlap.begin, FETCH=overlap.fetch,
         num_warps=tile.warps, num_stages=tile.stages, **overlap.options,

@@ -74,7 +74,7 @@ def _numbers(
 @triton.jit(do_not_specialize=["num_rows", "blocks_each"])
 def _words_kernel(
     x, words, scales, zeros, table, bias, out, partial, arrived, num_rows, N, K, x_stride, blocks_each,
-    M: tl.constexpr, STRIPS: tl.constexpr, PLANES: tl.constexpr, KIND: tl.constexpr, SPLITS: tl.constexpr,
+    M: tl.constexpr, STRIPS: tl.constexpr, PLANES: tl.constexpr, KIND: tl.constexpr, SPLIT: tl.constexpr,
     PER_BLOCK: tl.constexpr, BLOCKS_PER: tl.constexpr, SHORT: tl.constexpr, BIAS: tl.constexpr, OFFSET: tl.constexpr,
     ZEROS: tl.constexpr, EVEN: tl.constexpr, BIASED: tl.constexpr, AHEAD: tl.constexpr, READ: tl.constexpr,
     SUBTRACT: tl.constexpr, MULTIPLY: tl.constexpr, BEGIN: tl.constexpr, FETCH: tl.constexpr,
@@ -124,10 +124,9 @@ def _words_kernel(
             )  # fmt: skip
             acc_NM = tl.dot(w_NF, tl.trans(x_MF), acc_NM, input_precision="ieee")
     last = True
-    if SPLITS > 1:
-        acc_NM, last = add_parts(
-            acc_NM, partial, arrived, many * tl.num_programs(1) + tile, split, num_rows - many * M, SPLITS
-        )
+    if SPLIT:
+        place = many * tl.num_programs(1) + tile
+        acc_NM, last = add_parts(acc_NM, partial, arrived, place, split, tl.num_programs(2), num_rows - many * M)
     if last:
         if PER_BLOCK == 0:
             acc_NM *= tl.load(scales + n_scale)[:, None]
@@ -235,7 +234,7 @@ def word_linear(
         partial = torch.empty(elements, dtype=torch.float32, device=x_MK.device)
     _words_kernel[(many, tiles, splits)](
         x_MK, weight.words, weight.scales, weight.zeros, weight.table, bias_N, out, partial, arrived, num_rows, size,
-        depth, x_MK.stride(0), each, M=tile.rows, SPLITS=splits, EVEN=depth % (planes * FEATURES) == 0,
+        depth, x_MK.stride(0), each, M=tile.rows, SPLIT=splits > 1, EVEN=depth % (planes * FEATURES) == 0,
         BIASED=bias_N is not None, AHEAD=tile.ahead, STRIPS=tile.strips, BEGIN=overlap.begin, FETCH=overlap.fetch,
         **_constants(weight, x_MK.dtype, reader), num_warps=tile.warps, num_stages=tile.stages, **tile.options,
         **overlap.options,
