@@ -104,6 +104,15 @@ def _multiply(a, b):
     )
 
 
+@triton.jit
+def _multiply_add(a, b, c):
+    a, b = tl.broadcast(a, b)
+    a, c = tl.broadcast(a, c)
+    return tl.inline_asm_elementwise(
+        "fma.rn.bf16x2 $0, $1, $2, $3;", "=r,r,r,r", [a, b, c], dtype=tl.bfloat16, is_pure=True, pack=2
+    )
+
+
 def reader_of(capability: tuple[int, int]) -> Reader:
     """How bfloat16 weights are read on a GPU of this compute capability."""
-    return PLAIN if capability < OLDEST else Reader(_read, _subtract, _multiply)
+    return PLAIN if capability < OLDEST else Reader(_read, _subtract, _multiply, _multiply_add)

@@ -204,6 +204,9 @@ def _words(
     size, depth = codes_NK.shape
     scales_NG, zeros_NG = scales_and_zeros
     group = scheme.group_size or None
+    whole = zeros_NG is not None and bool((zeros_NG == zeros_NG.round()).all())
+    if zeros_NG is not None and group is not None and not whole:
+        zeros_NG = -zeros_NG * scales_NG
     short = short_type(scales_NG, zeros_NG)
     if group is None:
         scales = F.pad(scales_NG.expand(size, 1)[:, 0], (0, -size % ROWS)).contiguous()
@@ -215,7 +218,7 @@ def _words(
     return WordWeight(
         kind=codes.kind, size=size, depth=depth, words=pack_words(codes_NK, codes.kind), scales=scales,
         group_size=group, short=short, zeros=zeros, bias=codes.bias,
-        whole=zeros_NG is not None and bool((zeros_NG == zeros_NG.round()).all()),
+        whole=whole,
     )  # fmt: skip
 
 

@@ -95,6 +95,11 @@ def _multiply(a, b):
     return a * b
 
 
+@triton.jit
+def _multiply_add(a, b, c):
+    return a * b + c
+
+
 @dataclass(frozen=True, slots=True)
 class Reader:
     """Device functions over 16-bit numbers."""
@@ -102,6 +107,7 @@ class Reader:
     read: Any = _read
     subtract: Any = _subtract
     multiply: Any = _multiply
+    multiply_add: Any = _multiply_add
 
 
 PLAIN = Reader()

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from mainspring.backends.triton.codes import PLANES, Kind
 from mainspring.backends.triton.words import FEATURES, ROWS, WORDS
 
+STRIPS_AT_ONCE = 32
 SMALLEST_NORMAL = torch.finfo(torch.float16).smallest_normal
 WORD_TYPES = {1: torch.int16, 2: torch.int32, 4: torch.int64}
 
@@ -27,27 +28,26 @@ def pack_words(codes_NK: Tensor, kind: Kind) -> Tensor:
     planes = PLANES[kind]
     size, depth = codes_NK.shape
     strips, blocks = -(-size // ROWS), -(-depth // (FEATURES * planes))
-    # In pieces: as 16-bit numbers a layer's codes take several times what its words will.
+    # In pieces: as 32-bit numbers a layer's codes take eight times what its words will.
     words = torch.empty((strips, blocks, WORDS), dtype=torch.int16, device=codes_NK.device)
-    padding = (0, blocks * FEATURES * planes - depth)
-    for strip in range(strips):
-        rows_NK = codes_NK[strip * ROWS : (strip + 1) * ROWS].to(torch.int32)
-        rows_NK = F.pad(rows_NK, (*padding, 0, ROWS - len(rows_NK)))
-        parts = rows_NK.view(ROWS, blocks, planes, FEATURES).unbind(2)
+    for first in range(0, strips, STRIPS_AT_ONCE):
+        rows_NK = codes_NK[first * ROWS : (first + STRIPS_AT_ONCE) * ROWS].to(torch.int32)
+        rows_NK = F.pad(rows_NK, (0, blocks * FEATURES * planes - depth, 0, -len(rows_NK) % ROWS))
+        parts = rows_NK.view(-1, blocks, planes, FEATURES).unbind(2)
         joined = parts[0].clone()
         for plane, part in enumerate(parts[1:], 1):
             joined |= part << (plane * 16 // planes)
-        # [warp, half of rows, row, block, step, half of features, lane, pair] to the order of a fragment.
-        fragment = joined.view(4, 2, 8, blocks, 2, 2, 4, 2).permute(3, 4, 0, 2, 6, 5, 1, 7)
-        words[strip] = (((fragment + 0x8000) & 0xFFFF) - 0x8000).reshape(blocks, WORDS).to(torch.int16)
+        # [strip, warp, half of rows, row, block, step, half of features, lane, pair] to the order of a fragment.
+        fragment = joined.view(-1, 4, 2, 8, blocks, 2, 2, 4, 2).permute(0, 4, 5, 1, 3, 7, 6, 2, 8)
+        signed = ((fragment + 0x8000) & 0xFFFF) - 0x8000
+        words[first : first + STRIPS_AT_ONCE] = signed.reshape(-1, blocks, WORDS).to(torch.int16)
     return words
 
 
-def short_type(*numbers: Tensor | None) -> torch.dtype:
+def short_type(scales: Tensor, zeros: Tensor | None) -> torch.dtype:
     """float16 where it loses less than bfloat16, which has the range of float32: always for what was float16 before."""
-    largest = max(float(x.abs().max()) for x in numbers if x is not None)
-    sizes = [x[x != 0].abs() for x in numbers if x is not None]
-    smallest = min((float(x.min()) for x in sizes if x.numel()), default=1.0)
+    largest = max(float(x.abs().max()) for x in (scales, zeros) if x is not None)
+    smallest = float(scales[scales != 0].abs().min()) if bool((scales != 0).any()) else 1.0
     fits = largest <= torch.finfo(torch.float16).max and smallest >= SMALLEST_NORMAL / 8
     return torch.float16 if fits else torch.bfloat16
 

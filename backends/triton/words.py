@@ -52,7 +52,7 @@ def _short(word, GROUP: tl.constexpr, SHORT: tl.constexpr, DTYPE: tl.constexpr):
 def _numbers(
     words, table, scale_N, zero_N, PLANE: tl.constexpr, STRIPS: tl.constexpr, KIND: tl.constexpr, DTYPE: tl.constexpr,
     PER_BLOCK: tl.constexpr, SHORT: tl.constexpr, BIAS: tl.constexpr, OFFSET: tl.constexpr, ZEROS: tl.constexpr,
-    READ: tl.constexpr, SUBTRACT: tl.constexpr, MULTIPLY: tl.constexpr,
+    READ: tl.constexpr, SUBTRACT: tl.constexpr, MULTIPLY: tl.constexpr, MULTIPLY_ADD: tl.constexpr,
 ):  # fmt: skip
     """A plane of weights: [STRIPS * 64, 32] in x's dtype. PER_BLOCK 0: without their scale."""
     PLANES: tl.constexpr = 2 if (KIND == "int8" or KIND == "float8_e4m3fn") else 4
@@ -61,12 +61,14 @@ def _numbers(
     if ZEROS == "whole":
         zero_N1 = (_short(zero_N, GROUP, SHORT, tl.float32) + (BIAS + OFFSET)).to(DTYPE)
         value_NF = SUBTRACT(value_NF, zero_N1)
-    else:
-        if BIAS + OFFSET != 0:
-            value_NF = SUBTRACT(value_NF, tl.full((1, 1), BIAS + OFFSET, DTYPE))
-        if ZEROS == "any":
-            value_NF = SUBTRACT(value_NF, _short(zero_N, GROUP, SHORT, DTYPE))
-    if PER_BLOCK:
+    elif BIAS + OFFSET != 0:
+        value_NF = SUBTRACT(value_NF, tl.full((1, 1), BIAS + OFFSET, DTYPE))
+    if ZEROS == "any" and PER_BLOCK:
+        scale_N1, shift_N1 = _short(scale_N, GROUP, SHORT, DTYPE), _short(zero_N, GROUP, SHORT, DTYPE)
+        value_NF = MULTIPLY_ADD(value_NF, scale_N1, shift_N1)
+    elif ZEROS == "any":
+        value_NF = SUBTRACT(value_NF, _short(zero_N, GROUP, SHORT, DTYPE))
+    elif PER_BLOCK:
         value_NF = MULTIPLY(value_NF, _short(scale_N, GROUP, SHORT, DTYPE))
     return value_NF
 
@@ -77,7 +79,7 @@ def _words_kernel(
     M: tl.constexpr, STRIPS: tl.constexpr, PLANES: tl.constexpr, KIND: tl.constexpr, SPLIT: tl.constexpr,
     PER_BLOCK: tl.constexpr, BLOCKS_PER: tl.constexpr, SHORT: tl.constexpr, BIAS: tl.constexpr, OFFSET: tl.constexpr,
     ZEROS: tl.constexpr, EVEN: tl.constexpr, BIASED: tl.constexpr, AHEAD: tl.constexpr, READ: tl.constexpr,
-    SUBTRACT: tl.constexpr, MULTIPLY: tl.constexpr, BEGIN: tl.constexpr, FETCH: tl.constexpr,
+    SUBTRACT: tl.constexpr, MULTIPLY: tl.constexpr, MULTIPLY_ADD: tl.constexpr, BEGIN: tl.constexpr, FETCH: tl.constexpr,
 ):  # fmt: skip
     """Program (rows of x, strips of 64 output features, part of K)."""
     many, tile, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
@@ -120,7 +122,7 @@ def _words_kernel(
             x_MF = tl.load(x + m[:, None].to(tl.int64) * x_stride + k[None, :], mask=inside, other=0.0)
             w_NF = _numbers(
                 words_E, table, scale_here_N, zero_here_N, plane, STRIPS, KIND, DTYPE, PER_BLOCK, SHORT, BIAS, OFFSET,
-                ZEROS, READ, SUBTRACT, MULTIPLY,
+                ZEROS, READ, SUBTRACT, MULTIPLY, MULTIPLY_ADD,
             )  # fmt: skip
             acc_NM = tl.dot(w_NF, tl.trans(x_MF), acc_NM, input_precision="ieee")
     last = True
@@ -140,7 +142,8 @@ def _words_kernel(
 def _dequantize_kernel(
     words, scales, zeros, table, out, N, K, STRIPS: tl.constexpr, PLANES: tl.constexpr, KIND: tl.constexpr,
     PER_BLOCK: tl.constexpr, BLOCKS_PER: tl.constexpr, SHORT: tl.constexpr, BIAS: tl.constexpr, OFFSET: tl.constexpr,
-    ZEROS: tl.constexpr, READ: tl.constexpr, SUBTRACT: tl.constexpr, MULTIPLY: tl.constexpr, BEGIN: tl.constexpr,
+    ZEROS: tl.constexpr, READ: tl.constexpr, SUBTRACT: tl.constexpr, MULTIPLY: tl.constexpr, MULTIPLY_ADD: tl.constexpr,
+    BEGIN: tl.constexpr,
 ):  # fmt: skip
     """Program (block, strip): its weights in out's dtype, [N, K]."""
     block, strip, DTYPE = tl.program_id(0), tl.program_id(1), out.dtype.element_ty
@@ -153,7 +156,7 @@ def _dequantize_kernel(
     for plane in tl.static_range(PLANES):
         w_NF = _numbers(
             words_E, table, scale_N, zero_N, plane, STRIPS, KIND, DTYPE, PER_BLOCK, SHORT, BIAS, OFFSET, ZEROS, READ,
-            SUBTRACT, MULTIPLY,
+            SUBTRACT, MULTIPLY, MULTIPLY_ADD,
         )  # fmt: skip
         if PER_BLOCK == 0:
             w_NF = (w_NF.to(tl.float32) * scale_N[:, None]).to(DTYPE)
@@ -178,7 +181,8 @@ class WordWeight:
     short: torch.dtype = torch.float16
     """What the 16-bit numbers are."""
     zeros: Tensor | None = None
-    """As the scales of groups, less the bias of their codes."""
+    """As the scales of groups: less the bias of their codes; or, of groups' zeros that are not all whole, what is added
+    to values instead, -(zero - bias) * scale."""
     whole: bool = False
     """Whether all zeros are whole numbers, which with the codes' offset are exact in 16 bits."""
     bias: int = 0
@@ -265,5 +269,5 @@ def _constants(weight: WordWeight, dtype: torch.dtype, reader: Reader) -> dict[s
         "BLOCKS_PER": 1 << 30 if group is None else max(1, group // block), "BIAS": weight.bias,
         "SHORT": tl.float16 if weight.short == torch.float16 else tl.bfloat16,
         "OFFSET": offset(weight.kind, dtype), "ZEROS": zeros, "READ": reader.read, "SUBTRACT": reader.subtract,
-        "MULTIPLY": reader.multiply,
+        "MULTIPLY": reader.multiply, "MULTIPLY_ADD": reader.multiply_add,
     }  # fmt: skip

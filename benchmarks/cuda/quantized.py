@@ -1,6 +1,8 @@
 """Speed of quantized linear layers on one GPU, each beside its floor, bfloat16 and torch's own product of float8.
 
-    python benchmarks/cuda/quantized.py [--sweep] [--json FILE]
+    python benchmarks/cuda/quantized.py [--sweep] [--serve int4] [--json FILE]
+
+`--sweep` tries tiles; `--serve` measures decode steps of the whole model under one of `--quantize`'s names.
 
 Shapes are those of Llama-3.1-8B on random data; figures as in `kernels.py`: the median of replays of a graph that runs
 a layer several times over different memory. A floor is the bytes that must be read over the card's measured bandwidth,
@@ -109,12 +111,12 @@ def copied(packed: PackedLinear) -> PackedLinear:
     return replace(packed, data=replace(data, weight=weight))
 
 
-def layer(quantized: Quantized, scheme: WeightScheme, size: int, depth: int) -> Layer:
+def layer(quantized: Quantized, scheme: WeightScheme, size: int, depth: int, *, most_copies: int = 99) -> Layer:
     """Random, rounded to nearest."""
     weight = torch.randn(size, depth, device="cuda") * depth**-0.5
     tensors = quantize_weight(weight, scheme)
     first = quantized.pack(scheme, tensors)
-    copies = [first, *(copied(first) for _ in range(COLD_BYTES // held(first)))]
+    copies = [first, *(copied(first) for _ in range(min(most_copies, COLD_BYTES // held(first))))]
     return Layer(copies, dequantize(scheme, tensors), held(first))
 
 
@@ -201,8 +203,35 @@ def tiles(rows: int, size: int, depth: int, processors: int) -> Iterator[WordTil
                         yield WordTile(number, row_tile, splits, warps, stages, ahead)
 
 
-def sweep(quantized: Quantized, part: tuple[int, int] | None) -> None:
-    """The fastest tiles of each shape; with `part`, only compiles its share of them."""
+def compile_part(quantized: Quantized, part: int, parts: int) -> None:
+    """Launches each part-th kernel once, so that processes side by side fill the compiler's cache."""
+    tuning, number = quantized.tuning, 0
+    for case, (scheme, row_counts) in CASES.items():
+        if (number := number + 1) % parts != part:
+            continue
+        for size, depth in ((6144, 4096), (28672, 4096)):
+            packed = layer(quantized, scheme, size, depth, most_copies=0).copies[0]
+            for rows in row_counts:
+                quantized(normal(rows, depth), packed)
+        print(case, "compiled", flush=True)
+    size, depth = LAYERS["qkv"]
+    words = layer(quantized, INT4, size, depth, most_copies=0).copies[0].data.words
+    seen = set()
+    for rows in (1, 16, 64, 256):
+        for tile in tiles(rows, size, depth, tuning.processors):
+            for splits in (1, 2):
+                tile = replace(tile, splits=splits)
+                if tile in seen or seen.add(tile) or (number := number + 1) % parts != part:
+                    continue
+                word_linear(
+                    normal(rows, depth), words, None, tile, arrived=quantized.arrived(words.words.device),
+                    overlap=tuning.overlap, reader=tuning.reader,
+                )  # fmt: skip
+    torch.cuda.synchronize()
+
+
+def sweep(quantized: Quantized) -> None:
+    """The fastest tiles of each shape."""
     tuning = quantized.tuning
     for name, (size, depth) in LAYERS.items():
         made = layer(quantized, INT4, size, depth)
@@ -217,23 +246,29 @@ def sweep(quantized: Quantized, part: tuple[int, int] | None) -> None:
                         arrived=quantized.arrived(x.device), overlap=tuning.overlap, reader=tuning.reader,
                     )  # fmt: skip
 
-                if part is not None:
-                    if hash((tile.strips, tile.warps, tile.stages, tile.rows, tile.ahead)) % part[1] == part[0]:
-                        run(0)
-                    continue
                 results[number] = seconds(run, turns_of(rows, len(made.copies)))
             for number in sorted(results, key=lambda key: results[key])[:5]:
                 print(f"{name:8} {rows:4} {1e6 * results[number]:8.2f} us  {candidates[number]}", flush=True)
-        if part is not None and name == "qkv":
-            pass
         del made
         torch.cuda.empty_cache()
+
+
+def serve(quantize: str) -> None:
+    """Decode steps of the whole model."""
+    from shapes import MODELS, decode_step, serving
+
+    served, start = serving(MODELS["8b"], quantize=None if quantize == "none" else quantize, sequences=16)
+    print(f"{quantize}: start {start:.1f} s", flush=True)
+    for rows in (1, 16):
+        print(f"{quantize}: decode step, batch {rows}: {decode_step(served, rows)[0]:.3f} ms", flush=True)
+    served.executor.close()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sweep", action="store_true")
     parser.add_argument("--compile", type=int, nargs=2, metavar=("PART", "PARTS"))
+    parser.add_argument("--serve")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     torch.manual_seed(0)
@@ -245,8 +280,14 @@ def main() -> None:
         )
     )  # fmt: skip
     print(f"{card.name}, torch {torch.__version__}")
+    if given.compile is not None:
+        compile_part(quantized, *given.compile)
+        return
+    if given.serve is not None:
+        serve(given.serve)
+        return
     if given.sweep:
-        sweep(quantized, given.compile)
+        sweep(quantized)
         return
     found = []
     print("case           layer     rows   error     ours    floor     bf16 scaled_mm   GB/s TFLOP/s x bf16")

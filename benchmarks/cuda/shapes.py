@@ -98,13 +98,16 @@ class Serving:
         return tokens
 
 
-def serving(shape: dict[str, object], **options: str) -> tuple[Serving, float]:
+def serving(
+    shape: dict[str, object], *, quantize: str | None = None, sequences: int = 256, **options: str
+) -> tuple[Serving, float]:
     """The model with dummy weights, and the seconds until it served."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "config.json").write_text(json.dumps(shape))
         config = EngineConfig(
-            model=folder, backend="cuda", load_format="dummy", max_length=8192, max_sequences=256,
-            max_batch_tokens=8192, prefix_caching=False, backend_options=options,
+            model=folder, backend="cuda", load_format="dummy", max_length=8192,
+            max_sequences=sequences, max_batch_tokens=8192, prefix_caching=False, backend_options=options,
+            quantize=quantize,
         )  # fmt: skip
         setting = settle(config)
         began = time.perf_counter()
