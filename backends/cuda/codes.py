@@ -14,18 +14,18 @@ from mainspring.backends.triton.codes import PLAIN, Reader
 OLDEST = (9, 0)
 """Compute capability from which pairs of bfloat16 are subtracted and multiplied."""
 
-# lop3's 0xEA is (a & b) | c; 0x4300 is 128 in bfloat16, and 0x7B80 is 2^120, 0x7E80 2^126.
+# lop3's 0xEA is (a & b) | c, and 0xAE (~a & b) | c; 0x4300 is 128 in bfloat16, and 0x7B80 is 2^120, 0x7E80 2^126.
 _INT4_0 = tl.constexpr("lop3.b32 $0, $1, 0x000F000F, 0x43004300, 0xEA;")
 _INT4_1 = tl.constexpr("{ .reg .b32 t; shr.u32 t, $1, 4; lop3.b32 $0, t, 0x000F000F, 0x43004300, 0xEA; }")
 _INT4_2 = tl.constexpr("{ .reg .b32 t; shr.u32 t, $1, 8; lop3.b32 $0, t, 0x000F000F, 0x43004300, 0xEA; }")
 _INT4_3 = tl.constexpr("{ .reg .b32 t; shr.u32 t, $1, 12; lop3.b32 $0, t, 0x000F000F, 0x43004300, 0xEA; }")
 _INT8_0 = tl.constexpr(
     "{ .reg .b32 a, b; lop3.b32 a, $1, 0x007F007F, 0x43004300, 0xEA; "
-    "lop3.b32 b, $1, 0x00800080, 0x43004300, 0xEA; sub.rn.bf16x2 $0, a, b; }"
+    "lop3.b32 b, $1, 0x00800080, 0x43004300, 0xAE; sub.rn.bf16x2 $0, a, b; }"
 )
 _INT8_1 = tl.constexpr(
     "{ .reg .b32 t, a, b; shr.u32 t, $1, 8; lop3.b32 a, t, 0x007F007F, 0x43004300, 0xEA; "
-    "lop3.b32 b, t, 0x00800080, 0x43004300, 0xEA; sub.rn.bf16x2 $0, a, b; }"
+    "lop3.b32 b, t, 0x00800080, 0x43004300, 0xAE; sub.rn.bf16x2 $0, a, b; }"
 )
 _FLOAT8_0 = tl.constexpr(
     "{ .reg .b32 t, s, m; shl.b32 t, $1, 4; and.b32 t, t, 0x07F007F0; shl.b32 s, $1, 8; "

@@ -46,8 +46,8 @@ def _read(words, table, PLANE: tl.constexpr, KIND: tl.constexpr, dtype: tl.const
     else:
         code = (words >> (8 * PLANE)) & 0xFF
         if dtype == tl.bfloat16:
-            # Seven bits fit beside 128; the eighth turns the 128 that is taken away into 256.
-            number = _with_offset(code & 0x7F, dtype) - _with_offset(code & 0x80, dtype)
+            # Seven bits fit beside 128. Without the eighth 256 are taken away from that, with it 128.
+            number = _with_offset(code & 0x7F, dtype) - _with_offset(~code & 0x80, dtype)
         else:
             number = _with_offset(code, dtype)
     return number

@@ -18,7 +18,7 @@ Legend: M rows of x, N output features, K input features, F features of a plane 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 import triton
@@ -73,20 +73,55 @@ def _numbers(
     return value_NF
 
 
+@triton.jit
+def _block(
+    words, table, scale_N, zero_N, STRIPS: tl.constexpr, KIND: tl.constexpr, DTYPE: tl.constexpr,
+    PER_BLOCK: tl.constexpr, SHORT: tl.constexpr, BIAS: tl.constexpr, OFFSET: tl.constexpr, ZEROS: tl.constexpr,
+    READ: tl.constexpr, SUBTRACT: tl.constexpr, MULTIPLY: tl.constexpr, MULTIPLY_ADD: tl.constexpr,
+):  # fmt: skip
+    """All planes side by side: [STRIPS * 64, 32 P]. Their registers are only named anew."""
+    BN: tl.constexpr = STRIPS * 64
+    first = _numbers(
+        words, table, scale_N, zero_N, 0, STRIPS, KIND, DTYPE, PER_BLOCK, SHORT, BIAS, OFFSET, ZEROS, READ, SUBTRACT,
+        MULTIPLY, MULTIPLY_ADD,
+    )  # fmt: skip
+    second = _numbers(
+        words, table, scale_N, zero_N, 1, STRIPS, KIND, DTYPE, PER_BLOCK, SHORT, BIAS, OFFSET, ZEROS, READ, SUBTRACT,
+        MULTIPLY, MULTIPLY_ADD,
+    )  # fmt: skip
+    both = tl.join(first, second)
+    if KIND == "int8" or KIND == "float8_e4m3fn":
+        w_NK = tl.reshape(tl.permute(both, (0, 2, 1)), (BN, 64))
+    else:
+        third = _numbers(
+            words, table, scale_N, zero_N, 2, STRIPS, KIND, DTYPE, PER_BLOCK, SHORT, BIAS, OFFSET, ZEROS, READ,
+            SUBTRACT, MULTIPLY, MULTIPLY_ADD,
+        )  # fmt: skip
+        fourth = _numbers(
+            words, table, scale_N, zero_N, 3, STRIPS, KIND, DTYPE, PER_BLOCK, SHORT, BIAS, OFFSET, ZEROS, READ,
+            SUBTRACT, MULTIPLY, MULTIPLY_ADD,
+        )  # fmt: skip
+        all_four = tl.join(both, tl.join(third, fourth))
+        w_NK = tl.reshape(tl.permute(all_four, (0, 3, 2, 1)), (BN, 128))
+    return w_NK
+
+
 @triton.jit(do_not_specialize=["num_rows", "blocks_each"])
 def _words_kernel(
     x, words, scales, zeros, table, bias, out, partial, arrived, num_rows, N, K, x_stride, blocks_each,
     M: tl.constexpr, STRIPS: tl.constexpr, PLANES: tl.constexpr, KIND: tl.constexpr, SPLIT: tl.constexpr,
     PER_BLOCK: tl.constexpr, BLOCKS_PER: tl.constexpr, SHORT: tl.constexpr, BIAS: tl.constexpr, OFFSET: tl.constexpr,
     ZEROS: tl.constexpr, EVEN: tl.constexpr, BIASED: tl.constexpr, AHEAD: tl.constexpr, READ: tl.constexpr,
-    SUBTRACT: tl.constexpr, MULTIPLY: tl.constexpr, MULTIPLY_ADD: tl.constexpr, BEGIN: tl.constexpr, FETCH: tl.constexpr,
+    SUBTRACT: tl.constexpr, MULTIPLY: tl.constexpr, MULTIPLY_ADD: tl.constexpr, BEGIN: tl.constexpr,
+    FETCH: tl.constexpr,
 ):  # fmt: skip
     """Program (rows of x, strips of 64 output features, part of K)."""
     many, tile, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     BN: tl.constexpr = STRIPS * 64
     DTYPE: tl.constexpr = x.dtype.element_ty
-    n, m, f = tile * BN + tl.arange(0, BN), many * M + tl.arange(0, M), tl.arange(0, 32)
-    blocks = tl.cdiv(K, 32 * PLANES)
+    BLOCK: tl.constexpr = 32 * PLANES
+    n, m, k = tile * BN + tl.arange(0, BN), many * M + tl.arange(0, M), tl.arange(0, BLOCK)
+    blocks = tl.cdiv(K, BLOCK)
     first = split * blocks_each
     past = tl.minimum(first + blocks_each, blocks)
     strips = tl.cdiv(N, 64)
@@ -116,15 +151,14 @@ def _words_kernel(
             scale_N = tl.load(scales + following + n_scale)
         if ZEROS != "none":
             zero_N = tl.load(zeros + following + n_scale)
-        for plane in tl.static_range(PLANES):
-            k = (block * PLANES + plane) * 32 + f
-            inside = m[:, None] < num_rows if EVEN else (m[:, None] < num_rows) & (k[None, :] < K)
-            x_MF = tl.load(x + m[:, None].to(tl.int64) * x_stride + k[None, :], mask=inside, other=0.0)
-            w_NF = _numbers(
-                words_E, table, scale_here_N, zero_here_N, plane, STRIPS, KIND, DTYPE, PER_BLOCK, SHORT, BIAS, OFFSET,
-                ZEROS, READ, SUBTRACT, MULTIPLY, MULTIPLY_ADD,
-            )  # fmt: skip
-            acc_NM = tl.dot(w_NF, tl.trans(x_MF), acc_NM, input_precision="ieee")
+        w_NK = _block(
+            words_E, table, scale_here_N, zero_here_N, STRIPS, KIND, DTYPE, PER_BLOCK, SHORT, BIAS, OFFSET, ZEROS,
+            READ, SUBTRACT, MULTIPLY, MULTIPLY_ADD,
+        )  # fmt: skip
+        here = block * BLOCK + k
+        inside = m[:, None] < num_rows if EVEN else (m[:, None] < num_rows) & (here[None, :] < K)
+        x_MK = tl.load(x + m[:, None].to(tl.int64) * x_stride + here[None, :], mask=inside, other=0.0)
+        acc_NM = tl.dot(w_NK, tl.trans(x_MK), acc_NM, input_precision="ieee")
     last = True
     if SPLIT:
         place = many * tl.num_programs(1) + tile
@@ -210,8 +244,6 @@ class WordTile:
     stages: int
     ahead: int = 0
     """Blocks that a program fetches before the kernel in front has finished."""
-    options: dict[str, int] = field(default_factory=dict)
-    """More for the compiler."""
 
 
 def word_linear(
@@ -240,7 +272,7 @@ def word_linear(
         x_MK, weight.words, weight.scales, weight.zeros, weight.table, bias_N, out, partial, arrived, num_rows, size,
         depth, x_MK.stride(0), each, M=tile.rows, SPLIT=splits > 1, EVEN=depth % (planes * FEATURES) == 0,
         BIASED=bias_N is not None, AHEAD=tile.ahead, STRIPS=tile.strips, BEGIN=overlap.begin, FETCH=overlap.fetch,
-        **_constants(weight, x_MK.dtype, reader), num_warps=tile.warps, num_stages=tile.stages, **tile.options,
+        **_constants(weight, x_MK.dtype, reader), num_warps=tile.warps, num_stages=tile.stages,
         **overlap.options,
     )  # fmt: skip
     return out
