@@ -35,7 +35,7 @@ OLDEST = (8, 0)
 
 FLOAT8, ROW_SCALES = (8, 9), (9, 0)
 """Compute capability from which matrices of float8 are multiplied, and torch's product takes a scale a row."""
-FLOAT8_LIBRARY_ROWS = 128
+FLOAT8_LIBRARY_ROWS = 32
 
 
 def _missing_software() -> str:

@@ -73,7 +73,7 @@ def round_rows(
 def _scaled_kernel(
     x, weight, x_scales, w_scales, bias, out, partial, arrived, num_rows, N, K, blocks_each, x_scale_stride,
     w_scale_stride, M: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, SPLIT: tl.constexpr, BLOCKED: tl.constexpr,
-    ROWS_PER: tl.constexpr, EVEN: tl.constexpr, BIASED: tl.constexpr, AHEAD: tl.constexpr, SUM: tl.constexpr,
+    ROWS_PER: tl.constexpr, SHARED: tl.constexpr, EVEN: tl.constexpr, BIASED: tl.constexpr, AHEAD: tl.constexpr, SUM: tl.constexpr,
     BEGIN: tl.constexpr, FETCH: tl.constexpr,
 ):  # fmt: skip
     """Program (rows of x, tile of BN output features, part of K)."""
@@ -88,6 +88,11 @@ def _scaled_kernel(
     rows_M = x + m.to(tl.int64) * K
     BEGIN()
     acc_NM = tl.zeros((BN, M), SUM)
+    # One scale serves a tile that lies within a block's rows.
+    w_scale_row = w_scales + (tile * BN // ROWS_PER if SHARED else n_inside // ROWS_PER) * w_scale_stride
+    x_scale_row = x_scales + tl.minimum(m, num_rows - 1).to(tl.int64) * x_scale_stride
+    if BLOCKED:
+        w_scale, x_scale_M = tl.load(w_scale_row + first), tl.load(x_scale_row + first)
     for block in range(first, past):
         inside_K = block * BK + k < K
         x_mask = m[:, None] < num_rows if EVEN else (m[:, None] < num_rows) & inside_K[None, :]
@@ -97,9 +102,11 @@ def _scaled_kernel(
         else:
             w_NK = tl.load(rows_N[:, None] + (block * BK + k)[None, :], mask=inside_K[None, :], other=0.0)
         if BLOCKED:
-            w_scale_N = tl.load(w_scales + (n_inside // ROWS_PER) * w_scale_stride + block)
-            x_scale_M = tl.load(x_scales + m.to(tl.int64) * x_scale_stride + block, mask=m < num_rows, other=0.0)
-            acc_NM += tl.dot(w_NK, tl.trans(x_MK)) * w_scale_N[:, None] * x_scale_M[None, :]
+            scale = w_scale * x_scale_M[None, :] if SHARED else w_scale[:, None] * x_scale_M[None, :]
+            # The next block's are on their way while this one is multiplied.
+            following = tl.minimum(block + 1, past - 1)
+            w_scale, x_scale_M = tl.load(w_scale_row + following), tl.load(x_scale_row + following)
+            acc_NM += tl.dot(w_NK, tl.trans(x_MK)) * scale
         else:
             acc_NM = tl.dot(w_NK, tl.trans(x_MK), acc_NM, out_dtype=SUM)
     acc_NM = acc_NM.to(tl.float32)
@@ -175,6 +182,7 @@ def scaled_linear(
         x_scales.stride(0) if x_scales.shape[0] > 1 or blocked else 0,
         weight.scales.stride(0) if weight.scales.shape[0] > 1 else 0,
         M=tile.rows, BN=tile.features, BK=columns, SPLIT=splits > 1, BLOCKED=blocked, ROWS_PER=weight.group_rows,
+        SHARED=weight.group_rows % tile.features == 0,
         EVEN=depth % columns == 0, BIASED=bias_N is not None, AHEAD=tile.ahead,
         SUM=tl.int32 if x_MK.dtype == torch.int8 else tl.float32, BEGIN=overlap.begin, FETCH=overlap.fetch,
         num_warps=tile.warps, num_stages=tile.stages, **overlap.options,

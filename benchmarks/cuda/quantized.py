@@ -16,6 +16,7 @@ import json
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -25,6 +26,7 @@ from mainspring.backends.cuda.codes import reader_of
 from mainspring.backends.cuda.overlap import overlap_of
 from mainspring.backends.torch_gpu.quantization import CodedWeights, Quantized, ScaledWeights
 from mainspring.backends.torch_gpu.tuning import Tuning
+from mainspring.backends.triton.scaled import ScaledTile, scaled_linear
 from mainspring.backends.triton.words import WordTile, word_linear
 from mainspring.core.backend import PackedLinear, WeightScheme
 from mainspring.core.ops.quantized import dequantize, quantize_weight
@@ -190,17 +192,25 @@ def tiles(rows: int, size: int, depth: int, processors: int) -> Iterator[WordTil
     strips, blocks = -(-size // 64), -(-depth // 128)
     padded = max(16, 1 << (rows - 1).bit_length())
     shapes = (
-        ((1, 4, 4), (1, 4, 6), (1, 4, 8), (2, 4, 4), (2, 8, 4), (2, 4, 6))
+        ((1, 4, 3), (1, 4, 4), (1, 4, 6), (1, 4, 8), (2, 4, 4), (2, 8, 4), (2, 8, 6))
         if rows <= 64 else ((1, 4, 4), (2, 8, 3), (2, 8, 4), (2, 4, 3))
     )  # fmt: skip
-    for number, warps, stages in shapes:
-        for each_processor in (1, 2, 3, 4, 6, 8) if rows <= 64 else (1, 2):
-            many = -(-rows // 128)
-            splits = max(1, each_processor * processors // (-(-strips // number) * many))
+    row_tiles = {padded} if rows <= 64 else {128, 256}
+    for (number, warps, stages), row_tile in product(shapes, row_tiles):
+        for each_processor in (1, 2, 3, 4, 6, 8) if rows <= 64 else (1, 2, 3):
+            splits = max(1, each_processor * processors // (-(-strips // number) * -(-rows // row_tile)))
             if blocks // splits >= 2:
                 for ahead in (4, 0) if rows <= 16 else (0,):
-                    for row_tile in {min(padded, 128), min(padded, 64)}:
-                        yield WordTile(number, row_tile, splits, warps, stages, ahead)
+                    yield WordTile(number, row_tile, splits, warps, stages, ahead)
+
+
+SCALED_TILES = tuple(
+    ScaledTile(*sizes)
+    for sizes in (
+        (128, 128, 128, 1, 8, 4), (128, 256, 128, 1, 8, 3), (256, 128, 128, 1, 8, 3), (128, 128, 128, 1, 4, 4),
+        (128, 256, 64, 1, 8, 4), (128, 256, 128, 1, 8, 4), (64, 256, 128, 1, 4, 4), (128, 64, 128, 1, 4, 4),
+    )
+)  # fmt: skip
 
 
 def compile_part(quantized: Quantized, part: int, parts: int) -> None:
@@ -227,7 +237,22 @@ def compile_part(quantized: Quantized, part: int, parts: int) -> None:
                     normal(rows, depth), words, None, tile, arrived=quantized.arrived(words.words.device),
                     overlap=tuning.overlap, reader=tuning.reader,
                 )  # fmt: skip
+    for scheme, tile in product((INT8_BOTH, FLOAT8_BOTH, FLOAT8_BLOCKS), SCALED_TILES):
+        if (number := number + 1) % parts == part:
+            try_scaled(quantized, scheme, tile)
     torch.cuda.synchronize()
+
+
+def try_scaled(quantized: Quantized, scheme: WeightScheme, tile: ScaledTile) -> float:
+    """Seconds of the product alone at 4096 rows of qkv."""
+    made = layer(quantized, scheme, *LAYERS["qkv"], most_copies=0).copies[0].data
+    x, scales = quantized.round(normal(4096, 4096), scheme)
+    return seconds(
+        lambda turn: scaled_linear(
+            x, scales, made.weight, None, tile, out_dtype=torch.bfloat16, arrived=quantized.arrived(x.device)
+        ),
+        4,
+    )
 
 
 def sweep(quantized: Quantized) -> None:
@@ -276,7 +301,7 @@ def main() -> None:
     quantized = Quantized(
         Tuning(
             card.multi_processor_count, overlap=overlap_of(capability), reader=reader_of(capability), float8=True,
-            float8_library_rows=128,
+            float8_library_rows=32,
         )
     )  # fmt: skip
     print(f"{card.name}, torch {torch.__version__}")
