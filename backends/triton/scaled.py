@@ -73,8 +73,8 @@ def round_rows(
 def _scaled_kernel(
     x, weight, x_scales, w_scales, bias, out, partial, arrived, num_rows, N, K, blocks_each, x_scale_stride,
     w_scale_stride, M: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, SPLIT: tl.constexpr, BLOCKED: tl.constexpr,
-    ROWS_PER: tl.constexpr, SHARED: tl.constexpr, EVEN: tl.constexpr, BIASED: tl.constexpr, AHEAD: tl.constexpr, SUM: tl.constexpr,
-    BEGIN: tl.constexpr, FETCH: tl.constexpr,
+    ROWS_PER: tl.constexpr, SHARED: tl.constexpr, EVEN: tl.constexpr, BIASED: tl.constexpr, AHEAD: tl.constexpr,
+    SUM: tl.constexpr, BEGIN: tl.constexpr, FETCH: tl.constexpr,
 ):  # fmt: skip
     """Program (rows of x, tile of BN output features, part of K)."""
     many, tile, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
