@@ -30,6 +30,8 @@ LIBRARY_ROWS = 512
 """From here on a dequantized copy and the library's product cost less than reading codes in every tile of rows."""
 LIBRARY_ALIGNMENT = 16
 """Features that torch's product of float8 takes multiples of."""
+LIBRARY_BLOCK = 128
+"""Rows and features of the blocks that it knows."""
 MOST_TILES = 1 << 16
 """Of one product."""
 
@@ -97,15 +99,10 @@ class ScaledWeights:
     input_scale: Tensor | None
 
     def product(self, x_TK: Tensor, bias_N: Tensor | None, on: Quantized) -> Tensor:
-        rounded_TK, scales = on.round(x_TK, self.scheme, self.input_scale)
         rows = on.tuning.float8_library_rows
         if rows is not None and len(x_TK) >= rows and self._fits_library(x_TK.dtype):
-            size = len(self.weight.weight)
-            scale_a = scales.expand(len(x_TK), 1).contiguous()
-            scale_b = self.weight.scales.expand(size, 1).t().contiguous()
-            return torch._scaled_mm(
-                rounded_TK, self.weight.weight.t(), scale_a, scale_b, bias_N, out_dtype=x_TK.dtype, use_fast_accum=True
-            )
+            return self._by_library(x_TK, bias_N, on)
+        rounded_TK, scales = on.round(x_TK, self.scheme, self.input_scale)
         tile = on.tuning.scaled(len(x_TK), self.weight, on.tuning.processors)
         return scaled_linear(
             rounded_TK, scales, self.weight, bias_N, tile, out_dtype=x_TK.dtype, arrived=on.arrived(x_TK.device),
@@ -114,9 +111,27 @@ class ScaledWeights:
 
     def _fits_library(self, dtype: torch.dtype) -> bool:
         weight = self.weight.weight
-        aligned = not any(size % LIBRARY_ALIGNMENT for size in weight.shape)
-        plain = self.weight.group_size is None and weight.dtype == torch.float8_e4m3fn
-        return aligned and plain and dtype == torch.bfloat16
+        unit = LIBRARY_ALIGNMENT if self.weight.group_size is None else LIBRARY_BLOCK
+        blocks = self.weight.group_size in (None, LIBRARY_BLOCK) and self.weight.group_rows in (1, LIBRARY_BLOCK)
+        whole = blocks and (self.weight.group_size is None) == (self.weight.group_rows == 1)
+        aligned = not any(size % unit for size in weight.shape)
+        return aligned and whole and weight.dtype == torch.float8_e4m3fn and dtype == torch.bfloat16
+
+    def _by_library(self, x_TK: Tensor, bias_N: Tensor | None, on: Quantized) -> Tensor:
+        """torch's product takes a scale a row on either side, or blocks' with those of x by columns."""
+        count, size = len(x_TK), len(self.weight.weight)
+        weight_KN = self.weight.weight.t()
+        if self.weight.group_size is None:
+            rounded_TK, scales = on.round(x_TK, self.scheme, self.input_scale)
+            scale_a, scale_b = scales.expand(count, 1).contiguous(), self.weight.scales.expand(size, 1).t().contiguous()
+            return torch._scaled_mm(
+                rounded_TK, weight_KN, scale_a, scale_b, bias_N, out_dtype=x_TK.dtype, use_fast_accum=True
+            )
+        padded_TK = F.pad(x_TK, (0, 0, 0, -count % LIBRARY_ALIGNMENT))
+        rounded_TK, scales = on.round(padded_TK, self.scheme)
+        by_columns, scale_b = scales.t().contiguous().t(), self.weight.scales.t()
+        out_TN = torch._scaled_mm(rounded_TK, weight_KN, by_columns, scale_b, out_dtype=x_TK.dtype)[:count]
+        return out_TN if bias_N is None else out_TN + bias_N
 
 
 @dataclass(frozen=True, slots=True)

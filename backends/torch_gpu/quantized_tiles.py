@@ -15,14 +15,18 @@ FEWEST = 16
 
 
 def word_tile(rows: int, weight: WordWeight, processors: int) -> WordTile:
-    """Of few rows four programs a processor, each with some blocks; of many rows, larger ones."""
+    """Of few rows, as many programs as hide each other's waiting; of more, larger ones."""
     strips = triton.cdiv(weight.size, ROWS)
     blocks = triton.cdiv(weight.depth, PLANES[weight.kind] * FEATURES)
     padded = max(FEWEST, triton.next_power_of_2(rows))
+    if rows <= FEWEST:
+        return WordTile(1, padded, max(1, min(blocks // 4, round(6 * processors / strips))), 4, 3)
     if rows <= FEW_ROWS:
-        splits = max(1, min(blocks // 4, 4 * processors // strips))
-        return WordTile(1, padded, splits, 4, 4, ahead=4)
+        wide = strips > 2 * processors
+        return WordTile(2 if wide else 1, padded, max(1, min(blocks // 4, 2 * processors // strips)), 4, 4)
     tiles = triton.cdiv(strips, 2) * triton.cdiv(rows, 128)
+    if tiles > 3 * processors:
+        return WordTile(2, min(padded, 256), 1, 8, 3)
     return WordTile(2, min(padded, 128), max(1, min(blocks // 8, processors // tiles)), 8, 3)
 
 

@@ -180,7 +180,8 @@ def _dequantize_kernel(
     BEGIN: tl.constexpr,
 ):  # fmt: skip
     """Program (block, strip): its weights in out's dtype, [N, K]."""
-    block, strip, DTYPE = tl.program_id(0), tl.program_id(1), out.dtype.element_ty
+    DTYPE: tl.constexpr = out.dtype.element_ty
+    block, strip = tl.program_id(0), tl.program_id(1)
     n, f, e = strip * 64 + tl.arange(0, 64), tl.arange(0, 32), tl.arange(0, _WORDS)
     group = block // BLOCKS_PER * (tl.num_programs(1) * 64) + n
     BEGIN()

@@ -15,12 +15,14 @@ import argparse
 import json
 import statistics
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from triton.runtime.errors import OutOfResources
 
 from mainspring.backends.cuda.codes import reader_of
 from mainspring.backends.cuda.overlap import overlap_of
@@ -233,13 +235,15 @@ def compile_part(quantized: Quantized, part: int, parts: int) -> None:
                 tile = replace(tile, splits=splits)
                 if tile in seen or seen.add(tile) or (number := number + 1) % parts != part:
                     continue
-                word_linear(
-                    normal(rows, depth), words, None, tile, arrived=quantized.arrived(words.words.device),
-                    overlap=tuning.overlap, reader=tuning.reader,
-                )  # fmt: skip
+                with suppress(OutOfResources):
+                    word_linear(
+                        normal(rows, depth), words, None, tile, arrived=quantized.arrived(words.words.device),
+                        overlap=tuning.overlap, reader=tuning.reader,
+                    )  # fmt: skip
     for scheme, tile in product((INT8_BOTH, FLOAT8_BOTH, FLOAT8_BLOCKS), SCALED_TILES):
         if (number := number + 1) % parts == part:
-            try_scaled(quantized, scheme, tile)
+            with suppress(OutOfResources):
+                try_scaled(quantized, scheme, tile)
     torch.cuda.synchronize()
 
 
@@ -271,7 +275,8 @@ def sweep(quantized: Quantized) -> None:
                         arrived=quantized.arrived(x.device), overlap=tuning.overlap, reader=tuning.reader,
                     )  # fmt: skip
 
-                results[number] = seconds(run, turns_of(rows, len(made.copies)))
+                with suppress(OutOfResources):
+                    results[number] = seconds(run, turns_of(rows, len(made.copies)))
             for number in sorted(results, key=lambda key: results[key])[:5]:
                 print(f"{name:8} {rows:4} {1e6 * results[number]:8.2f} us  {candidates[number]}", flush=True)
         del made
