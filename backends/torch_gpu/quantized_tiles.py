@@ -20,7 +20,7 @@ def word_tile(rows: int, weight: WordWeight, processors: int) -> WordTile:
     blocks = triton.cdiv(weight.depth, PLANES[weight.kind] * FEATURES)
     padded = max(FEWEST, triton.next_power_of_2(rows))
     if rows <= FEWEST:
-        return WordTile(1, padded, max(1, min(blocks // 4, round(6 * processors / strips))), 4, 3)
+        return WordTile(1, padded, max(1, min(blocks // 4, round(6 * processors / strips))), 4, 4)
     if rows <= FEW_ROWS:
         wide = strips > 2 * processors
         return WordTile(2 if wide else 1, padded, max(1, min(blocks // 4, 2 * processors // strips)), 4, 4)

@@ -14,7 +14,7 @@ from mainspring.backends.triton.words import FEATURES, ROWS, WORDS
 
 STRIPS_AT_ONCE = 32
 SMALLEST_NORMAL = torch.finfo(torch.float16).smallest_normal
-WORD_TYPES = {1: torch.int16, 2: torch.int32, 4: torch.int64}
+WORD_TYPES = {2: torch.int32, 4: torch.int64}
 
 
 def takes_groups(kind: Kind, group_size: int) -> bool:
@@ -53,9 +53,11 @@ def short_type(scales: Tensor, zeros: Tensor | None) -> torch.dtype:
 
 
 def pack_shorts(numbers_NG: Tensor, short: torch.dtype, kind: Kind, group_size: int) -> Tensor:
-    """A number a group as `words.py` loads them: [blocks, N, S] of 16 bits, S of them as one integer, [blocks, N]."""
+    """A number a group as `words.py` loads them: S of 16 bits as one integer of 32 at least, [blocks, N]."""
     per_block = max(1, PLANES[kind] * FEATURES // group_size)
     size, groups = numbers_NG.shape
     padded = F.pad(numbers_NG.float(), (0, -groups % per_block, 0, -size % ROWS)).to(short)
     blocks = padded.view(len(padded), -1, per_block).transpose(0, 1).contiguous()
+    if per_block == 1:
+        return blocks.view(torch.int16).squeeze(-1).to(torch.int32)
     return blocks.view(WORD_TYPES[per_block]).squeeze(-1)

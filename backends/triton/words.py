@@ -11,7 +11,8 @@ B = 32 P of them, and 2048 words of 64 rows: feature 32 p + f and row n of a blo
 warp, lane (8 x 4), and its 8 halfwords, as in PTX ISA, "Register Fragments for wgmma.mma_async.m64nNk16".
 
 Scales are 16-bit numbers in [B's, N, S]: S to a block where groups are smaller than blocks, read in one word; else one
-serves several blocks. With one scale an output feature they are applied to the sums instead, in float32.
+serves several blocks. Words have 32 bits at least, which is what comes while others are multiplied: a scale that is
+waited for costs more than the two bytes. With one scale an output feature they are applied to the sums instead, in float32.
 
 Legend: M rows of x, N output features, K input features, F features of a plane (32).
 """
@@ -139,20 +140,14 @@ def _words_kernel(
     n_scale = tl.minimum(n, strips * 64 - 1)
     width = strips * 64
     BEGIN()
-    scale_N = tl.load(scales + (first // BLOCKS_PER) * width + n_scale) if PER_BLOCK else 0
-    zero_N = tl.load(zeros + (first // BLOCKS_PER) * width + n_scale) if ZEROS != "none" else 0
     acc_NM = tl.zeros((BN, M), tl.float32)
     for block in range(first, past):
         words_E = tl.load(mine + block * _WORDS)
-        scale_here_N, zero_here_N = scale_N, zero_N
-        # The next block's are on their way while this one is multiplied.
-        following = tl.minimum(block + 1, past - 1) // BLOCKS_PER * width
-        if PER_BLOCK:
-            scale_N = tl.load(scales + following + n_scale)
-        if ZEROS != "none":
-            zero_N = tl.load(zeros + following + n_scale)
+        group = block // BLOCKS_PER * width
+        scale_N = tl.load(scales + group + n_scale) if PER_BLOCK else 0
+        zero_N = tl.load(zeros + group + n_scale) if ZEROS != "none" else 0
         w_NK = _block(
-            words_E, table, scale_here_N, zero_here_N, STRIPS, KIND, DTYPE, PER_BLOCK, SHORT, BIAS, OFFSET, ZEROS,
+            words_E, table, scale_N, zero_N, STRIPS, KIND, DTYPE, PER_BLOCK, SHORT, BIAS, OFFSET, ZEROS,
             READ, SUBTRACT, MULTIPLY, MULTIPLY_ADD,
         )  # fmt: skip
         here = block * BLOCK + k
@@ -210,7 +205,7 @@ class WordWeight:
     words: Tensor
     """[ceil(N / 64), ceil(K / B), 2048] int16"""
     scales: Tensor
-    """[blocks, N, S] of 16 bits, seen as integers of 16 S bits; or float32 [N]. N is padded to a multiple of 64."""
+    """[blocks, N] integers of 16 S bits, 32 at least; or float32 [N]. N is padded to a multiple of 64."""
     group_size: int | None
     """None: a scale an output feature."""
     short: torch.dtype = torch.float16
