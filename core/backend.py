@@ -59,6 +59,11 @@ class Unavailable:
 AttentionFeature = Literal["sliding_window", "softcap", "sinks", "alibi", "mla", "encoder"]
 
 
+GGUFPacking = Literal["q4_0", "q4_1", "q8_0", "q4_k", "q5_k", "q6_k"]
+GGUF_PACKINGS: tuple[GGUFPacking, ...] = ("q4_0", "q4_1", "q8_0", "q4_k", "q5_k", "q6_k")
+"""ggml's block layouts that weights may be kept in."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightScheme:
     """How a linear layer's weight is stored and what its activations become: a closed record, never a method name.
@@ -66,20 +71,7 @@ class WeightScheme:
     GPTQ, AWQ, Marlin, EETQ, bitsandbytes, FP8, compressed-tensors and GGUF are *readers* in the core that produce it.
     """
 
-    weight: Literal[
-        "float32",
-        "float16",
-        "bfloat16",
-        "int8",
-        "int6",
-        "int5",
-        "int4",
-        "float8_e4m3fn",
-        "nf4",
-        "fp4",
-        "mxfp4",
-        "nvfp4",
-    ]
+    weight: Literal["float32", "float16", "bfloat16", "int8", "int4", "float8_e4m3fn", "nf4", "fp4", "mxfp4", "nvfp4"]
     bits: int
     group_size: int | None = None
     """Input features that share a scale; None: one scale an output channel; 0: one a tensor."""
@@ -91,14 +83,14 @@ class WeightScheme:
     activation: Literal["float32", "float16", "bfloat16", "int8", "float8_e4m3fn"] | None = None
     """None leaves activations in the compute dtype."""
     activation_granularity: Literal["tensor", "token", "block"] | None = None
-    packing: Literal["plain", "q4_0", "q4_1", "q8_0", "q4_k", "q5_k", "q6_k"] = "plain"
-    """`plain` is one element a value; the others are ggml's blocks as they lie in the file, in raw bytes. The backend
-    repacks at load as it likes. Which tensors there are is the page of `core/ops/quantized.py`."""
+    packing: Literal["plain"] | GGUFPacking = "plain"
+    """`plain` is one element a value; the backend packs at load as it likes. GGUF's blocks come as raw rows of bytes,
+    `weight` [N, row bytes] uint8, see `core.ops.gguf_blocks`; `bits`, 5 and 6 too, are a code's."""
 
     def __str__(self) -> str:
         """In words, e.g. `int4 in groups of 32, asymmetric`."""
-        if self.packing != "plain":
-            return self.packing
+        if self.packing in GGUF_PACKINGS:
+            return f"{self.packing} blocks" + (f", {self.activation} activations" if self.activation else "")
         group = f" in groups of {self.group_size}" if self.group_size else ""
         if self.group_rows > 1:
             group = f" in blocks of {self.group_rows} x {self.group_size}"
@@ -433,6 +425,14 @@ class Device(ABC):
         import torch
 
         return torch.nn.functional.linear(x, packed.data, packed.bias)
+
+    def reads_rows(self, scheme: WeightScheme) -> bool:
+        """Whether `rows` takes what `pack` made under this scheme: then tables of embeddings stay quantized, too."""
+        return False
+
+    def rows(self, index: torch.Tensor, packed: PackedLinear, dtype: torch.dtype) -> torch.Tensor:
+        """Rows index[T] of a packed weight as numbers: [T, K] in `dtype`. Called only where `reads_rows` said so."""
+        raise NotImplementedError(f"{type(self).__name__} reads no rows of packed weights")
 
     def quantize_activation(self, x: torch.Tensor, scheme: WeightScheme) -> tuple[torch.Tensor, torch.Tensor]:
         """x[T, K] in the scheme's activation dtype, and its scales."""

@@ -8,35 +8,30 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import torch
 from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, get_tensor_name_map
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from mainspring.core.backend import WeightScheme
 from mainspring.core.config import ModelConfig
+from mainspring.core.entry import Entry
 from mainspring.core.errors import ModelError
 from mainspring.core.gguf_file import GGUFFile
-from mainspring.core.layers.weights import WHOLE, Cut, Shape
+from mainspring.core.gguf_layouts import LAYOUTS, exact_scheme, packing_of, rounding_scheme
+from mainspring.core.layers.stored import cut_stored
+from mainspring.core.layers.weights import WHOLE, Cut
 from mainspring.core.models.causal import Convention
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One tensor of a checkpoint."""
-
-    stored: str
-    """Its name there."""
-    shape: Shape
-    """As the model will see it."""
-    num_bytes: int
-    """On disk, for progress; a rough figure where the format does not say."""
+from mainspring.core.ops.quantized import dequantize
+from mainspring.core.prequantized.layout import schemes_of
+from mainspring.core.prequantized.modules import QuantizedModules
 
 
 class Checkpoint(ABC):
@@ -51,18 +46,38 @@ class Checkpoint(ABC):
     def read(self, name: str, cut: Cut = WHOLE) -> Tensor:
         """A tensor by the model's name, or a part of it: on the host, of any floating dtype; shaped as its entry."""
 
+    def schemes(self, name: str, cut: Cut = WHOLE) -> Sequence[WeightScheme]:
+        """Schemes under which `read_stored` gives this tensor or this part of it, preferred first; none for one that
+        is not quantized, or cannot be cut there.
+        """
+        return ()
+
+    def read_stored(self, name: str, cut: Cut = WHOLE) -> dict[str, Tensor]:
+        """A quantized tensor in the neutral form of its `schemes`, on the host."""
+        raise ModelError(f"{name} in {self.source} is not quantized")
+
 
 class Safetensors(Checkpoint):
     """A directory with `model.safetensors`, or with the shards that `model.safetensors.index.json` names."""
 
-    def __init__(self, directory: Path, convention: Convention) -> None:
+    def __init__(self, directory: Path, convention: Convention, quantization: Mapping[str, Any] | None = None) -> None:
         super().__init__(directory)
         self._convention = convention
         self._files: dict[str, Any] = {}
         for file in _shards(directory):
             self._open(file)
+        self._modules = QuantizedModules(self.entries, self._files, quantization or {}, str(directory))
+
+    def schemes(self, name: str, cut: Cut = WHOLE) -> Sequence[WeightScheme]:
+        return schemes_of(self._modules.read(name).scheme) if name in self._modules else ()
+
+    def read_stored(self, name: str, cut: Cut = WHOLE) -> dict[str, Tensor]:
+        return dict(cut_stored(self._modules.read(name), cut, name).tensors)
 
     def read(self, name: str, cut: Cut = WHOLE) -> Tensor:
+        if name in self._modules:
+            whole = self._modules.read(name)
+            return cut.of(dequantize(whole.scheme, whole.tensors))
         file, stored = self._files[name], self.entries[name].stored
         # Of a part, only that part is read.
         part = file.get_tensor(stored) if cut is WHOLE else file.get_slice(stored)
@@ -72,6 +87,17 @@ class Safetensors(Checkpoint):
             # In float32, so that there is one rounding only: to the compute dtype.
             tensor = tensor.float() + 1
         return tensor
+
+    def raw(self, name: str) -> Tensor:
+        """A tensor as it is in the file."""
+        tensor: Tensor = self._files[name].get_tensor(self.entries[name].stored)
+        return tensor
+
+    def unread(self, name: str, tensor: Tensor) -> Tensor:
+        """A tensor as the model has it, as the file would: what `read` did, the other way."""
+        if re.search(self._convention.plus_one, name):
+            tensor = tensor.float() - 1
+        return tensor.t() if re.search(self._convention.transposed, name) else tensor
 
     def _open(self, file: Path) -> None:
         try:
@@ -90,7 +116,7 @@ class Safetensors(Checkpoint):
 
 
 class GGUF(Checkpoint):
-    """A `.gguf` file; its tensors are dequantized as they are read.
+    """A `.gguf` file; `read` dequantizes, `read_stored` gives blocks as they are.
 
     Names go through the table of the `gguf` package, from those that the model wants. Values are as llama.cpp's
     converter left them: 1 is added to Gemma's norms and GPT-2's weights are [out, in] already, but the rows of q and k
@@ -113,6 +139,28 @@ class GGUF(Checkpoint):
             return cut.of(self._unrotated(entry, torch.from_numpy(self._file.read(entry.stored))))
         tensor = self._unrotated(entry, torch.from_numpy(self._file.read(entry.stored, cut.rows)))
         return Cut(columns=cut.columns).of(tensor)
+
+    def schemes(self, name: str, cut: Cut = WHOLE) -> Sequence[WeightScheme]:
+        entry = self.entries[name]
+        packing = packing_of(self._file.tensors[entry.stored].kind.name)
+        if packing is None or len(entry.shape) != 2:
+            return ()
+        if cut.columns is not None and any(column % LAYOUTS[packing].inputs for column in cut.columns):
+            return ()
+        return rounding_scheme(packing), exact_scheme(packing)
+
+    def read_stored(self, name: str, cut: Cut = WHOLE) -> dict[str, Tensor]:
+        entry = self.entries[name]
+        packing = packing_of(self._file.tensors[entry.stored].kind.name)
+        if packing is None:
+            return super().read_stored(name, cut)
+        rows = np.require(self._file.rows(entry.stored, cut.rows), requirements=["C", "W"])
+        weight = self._unrotated(entry, torch.from_numpy(rows))
+        if cut.columns is not None:
+            layout = LAYOUTS[packing]
+            first, past = (column // layout.inputs * layout.num_bytes for column in cut.columns)
+            weight = weight[:, first:past].contiguous()
+        return {"weight": weight}
 
     def _unrotated(self, entry: Entry, tensor: Tensor) -> Tensor:
         """In the order of our rope; the tensor has all of its rows, or those of some heads."""

@@ -6,7 +6,7 @@ Components take the fields they need, not these objects.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -72,6 +72,8 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     dtype: Dtype = "float32"
     """Of the checkpoint."""
     eos_token_ids: tuple[int, ...] = ()
+    quantization: dict[str, Any] = {}
+    """The checkpoint's `quantization_config`; empty when it has none. `core/prequantized` reads it."""
 
     def window(self, layer: int) -> int | None:
         """Sliding window of a layer, in tokens; None for full attention."""

@@ -1,4 +1,4 @@
-"""GGUF files: their metadata and one tensor at a time as float32, by the `gguf` package's types and dequantization."""
+"""GGUF files: their metadata and one tensor at a time, as it is stored or as float32 by the `gguf` package."""
 
 from __future__ import annotations
 
@@ -51,18 +51,24 @@ class GGUFFile:
             raise ModelError(f"{path} has {data.size} bytes of {max(ends)}; it was cut off, fetch it again")
         return cls(path, metadata, tensors, data)
 
+    def rows(self, name: str, spans: Sequence[tuple[int, int]] = ()) -> NDArray[np.uint8]:
+        """A tensor's bytes as they are stored, [..., bytes of a row]; only `spans` of rows where there are any.
+
+        The whole is a view of the mapped file.
+        """
+        tensor = self.tensors[name]
+        stored = self.data[tensor.offset : tensor.offset + tensor.num_bytes]
+        rows = np.asarray(stored).reshape(*tensor.shape[:-1], -1)
+        return np.concatenate([rows[first:past] for first, past in spans]) if spans else rows
+
     def read(self, name: str, spans: Sequence[tuple[int, int]] = ()) -> NDArray[np.float32]:
         """A tensor's values, dequantized; only `spans` of a matrix's rows where there are any.
 
         Raises `ModelError` for a quantization type that cannot be.
         """
         tensor = self.tensors[name]
-        stored = self.data[tensor.offset : tensor.offset + tensor.num_bytes]
-        rows = np.asarray(stored).reshape(*tensor.shape[:-1], -1)
-        if spans:
-            rows = np.concatenate([rows[first:past] for first, past in spans])
         try:
-            values = dequantize(rows, tensor.kind)
+            values = dequantize(self.rows(name, spans), tensor.kind)
         except NotImplementedError:
             raise ModelError(
                 f"{name} in {self.path} is stored as {tensor.kind.name}, which cannot be dequantized; "

@@ -25,7 +25,7 @@ from mainspring.core.backend import (
 from mainspring.core.config import Dtype, EngineConfig, KVDtype, ModelConfig
 from mainspring.core.errors import StartupError, unknown
 from mainspring.core.parallel.shard import obstacles, part_of, worlds
-from mainspring.core.quantization import SCHEMES
+from mainspring.core.quantization import NO_QUANTIZATION, SCHEMES, stored_scheme
 
 MARGIN = 0.02
 """Share of a device's memory that is never planned with."""
@@ -97,7 +97,7 @@ def make_plan(config: EngineConfig, model: ModelConfig, backend: Backend, device
 def draft(config: EngineConfig, model: ModelConfig, capabilities: Capabilities, device: DeviceInfo) -> Plan:
     """The plan whether or not it can work: unmet requirements are in it."""
     dtype, dtype_note = _compute_dtype(config, model, capabilities)
-    scheme, unknown_scheme = _weight_scheme(config, dtype)
+    scheme, unknown_scheme, scheme_note = _weight_scheme(config, model, dtype, capabilities)
     world = config.num_shard or 1
     held = part_of(model, world)
     sharers = world if capabilities.ranks_share_device else 1
@@ -130,7 +130,7 @@ def draft(config: EngineConfig, model: ModelConfig, capabilities: Capabilities, 
         workspace_bytes=workspace,
         sharers=sharers,
         requirements=tuple(needs),
-        notes=tuple(note for note in (dtype_note, length_note) if note),
+        notes=tuple(note for note in (dtype_note, scheme_note, length_note) if note),
     )
 
 
@@ -191,14 +191,19 @@ def _compute_dtype(config: EngineConfig, model: ModelConfig, capabilities: Capab
     return preferred, note
 
 
-def _weight_scheme(config: EngineConfig, dtype: Dtype) -> tuple[WeightScheme, list[Requirement]]:
-    """How linear layers are stored; what is wrong with the name, if it names no scheme."""
+def _weight_scheme(
+    config: EngineConfig, model: ModelConfig, dtype: Dtype, capabilities: Capabilities
+) -> tuple[WeightScheme, list[Requirement], str]:
+    """How linear layers are stored; what is wrong with the name, if it names no scheme; a note."""
     if config.quantize is None:
-        return unquantized(dtype), []
+        scheme, note = stored_scheme(model, capabilities, unquantized(dtype))
+        return scheme, [], note
+    if config.quantize == NO_QUANTIZATION:
+        return unquantized(dtype), [], ""
     if config.quantize not in SCHEMES:
         remedy = unknown("quantization", config.quantize, SCHEMES)
-        return unquantized(dtype), [Requirement("weights", config.quantize, ", ".join(SCHEMES), remedy)]
-    return SCHEMES[config.quantize], []
+        return unquantized(dtype), [Requirement("weights", config.quantize, ", ".join(SCHEMES), remedy)], ""
+    return SCHEMES[config.quantize], [], ""
 
 
 def _kv_dtype(config: EngineConfig, dtype: Dtype, capabilities: Capabilities) -> KVDtype:

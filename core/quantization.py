@@ -1,7 +1,12 @@
-"""Quantizing weights while they load: what `--quantize` takes, and whether a device can run a model that way.
+"""What `--quantize` takes, how a quantized checkpoint is served, and whether a device can run a model that way.
 
 Rounding to nearest is `core/ops/quantized.py`; formats of checkpoints that are already quantized are readers of
-`core/weights.py`. All of them end in a `WeightScheme`, which is the only thing a backend sees.
+`core/prequantized`. All of them end in a `WeightScheme`, which is the only thing a backend sees.
+
+A checkpoint's scheme that the device has no kernel for is de-quantised while it loads, with a note in
+`mainspring check` and in the log, instead of being refused: who has the checkpoint wants it served, values are the
+same, and where the memory that this takes is not there, the plan says so before a byte is read. `--quantize` with a
+scheme is an order, though: it is refused where the device cannot follow it.
 """
 
 from __future__ import annotations
@@ -10,8 +15,11 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from mainspring.core.architectures import linear_shapes
-from mainspring.core.backend import Device, WeightScheme, unquantized
+from mainspring.core.backend import Capabilities, Device, WeightScheme, unquantized
 from mainspring.core.config import ModelConfig
+from mainspring.core.errors import ModelError
+from mainspring.core.prequantized.layout import schemes_of
+from mainspring.core.prequantized.recognize import RETIRED, recognize
 
 SCHEMES: Mapping[str, WeightScheme] = MappingProxyType(
     {
@@ -21,6 +29,9 @@ SCHEMES: Mapping[str, WeightScheme] = MappingProxyType(
         "int4-dynamic": WeightScheme(
             weight="int4", bits=4, group_size=32, symmetric=False, activation="int8", activation_granularity="token"
         ),
+        "fp8": WeightScheme(weight="float8_e4m3fn", bits=8, activation="float8_e4m3fn", activation_granularity="token"),
+        "nf4": WeightScheme(weight="nf4", bits=4, group_size=64),
+        "fp4": WeightScheme(weight="fp4", bits=4, group_size=64),
     }
 )
 """By the name that `--quantize` takes. Activations stay in the compute dtype, but for the `-dynamic` ones, which round
@@ -28,6 +39,63 @@ them too, with a scale a token, and multiply integers: faster where the machine 
 
 Embeddings, norms and biases keep the compute dtype: together they are small. The output head is `head_scheme`'s.
 """
+
+TGI_NAMES: Mapping[str, str] = MappingProxyType(
+    {"eetq": "int8", "bitsandbytes": "int8", "bitsandbytes-nf4": "nf4", "bitsandbytes-fp4": "fp4"}
+)
+"""Methods that TGI applied while it loaded, by the schemes that they come to."""
+
+CHECKPOINTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "gptq": ("gptq",),
+        "marlin": ("gptq",),
+        "awq": ("awq",),
+        "compressed-tensors": ("compressed-tensors",),
+        "bitsandbytes": ("bitsandbytes",),
+        "bitsandbytes-nf4": ("bitsandbytes",),
+        "bitsandbytes-fp4": ("bitsandbytes",),
+        "fp8": ("fp8", "fbgemm_fp8", "compressed-tensors"),
+        "exl2": (),
+    }
+)
+"""Methods that TGI's `--quantize` names where the checkpoint is quantized already: the `quant_method`s that fit."""
+
+NO_QUANTIZATION = "none"
+"""What `--quantize` takes beside them: all weights become numbers, those that the checkpoint has quantized, too."""
+
+
+def resolve_name(name: str | None, model: ModelConfig) -> str | None:
+    """The scheme that weights are rounded to while they load, None where they stay as they are, for what `--quantize`
+    said. TGI wants a quantized checkpoint's method named; here its config is enough, and a name that fits is no more
+    than that. Raises `ModelError` for a method that the checkpoint is not quantized by.
+    """
+    method = str(model.quantization.get("quant_method", ""))
+    if name is None or (method and method in CHECKPOINTS.get(name, ())):
+        return None
+    scheme = TGI_NAMES.get(name, name)
+    if scheme in SCHEMES or name not in CHECKPOINTS:
+        return scheme
+    found = f"is quantized by {method!r}" if method else "is not quantized"
+    if name in RETIRED:
+        raise ModelError(f"--quantize {name}: {RETIRED[name]}")
+    raise ModelError(
+        f"--quantize {name} reads a checkpoint of that format, and this one {found}; leave the flag out to serve it as "
+        f"it is, name a scheme ({', '.join(SCHEMES)}) to round it while it loads, or make one with `mainspring quantize`"
+    )
+
+
+def stored_scheme(model: ModelConfig, capabilities: Capabilities, plain: WeightScheme) -> tuple[WeightScheme, str]:
+    """How most of a checkpoint's linear layers will lie in memory, and a note where that is not as they are stored."""
+    if not model.quantization:
+        return plain, ""
+    schemes = schemes_of(recognize(model.quantization, "config.json").scheme)
+    for scheme in schemes:
+        if scheme in capabilities.weight_schemes:
+            return scheme, ""
+    return plain, (
+        f"weights stored as {schemes[-1]} are de-quantised to {plain} while they load: this backend has kernels for "
+        f"{'; '.join(map(str, capabilities.weight_schemes)) or 'unquantized weights only'}"
+    )
 
 
 def head_scheme(scheme: WeightScheme, plain: WeightScheme) -> WeightScheme:

@@ -15,6 +15,7 @@ from mainspring.core.backend import DeviceInfo, Unavailable
 from mainspring.core.config import EngineConfig, ModelConfig
 from mainspring.core.errors import BackendError, StartupError
 from mainspring.core.plugins import Choice, Plugins, load_plugins
+from mainspring.core.quantization import resolve_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,7 @@ def settle(config: EngineConfig) -> Setting:
     model, choice = None, None
     try:
         model = read_model_config(Path(config.model), plugins.models())
+        config = msgspec.structs.replace(config, quantize=resolve_name(config.quantize, model))
     except StartupError as error:
         reasons += error.reasons
     try:

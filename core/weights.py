@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -18,6 +19,7 @@ from mainspring.core.backend import Device, ProgressCallback, WeightScheme, unqu
 from mainspring.core.checkpoints import GGUF, Checkpoint, Safetensors
 from mainspring.core.config import Dtype, ModelConfig
 from mainspring.core.errors import ModelError
+from mainspring.core.keeping import Keeping
 from mainspring.core.layers.weights import WHOLE, Cut, Packing, Shape, WeightLayer
 from mainspring.core.models.causal import CausalLM
 from mainspring.core.quantization import head_scheme
@@ -38,21 +40,30 @@ def load_weights(
     dtype: torch.dtype,
     scheme: WeightScheme | None,
     progress: ProgressCallback,
+    *,
+    keeps_quantized: bool = True,
 ) -> None:
     """Fills a built model from a directory of safetensors or a `.gguf` file.
 
-    `scheme` None packs every linear layer as `unquantized(dtype)`; the head is `head_scheme`'s. `progress` is called
+    `scheme` None packs linear layers as the checkpoint stores them where the device takes that, unless not
+    `keeps_quantized`, and else as `unquantized(dtype)`; the head of a scheme is `head_scheme`'s. `progress` is called
     with ("weights", done bytes, total bytes) after each layer. Raises `ModelError` that names all missing, surplus and
     misshaped tensors at once.
     """
     layers = weight_layers(model)
     wanted = {name: shape for at, layer in layers.items() for name, shape in layer.sources(at).items()}
-    checkpoint = GGUF(path, config, wanted) if path.suffix == ".gguf" else Safetensors(path, model.convention)
+    checkpoint = (
+        GGUF(path, config, wanted)
+        if path.suffix == ".gguf"
+        else Safetensors(path, model.convention, config.quantization)
+    )
     if config.tied_embeddings:
         # Some checkpoints hold the head a second time.
         checkpoint.entries.pop("lm_head.weight", None)
     _check(checkpoint, wanted)
     packing = _packing(device, dtype, scheme)
+    if scheme is None and keeps_quantized:
+        packing = replace(packing, stored=Keeping(checkpoint, device))
     done, total = 0, sum(entry.num_bytes for entry in checkpoint.entries.values())
     for at, layer in layers.items():
         layer.fill(at, checkpoint.read, packing)

@@ -139,6 +139,31 @@ def check(model: str, **flags: Any) -> None:
     _run_module("mainspring.core.commands", "check", msgspec.json.encode(config).decode())
 
 
+@main.command()
+@click.argument("model")
+@click.argument("out", type=click.Path())
+@click.option("--method", type=click.Choice(["gptq", "awq", "rtn", "fp8"]), default="gptq", show_default=True)
+@click.option(
+    "--format", "layout", type=click.Choice(["compressed-tensors", "gptq"]), default="compressed-tensors",
+    show_default=True,
+)  # fmt: skip
+@click.option("--bits", type=click.Choice(["4", "8"]), default="4", show_default=True)
+@click.option("--group-size", type=int, default=128, show_default=True, help="-1: one scale an output channel.")
+@click.option("--symmetric/--asymmetric", default=True, show_default=True)
+@click.option("--calibration", metavar="FILE", help="A text like what the model will read, for gptq and awq.")
+@click.option("--samples", type=POSITIVE, default=128, show_default=True, help="Pieces of the text at most.")
+@click.option("--length", type=POSITIVE, default=512, show_default=True, help="Tokens of each.")
+@click.option("--revision", default=None, help="Of a model on the hub.")
+def quantize(model: str, out: str, revision: str | None, bits: str, **options: Any) -> None:
+    """Write MODEL's weights in fewer bits to the directory OUT, a block of layers at a time."""
+    import msgspec
+
+    with startup_errors():
+        path = str(_source(model, revision).path)
+    request = {"model": path, "out": out, "bits": int(bits), **options}
+    _run_module("mainspring.core.quantizing.command", msgspec.json.encode(request).decode())
+
+
 @main.command(context_settings=_PASS_ON)
 @click.argument("backend")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)

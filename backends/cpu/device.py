@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 from mainspring.backends.cpu.host import Host
-from mainspring.backends.cpu.schemes import INT4_DYNAMIC, INT8_DYNAMIC, schemes, verdict
+from mainspring.backends.cpu.schemes import INT4_DYNAMIC, INT8_DYNAMIC, block_schemes, schemes, verdict
 from mainspring.core.backend import (
     AttentionMetadata,
     Backend,
@@ -67,7 +67,7 @@ class CpuBackend(Backend):
         return Capabilities(
             compute_dtypes=("float32", "bfloat16"),
             kv_dtypes=("float32", "bfloat16", "float16"),
-            weight_schemes=schemes(self._host.multiplies_integers()),
+            weight_schemes=(*schemes(self._host.multiplies_integers()), *block_schemes()),
             block_sizes=(32, 16, 64, 128),
             attention=frozenset({"sliding_window", "softcap", "sinks"}),
             collectives="gloo",
@@ -172,12 +172,19 @@ class CpuDevice(Device):
         """Unquantized always; declared schemes where the shape suits their kernel."""
         if scheme in schemes(self._host.multiplies_integers()):
             return verdict(scheme, in_features, out_features)
+        if scheme in block_schemes():
+            return Verdict(self._kernels is not None, "GGUF's blocks need the compiled kernels")
         if scheme in (INT8_DYNAMIC, INT4_DYNAMIC):
             return Verdict(False, "int8 activations need a processor with VNNI")
         return super().supports(scheme, in_features, out_features)
 
     def pack(self, scheme: WeightScheme, tensors: Mapping[str, torch.Tensor]) -> PackedLinear:
         """oneDNN's layout for floating point, a kernel's own for quantized schemes."""
+        if scheme in block_schemes() and self._kernels is not None:
+            from mainspring.backends.cpu.native.blocks import pack_blocks
+
+            blocks = pack_blocks(scheme, tensors["weight"], self._kernels)
+            return PackedLinear(scheme, blocks.in_features, blocks.out_features, blocks, tensors.get("bias"))
         out_features, in_features = tensors["weight"].shape
         return PackedLinear(scheme, in_features, out_features, self._packed(scheme, tensors), tensors.get("bias"))
 
@@ -199,6 +206,14 @@ class CpuDevice(Device):
     def quantized_linear(self, x: torch.Tensor, packed: PackedLinear) -> torch.Tensor:
         """x[T, K] times the packed weight, plus its bias: [T, N]."""
         return cast("torch.Tensor", packed.data.product(x, packed.bias))
+
+    def reads_rows(self, scheme: WeightScheme) -> bool:
+        """Of GGUF's blocks."""
+        return scheme in block_schemes()
+
+    def rows(self, index: torch.Tensor, packed: PackedLinear, dtype: torch.dtype) -> torch.Tensor:
+        """Rows index[T] of a table in blocks, as numbers."""
+        return cast("torch.Tensor", packed.data.rows(index, dtype))
 
     def quantize_activation(self, x: torch.Tensor, scheme: WeightScheme) -> tuple[torch.Tensor, torch.Tensor]:
         """int8 and a scale a token, by the reference."""

@@ -6,6 +6,7 @@ The kernels themselves are `quantization.py`; the limits here are theirs, some o
 from __future__ import annotations
 
 from mainspring.core.backend import Verdict, WeightScheme
+from mainspring.core.gguf_layouts import LAYOUTS, rounding_scheme
 
 INT8_DYNAMIC = WeightScheme(weight="int8", bits=8, activation="int8", activation_granularity="token")
 INT8 = WeightScheme(weight="int8", bits=8)
@@ -24,6 +25,11 @@ def schemes(integer_products: bool) -> tuple[WeightScheme, ...]:
         for symmetric in (False, True)
     )
     return (*((INT8_DYNAMIC, INT4_DYNAMIC) if integer_products else ()), INT8, *int4)
+
+
+def block_schemes() -> tuple[WeightScheme, ...]:
+    """GGUF's blocks with activations rounded as ggml does, which the compiled kernels alone multiply."""
+    return tuple(map(rounding_scheme, LAYOUTS))
 
 
 def verdict(scheme: WeightScheme, in_features: int, out_features: int) -> Verdict:

@@ -113,7 +113,7 @@ def cases(output_tokens: int, vocab_size: int) -> list[Case]:
 
     mixed = [draws.choice((16, 64, 128, 256)) for _ in range(16)]
     return [
-        *(Case(f"decode, {count} at once", prompts(*[32] * count), output_tokens) for count in (1, 8, 32)),
+        *(Case(f"decode, {count} at once", prompts(*[32] * count), output_tokens) for count in (1, 8, 16, 32)),
         Case("16 of mixed lengths", prompts(*mixed), output_tokens),
         Case("prefill of 512", prompts(512), 1),
     ]

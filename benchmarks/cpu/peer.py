@@ -163,6 +163,7 @@ PEERS: Mapping[str, tuple[str, Callable[[Settings], Generate]]] = {
     "mainspring": ("mainspring", load_mainspring),
     "mainspring int8": ("mainspring", lambda settings: load_mainspring(settings, "int8-dynamic")),
     "mainspring int4": ("mainspring", lambda settings: load_mainspring(settings, "int4-dynamic")),
+    "mainspring gguf": ("mainspring", lambda settings: load_mainspring(settings | {"model": settings["gguf"]})),
     "transformers": ("transformers", load_transformers),
     "transformers batch": ("transformers", load_transformers_batch),
     "llama.cpp": ("llama-cpp-python", load_llama_cpp),

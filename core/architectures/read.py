@@ -14,6 +14,7 @@ from mainspring.core.architectures.table import NO_PLUGINS, find
 from mainspring.core.config import ModelConfig
 from mainspring.core.errors import ModelError
 from mainspring.core.gguf_file import GGUFFile
+from mainspring.core.prequantized.recognize import recognize
 
 
 def read_model_config(path: Path, plugins: Mapping[str, str] = NO_PLUGINS) -> ModelConfig:
@@ -34,18 +35,15 @@ def read_model_config(path: Path, plugins: Mapping[str, str] = NO_PLUGINS) -> Mo
 
 
 def _read(fields: Fields, generation: Mapping[str, Any], plugins: Mapping[str, str]) -> ModelConfig:
-    if fields.has("quantization_config"):
-        method = fields.table("quantization_config").text("quant_method", "unnamed")
-        raise ModelError(
-            f"{fields.source} describes weights quantized by {method!r}, which is not supported; "
-            "use the model's unquantized checkpoint or a GGUF file of it"
-        )
+    quantization = dict(fields.table("quantization_config").values) if fields.has("quantization_config") else {}
+    if quantization:
+        recognize(quantization, fields.source)  # refuses what none reads, before anything else is done
     names = fields.texts("architectures")
     if len(names) != 1:
         raise fields.unusable("architectures", "exactly one name is needed, such as LlamaForCausalLM")
     config = find(names[0], fields.source, plugins).read(fields)
     eos = _token_ids(generation.get("eos_token_id")) or _token_ids(fields.values.get("eos_token_id"))
-    return msgspec.structs.replace(config, architecture=names[0], eos_token_ids=eos)
+    return msgspec.structs.replace(config, architecture=names[0], eos_token_ids=eos, quantization=quantization)
 
 
 def _token_ids(value: object) -> tuple[int, ...]:

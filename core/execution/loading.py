@@ -32,7 +32,7 @@ from mainspring.core.parallel.shard import ALONE, Shard, part_of
 from mainspring.core.plan import Plan, blocks_that_fit
 from mainspring.core.processors.forms import ProcessorForms
 from mainspring.core.processors.loading import forms_of, load_processors
-from mainspring.core.quantization import unsupported
+from mainspring.core.quantization import NO_QUANTIZATION, unsupported
 from mainspring.core.weights import fill_dummy, load_weights
 
 
@@ -106,7 +106,7 @@ def _load_model(
     shard: Shard,
     group: Communicator | None,
 ) -> tuple[CausalLM, Ops]:
-    scheme = None if config.quantize is None else plan.scheme
+    scheme = None if config.quantize in (None, NO_QUANTIZATION) else plan.scheme
     if scheme is not None and (reasons := unsupported(part_of(model, shard.world), scheme, device)):
         raise StartupError([f"--quantize {config.quantize}: {reason}" for reason in reasons])
     dtype: torch.dtype = getattr(torch, plan.dtype)
@@ -115,7 +115,8 @@ def _load_model(
     if config.load_format == "dummy":
         fill_dummy(built, config.seed, device, dtype, scheme)
     else:
-        load_weights(built, Path(config.model), model, device, dtype, scheme, progress)
+        keeps = config.quantize is None
+        load_weights(built, Path(config.model), model, device, dtype, scheme, progress, keeps_quantized=keeps)
     return built, ops
 
 

@@ -133,12 +133,13 @@ class LayerFactory:
         """The table of tokens, scaled where the model scales it."""
         rows = self._vocabulary(config)
         if config.embedding_scale is None:
-            return Embedding(rows, config.hidden_size, self.ops)
-        return ScaledEmbedding(rows, config.hidden_size, self.ops, config.embedding_scale)
+            return Embedding(rows, config.hidden_size, self.ops, self.device.rows)
+        scale = config.embedding_scale
+        return ScaledEmbedding(rows, config.hidden_size, self.ops, self.device.rows, scale=scale)
 
     def position_embedding(self, config: ModelConfig) -> Embedding:
         """The table of learned positions."""
-        return Embedding(Vocabulary(config.max_position), config.hidden_size, self.ops)
+        return Embedding(Vocabulary(config.max_position), config.hidden_size, self.ops, self.device.rows)
 
     def head(self, config: ModelConfig, embedding: Embedding) -> Head | TiedHead:
         """The output projection: the embedding's own table, or one apart."""

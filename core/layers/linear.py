@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from mainspring.core.backend import Communicator, PackedLinear
-from mainspring.core.layers.weights import WHOLE, Cut, Packing, Read, Shape, WeightLayer, declared
+from mainspring.core.layers.stored import joined
+from mainspring.core.layers.weights import WHOLE, Cut, Packing, Read, Shape, Stored, WeightLayer, declared
 from mainspring.core.parallel.shard import Shard, Span
 
 Matmul = Callable[[Tensor, PackedLinear], Tensor]
@@ -23,8 +24,9 @@ Matmul = Callable[[Tensor, PackedLinear], Tensor]
 class Linear(WeightLayer):
     """y = x W^T + b, W [out_features, in_features] in the checkpoint; of y only `spans`, all when there are none."""
 
-    packed: PackedLinear
-    """Set by `fill`."""
+    packed: tuple[PackedLinear, ...]
+    """Set by `fill`: one, or several that each compute some of the output features, where the checkpoint stores the
+    layer's parts in different schemes."""
 
     def __init__(
         self, in_features: int, out_features: int, bias: bool, matmul: Matmul, *, spans: Sequence[Span] = ()
@@ -39,7 +41,9 @@ class Linear(WeightLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """[T, in_features] -> [T, out_features]."""
-        return self._matmul(x, self.packed)
+        if len(self.packed) == 1:
+            return self._matmul(x, self.packed[0])
+        return torch.cat([self._matmul(x, part) for part in self.packed], dim=-1)
 
     def sources(self, path: str) -> Mapping[str, Shape]:
         in_features = self.weight.shape[1]
@@ -51,10 +55,11 @@ class Linear(WeightLayer):
         return shapes
 
     def fill(self, path: str, read: Read, packing: Packing) -> None:
-        kinds = ("weight",) if self.bias is None else ("weight", "bias")
-        parts = self._parts(path)
-        tensors = {kind: _joined([read(f"{part}.{kind}", cut) for part, (_, cut) in parts.items()]) for kind in kinds}
-        self.packed = packing.pack(packing.linear, tensors)
+        parts = [
+            _part(part, cut, read, packing, biased=self.bias is not None)
+            for part, (_, cut) in self._parts(path).items()
+        ]
+        self.packed = tuple(packing.pack(piece.scheme, piece.tensors) for piece in joined(parts, packing.takes))
 
     def _parts(self, path: str) -> Mapping[str, tuple[int, Cut]]:
         """The checkpoint's linear layers that make this one up: path, out_features there, and what is held of them."""
@@ -107,17 +112,21 @@ class RowLinear(Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """[T, this rank's in_features] -> [T, out_features], the same on all ranks."""
-        return self._group.all_reduce(self._matmul(x, self.packed))
+        return self._group.all_reduce(super().forward(x))
 
     def sources(self, path: str) -> Mapping[str, Shape]:
         return {**super().sources(path), f"{path}.weight": (self._out_features, self._in_features)}
 
     def fill(self, path: str, read: Read, packing: Packing) -> None:
-        tensors = {"weight": read(f"{path}.weight", self._columns)}
-        if self.bias is not None and self._adds_bias:
-            tensors["bias"] = read(f"{path}.bias")
-        self.packed = packing.pack(packing.linear, tensors)
+        stored = _part(path, self._columns, read, packing, biased=False)
+        bias = {"bias": read(f"{path}.bias")} if self.bias is not None and self._adds_bias else {}
+        self.packed = (packing.pack(stored.scheme, {**stored.tensors, **bias}),)
 
 
-def _joined(tensors: list[Tensor]) -> Tensor:
-    return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
+def _part(path: str, cut: Cut, read: Read, packing: Packing, *, biased: bool) -> Stored:
+    """One linear layer of the checkpoint, or what is held of it: as it is stored, or as numbers."""
+    name = f"{path}.weight"
+    stored = packing.stored(name, cut, "product") or Stored(packing.linear, {"weight": read(name, cut)})
+    if not biased:
+        return stored
+    return Stored(stored.scheme, {**stored.tensors, "bias": read(f"{path}.bias", cut)})

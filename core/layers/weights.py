@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -65,6 +65,31 @@ class Read(Protocol):
     def __call__(self, name: str, cut: Cut = WHOLE) -> Tensor: ...
 
 
+Use = Literal["product", "rows"]
+"""What a weight is for: `rows` are also read one by one, as those of an embedding table are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A weight in the form that a scheme names: a checkpoint's own, or one to come."""
+
+    scheme: WeightScheme
+    tensors: Mapping[str, Tensor]
+
+
+class ReadStored(Protocol):
+    """A weight as its checkpoint keeps it, where that is quantized and the device takes it so; None: it is to be read
+    as numbers.
+    """
+
+    def __call__(self, name: str, cut: Cut, use: Use) -> Stored | None: ...
+
+
+def read_nothing_stored(name: str, cut: Cut, use: Use) -> Stored | None:
+    """`ReadStored` of weights that are all numbers."""
+    return None
+
+
 @dataclass(frozen=True, slots=True)
 class Packing:
     """What becomes of weights as they arrive: where they live, their dtype, and the schemes of linear layers."""
@@ -74,14 +99,29 @@ class Packing:
     linear: WeightScheme
     head: WeightScheme
     """Of the output projection."""
+    stored: ReadStored = read_nothing_stored
+    """Weights that keep the scheme that they have in the checkpoint."""
 
     def place(self, tensor: Tensor) -> Tensor:
         """The tensor on the device in the compute dtype."""
         return tensor.to(device=self.device.torch_device, dtype=self.dtype).contiguous()
 
+    def takes(self, stored: Stored) -> bool:
+        """Whether the device multiplies by such a weight; by one of numbers always."""
+        weight = stored.tensors["weight"]
+        return weight.dtype in _NUMBERS or self.device.supports(stored.scheme, weight.shape[1], len(weight)).ok
+
     def pack(self, scheme: WeightScheme, tensors: Mapping[str, Tensor]) -> PackedLinear:
-        """A linear layer's tensors in the backend's form."""
-        return self.device.pack(scheme, {name: self.place(tensor) for name, tensor in tensors.items()})
+        """A linear layer's tensors in the backend's form; numbers among them in the compute dtype."""
+        return self.device.pack(scheme, {name: self._placed(name, tensor) for name, tensor in tensors.items()})
+
+    def _placed(self, name: str, tensor: Tensor) -> Tensor:
+        if name in ("weight", "bias") and tensor.dtype in _NUMBERS:
+            return self.place(tensor)
+        return tensor.to(device=self.device.torch_device).contiguous()
+
+
+_NUMBERS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 class WeightLayer(nn.Module, ABC):

@@ -3,8 +3,8 @@
 Every reader ends in this form, and it is all that a backend's `pack` gets. In `plain` packing a weight is one element a
 value, never packed, and a value is (weight - zero) * scale:
 
-* `weight` [N, K]: int8 for symmetric `int8` (-128 to 127) and `int4` (-8 to 7), uint8 for the asymmetric ones (0 to 255,
-  0 to 15); the type itself for `float8_e4m3fn`; uint8 codes, 0 to 15, for the types that are a table of sixteen values
+* `weight` [N, K]: int8 for symmetric `int8` (-128 to 127) and `int4` (-8 to 7), uint8 for asymmetric ones (0 to 255, 0
+  to 15); the type itself for `float8_e4m3fn`; uint8 codes, 0 to 15, for the types that are a table of sixteen values
   (`codes.py`): `nf4` and `fp4` (bitsandbytes), `mxfp4` and `nvfp4` (both e2m1);
 * `scales` [N, G] float32, G = K / group_size, the last group short where it does not divide; G = 1 with one scale an
   output channel; [1, 1] with one a tensor; [N / group_rows, G] in blocks, the last of either short too. What a format
@@ -15,8 +15,8 @@ value, never packed, and a value is (weight - zero) * scale:
 * `input_scale` [1, 1] float32, maybe, where activations are rounded with one scale a tensor: the calibrated one
   (static). Without it the scale is that of the step's own largest value (dynamic).
 
-In ggml's packings `weight` is uint8 [N, bytes of a row], the blocks of the file, and there is nothing else. `bits`,
-`group_size` and `weight` of the scheme say what the blocks are made of (`gguf_blocks.py`).
+In ggml's packings `weight` is uint8 [N, bytes of a row], the blocks of the file, and there is nothing else: they are
+`gguf_blocks.py`'s.
 
 Legend: T tokens, K input features, N output features, G groups of a row.
 """
@@ -124,7 +124,7 @@ def quantize_activation(x_TK: Tensor, scheme: WeightScheme, input_scale: Tensor 
     levels = _RANGES[scheme.activation, True]
     x32 = x_TK.float()
     if scheme.activation_granularity == "block":
-        blocks_TGk = x32.unflatten(-1, (-1, scheme.group_size or x32.shape[-1]))
+        blocks_TGk = x32.reshape(len(x32), -1, scheme.group_size or x32.shape[-1])
         scales = (blocks_TGk.abs().amax(-1) / levels.highest).clamp(min=SMALLEST_SCALE)
         scaled = (blocks_TGk / scales.unsqueeze(-1)).flatten(-2)
     else:
@@ -180,7 +180,7 @@ def _spread(scales: Tensor, scheme: WeightScheme, weight_NK: Tensor, group_index
 
 
 def _grouped(weight_NK: Tensor, scheme: WeightScheme) -> Tensor:
-    """[N, K] as [N, G, K / G]; as [1, 1, N * K] with one scale for all; as [N / r, G, r * K / G] in blocks of r rows."""
+    """[N, K] as [N, G, K / G]; as [1, 1, N * K] with one scale for all; as [N / R, G, R * K / G] in blocks of rows."""
     rows, columns = weight_NK.shape
     if scheme.group_size == 0:
         return weight_NK.reshape(1, 1, -1)
@@ -197,4 +197,4 @@ def _ungrouped(groups: Tensor, like_NK: Tensor, scheme: WeightScheme) -> Tensor:
     """What `_grouped` did, the other way."""
     if scheme.group_rows == 1:
         return groups.reshape(like_NK.shape)
-    return groups.unflatten(2, (scheme.group_rows, -1)).transpose(1, 2).reshape(like_NK.shape)
+    return groups.reshape(*groups.shape[:2], scheme.group_rows, -1).transpose(1, 2).reshape(like_NK.shape)

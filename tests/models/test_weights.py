@@ -219,7 +219,7 @@ def test_dummy_weights(pair: Pairs) -> None:
     assert torch.equal(logits(first, config), logits(again, config))
     assert not torch.equal(logits(first, config), logits(other, config))
     assert logits(first, config).isfinite().all()
-    one, two = (layer.mlp.down_proj.packed.data for layer in first.model.layers)
+    one, two = (layer.mlp.down_proj.packed[0].data for layer in first.model.layers)
     assert not torch.equal(one, two)
     assert 0.015 < one.std() < 0.025
 

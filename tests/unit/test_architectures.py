@@ -174,7 +174,7 @@ def test_context_length_counts_the_scaling_in(tmp_path: Path, scaling: dict[str,
         ({"torch_dtype": "float8"}, "unknown dtype 'float8'"),
         ({"hidden_act": "relu2"}, "unknown activation 'relu2'"),
         ({"vocab_size": None}, "config.json has no 'vocab_size'"),
-        ({"quantization_config": {"quant_method": "gptq"}}, "quantized by 'gptq', which is not supported"),
+        ({"quantization_config": {"quant_method": "exl2"}}, "quantized by 'exl2': EXL2 has no maintained writer"),
     ],
 )
 def test_unusable_configs(tmp_path: Path, changes: dict[str, Any], message: str) -> None:

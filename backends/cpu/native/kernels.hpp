@@ -39,6 +39,17 @@ struct Linear {
     int64_t tokens, inputs, outputs, group;
 };
 
+// Weights in GGUF's blocks, in panels as blocks.cpp says: a product, or with an `index` rows of the table.
+struct Blocks {
+    const float* x;        // [tokens, inputs]
+    const int32_t* index;  // [tokens] or nullptr
+    const void *codes, *high, *halves, *steps;
+    const float* bias;  // [outputs] or nullptr
+    float* out;         // [tokens, outputs]; rows: [tokens, inputs]
+    int64_t tokens, inputs, outputs;
+    int64_t form;  // its place in `run_blocks`
+};
+
 // normed = total / rms(total) * weight with total = x + residual; without a residual total is x and is not written.
 struct Norm {
     const float *x, *residual, *weight;  // [rows, size], the same or nullptr, [size]
@@ -69,6 +80,7 @@ void run_attention(const Attention&, const Team&);
 void run_linear_float(const Linear&, const Team&);
 void run_linear_int8(const Linear&, const Team&);
 void run_linear_int4(const Linear&, const Team&);
+void run_blocks(const Blocks&, const Team&);
 void run_norm(const Norm&, const Team&);
 void run_silu_mul(const SiluMul&, const Team&);
 void run_rope(const Rope&, const Team&);

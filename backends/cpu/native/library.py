@@ -33,6 +33,7 @@ class Kernel(IntEnum):
     NORM = 4
     SILU_MUL = 5
     ROPE = 6
+    BLOCKS = 7
 
 
 class Step(Structure):
@@ -57,6 +58,13 @@ class Linear(Structure):
     _fields_ = (
         *((name, c_void_p) for name in ("x", "weights", "scales", "bias", "out")),
         *((name, c_int64) for name in ("tokens", "inputs", "outputs", "group")),
+    )
+
+
+class Blocks(Structure):
+    _fields_ = (
+        *((name, c_void_p) for name in ("x", "index", "codes", "high", "halves", "steps", "bias", "out")),
+        *((name, c_int64) for name in ("tokens", "inputs", "outputs", "form")),
     )
 
 

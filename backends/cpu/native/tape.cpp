@@ -23,6 +23,7 @@ void play(const Call& call, const Team& team) {
         case 4: return run_norm(as<Norm>(call.record), team);
         case 5: return run_silu_mul(as<SiluMul>(call.record), team);
         case 6: return run_rope(as<Rope>(call.record), team);
+        case 7: return run_blocks(as<Blocks>(call.record), team);
     }
 }
 
