@@ -12,7 +12,8 @@ warp, lane (8 x 4), and its 8 halfwords, as in PTX ISA, "Register Fragments for 
 
 Scales are 16-bit numbers in [B's, N, S]: S to a block where groups are smaller than blocks, read in one word; else one
 serves several blocks. Words have 32 bits at least, which is what comes while others are multiplied: a scale that is
-waited for costs more than the two bytes. With one scale an output feature they are applied to the sums instead, in float32.
+waited for costs more than the two bytes. With one scale an output feature they are applied to the sums instead, in
+float32.
 
 Legend: M rows of x, N output features, K input features, F features of a plane (32).
 """
