@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 OLDEST = (8, 0)
 """Compute capability from which bfloat16 and asynchronous copies to shared memory exist; kernels rely on both."""
 
+MEASURED = (9, 0)
+"""Compute capability that quantized products' tiles were measured on, and whose shared memory they take."""
 FLOAT8, ROW_SCALES = (8, 9), (9, 0)
 """Compute capability from which matrices of float8 are multiplied, and torch's product takes a scale a row."""
 FLOAT8_LIBRARY_ROWS = 32
@@ -107,6 +109,12 @@ class CudaDevice(GpuDevice):
         from mainspring.backends.cuda.linear import Linears
         from mainspring.backends.cuda.overlap import overlap_of
         from mainspring.backends.cuda.tiles import prefill_tile
+        from mainspring.backends.torch_gpu.quantized_tiles import (
+            scaled_tile,
+            small_scaled_tile,
+            small_word_tile,
+            word_tile,
+        )
         from mainspring.backends.torch_gpu.runtime import Runtime
         from mainspring.backends.torch_gpu.tuning import Tuning
 
@@ -118,11 +126,14 @@ class CudaDevice(GpuDevice):
             cublas = Cublas()
         self._linears = Linears(overlap, processors, card.name, Path(triton.knobs.cache.dir), cublas=cublas)
         runtime = Runtime("cuda", torch.cuda, torch.cuda.CUDAGraph, {"capture_error_mode": "thread_local"}, lends=True)
+        measured = (card.major, card.minor) == MEASURED
         tuning = Tuning(
             processors,
             prefill=prefill_tile,
             overlap=overlap,
             reader=reader,
+            words=word_tile if measured else small_word_tile,
+            scaled=scaled_tile if measured else small_scaled_tile,
             float8=(card.major, card.minor) >= FLOAT8,
             float8_library_rows=FLOAT8_LIBRARY_ROWS if (card.major, card.minor) >= ROW_SCALES else None,
         )

@@ -23,7 +23,10 @@ from mainspring.backends.triton.packing import pack_shorts, pack_words, short_ty
 from mainspring.backends.triton.scaled import ScaledWeight, round_rows, scaled_linear
 from mainspring.backends.triton.words import ROWS, WordWeight, dequantize_words, word_linear
 from mainspring.core.backend import PackedLinear, WeightScheme
+from mainspring.core.gguf_layouts import LAYOUTS
 from mainspring.core.ops.codes import CODES as TABLES
+from mainspring.core.ops.gguf_blocks import blocks_of, in_features, take_apart
+from mainspring.core.ops.gguf_blocks import dequantize as dequantize_blocks
 from mainspring.core.ops.quantized import dequantize, quantize_weight
 
 LIBRARY_ROWS = 512
@@ -155,7 +158,9 @@ class Quantized:
     def pack(self, scheme: WeightScheme, tensors: Mapping[str, Tensor]) -> PackedLinear:
         """Neutral tensors, or a floating-point weight, which is rounded. `family` must know the scheme."""
         size, depth = tensors["weight"].shape
-        if "scales" not in tensors:
+        if scheme.packing != "plain":
+            depth = in_features(blocks_of(scheme), depth)
+        elif "scales" not in tensors:
             tensors = {**tensors, **quantize_weight(tensors["weight"], scheme)}
         kind = family(scheme)
         if kind == "scaled" and scheme.activation == "float8_e4m3fn" and not self.tuning.float8:
@@ -207,21 +212,35 @@ def _pack_codes(scheme: WeightScheme, tensors: Mapping[str, Tensor]) -> CodedWei
         zeros_NG = None if zeros_NG is None else zeros_NG[:, slots]
     if scheme.group_rows > 1:
         scales_NG = scales_NG.repeat_interleave(scheme.group_rows, 0)[: len(codes_NK)]
-    words = _words(codes, scheme, codes_NK, (scales_NG, zeros_NG))
-    if codes.kind == "table":
-        words = replace(words, table=torch.tensor(TABLES[scheme.weight], device=weight_NK.device))
-    return CodedWeights(words, order, padded)
-
-
-def _words(
-    codes: Codes, scheme: WeightScheme, codes_NK: Tensor, scales_and_zeros: tuple[Tensor, Tensor | None]
-) -> WordWeight:
-    size, depth = codes_NK.shape
-    scales_NG, zeros_NG = scales_and_zeros
     group = scheme.group_size or None
     whole = zeros_NG is not None and bool((zeros_NG == zeros_NG.round()).all())
     if zeros_NG is not None and group is not None and not whole:
         zeros_NG = -zeros_NG * scales_NG
+    words = _words(codes, codes_NK, (scales_NG, zeros_NG), group)
+    table = torch.tensor(TABLES[scheme.weight], device=weight_NK.device) if codes.kind == "table" else None
+    return CodedWeights(replace(words, table=table, whole=whole), order, padded)
+
+
+def _pack_blocks(scheme: WeightScheme, tensors: Mapping[str, Tensor]) -> CodedWeights:
+    """Minimums are what `WordWeight.zeros` adds, but for the codes' bias."""
+    packing = blocks_of(scheme)
+    layout, parts, codes = LAYOUTS[packing], take_apart(packing, tensors["weight"]), CODES[scheme.weight]
+
+    def of_groups(of_blocks: Tensor, steps: Tensor | None) -> Tensor:
+        spread = of_blocks.float().repeat_interleave(layout.inputs // layout.group, 1)
+        return spread if steps is None else spread * steps.float()
+
+    scales_NG, shifts_NG = of_groups(parts.scales, parts.steps), None
+    if parts.minimums is not None:
+        shifts_NG = scales_NG * codes.bias - of_groups(parts.minimums, parts.minimum_steps)
+    return CodedWeights(_words(codes, parts.codes, (scales_NG, shifts_NG), layout.group), None)
+
+
+def _words(
+    codes: Codes, codes_NK: Tensor, scales_and_zeros: tuple[Tensor, Tensor | None], group: int | None
+) -> WordWeight:
+    size, depth = codes_NK.shape
+    scales_NG, zeros_NG = scales_and_zeros
     short = short_type(scales_NG, zeros_NG)
     if group is None:
         scales = F.pad(scales_NG.expand(size, 1)[:, 0], (0, -size % ROWS)).contiguous()
@@ -233,7 +252,6 @@ def _words(
     return WordWeight(
         kind=codes.kind, size=size, depth=depth, words=pack_words(codes_NK, codes.kind), scales=scales,
         group_size=group, short=short, zeros=zeros, bias=codes.bias,
-        whole=whole,
     )  # fmt: skip
 
 
@@ -256,11 +274,14 @@ def _pack_scaled(scheme: WeightScheme, tensors: Mapping[str, Tensor]) -> ScaledW
 
 
 def _pack_dense(scheme: WeightScheme, tensors: Mapping[str, Tensor]) -> DenseWeights:
+    if scheme.packing != "plain":
+        return DenseWeights(dequantize_blocks(blocks_of(scheme), tensors["weight"]).to(torch.bfloat16))
     return DenseWeights(dequantize(scheme, tensors).to(torch.bfloat16))
 
 
 PACKERS: Mapping[Family, Callable[[WeightScheme, Mapping[str, Tensor]], Weights]] = {
     "codes": _pack_codes,
     "scaled": _pack_scaled,
+    "blocks": _pack_blocks,
     "dense": _pack_dense,
 }

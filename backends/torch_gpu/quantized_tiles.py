@@ -1,4 +1,6 @@
-"""Sizes of programs that multiply by quantized weights, as measured on an H100 at the shapes of an 8B model."""
+"""Sizes of programs that multiply by quantized weights: as measured on an H100 at the shapes of an 8B model, and such
+as fit in 64 KiB of shared memory, for machines that nobody has measured.
+"""
 
 from __future__ import annotations
 
@@ -30,6 +32,15 @@ def word_tile(rows: int, weight: WordWeight, processors: int) -> WordTile:
     return WordTile(2, min(padded, 128), max(1, min(blocks // 8, processors // tiles)), 8, 3)
 
 
+def small_word_tile(rows: int, weight: WordWeight, processors: int) -> WordTile:
+    """As `word_tile`, on any machine."""
+    strips = triton.cdiv(weight.size, ROWS)
+    blocks = triton.cdiv(weight.depth, PLANES[weight.kind] * FEATURES)
+    tile = min(FEW_ROWS, max(FEWEST, triton.next_power_of_2(rows)))
+    programs = strips * triton.cdiv(rows, tile)
+    return WordTile(1, tile, max(1, min(blocks // 4, 2 * processors // programs)), 4, 2)
+
+
 def scaled_tile(rows: int, weight: ScaledWeight, processors: int) -> ScaledTile:
     """The same for products of 8 bits on either side."""
     size, depth = weight.weight.shape
@@ -40,3 +51,11 @@ def scaled_tile(rows: int, weight: ScaledWeight, processors: int) -> ScaledTile:
         return ScaledTile(64, padded, columns, splits, 4, 4, ahead=512)
     tiles = triton.cdiv(size, 128) * triton.cdiv(rows, 128)
     return ScaledTile(128, min(padded, 128), 128, max(1, min(depth // 1024, processors // tiles)), 8, 4)
+
+
+def small_scaled_tile(rows: int, weight: ScaledWeight, processors: int) -> ScaledTile:
+    """As `scaled_tile`, on any machine."""
+    size, depth = weight.weight.shape
+    tile = min(FEW_ROWS, max(FEWEST, triton.next_power_of_2(rows)))
+    programs = triton.cdiv(size, 64) * triton.cdiv(rows, tile)
+    return ScaledTile(64, tile, 128, max(1, min(depth // 512, 2 * processors // programs)), 4, 2)

@@ -9,11 +9,15 @@ from itertools import product
 from typing import Literal
 
 from mainspring.core.backend import Verdict, WeightScheme
+from mainspring.core.gguf_layouts import LAYOUTS, exact_scheme
 
-Family = Literal["codes", "scaled", "dense"]
-"""`codes`: weights are read as codes, activations stay; `scaled`: 8 bits on either side; `dense`: dequantized at load,
+Family = Literal["codes", "scaled", "blocks", "dense"]
+"""`codes`: weights are read as codes, activations stay; `scaled`: 8 bits on either side; `blocks`:
+GGUF's, which become codes of as many bits; `dense`: dequantized at load,
 for what no kernel reads."""
 
+GGUF_CODES = ("q4_0", "q4_1", "q8_0", "q4_k")
+"""Those that take as much memory as codes, to an eighth: groups' scales are 16 bits each, which a K-quant's are not."""
 PLANE = 32
 """Input features of which `backends/triton/words.py` makes a plane: the finest groups that its weights have."""
 BLOCKS = {4: 128, 8: 64}
@@ -53,12 +57,15 @@ SCHEMES = (
     WeightScheme(weight="fp4", bits=4, group_size=64),
     WeightScheme(weight="mxfp4", bits=4, group_size=32),
     WeightScheme(weight="nvfp4", bits=4, group_size=16),
+    *(exact_scheme(packing) for packing in LAYOUTS),
 )
 
 
 def family(scheme: WeightScheme) -> Family | None:
     """Whose a scheme is; None: no kernel's here."""
-    if scheme.packing != "plain" or scheme.bits not in BLOCKS:
+    if scheme.packing != "plain":
+        return None if scheme.activation else "blocks" if scheme.packing in GGUF_CODES else "dense"
+    if scheme.bits not in BLOCKS:
         return None
     if scheme.activation is None or scheme.activation.endswith("16"):
         fine = scheme.group_size and not _on_borders(scheme.group_size, scheme.bits)

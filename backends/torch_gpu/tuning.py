@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from mainspring.backends.torch_gpu.quantized_tiles import scaled_tile, word_tile
+from mainspring.backends.torch_gpu.quantized_tiles import small_scaled_tile, small_word_tile
 from mainspring.backends.triton.attention import Tile
 from mainspring.backends.triton.codes import PLAIN, Reader
 from mainspring.backends.triton.launch import ALONE, Overlap
@@ -26,11 +26,11 @@ class Tuning:
     decode: Callable[[int, torch.dtype], Tile | None] = field(default=lambda *_: None)
     """(head dim, dtype) -> positions, warps and stages of a decode."""
     overlap: Overlap = ALONE
-    words: Callable[[int, WordWeight, int], WordTile] = word_tile
+    words: Callable[[int, WordWeight, int], WordTile] = small_word_tile
     """(rows, weight, processors) -> tile of a product with a quantized weight."""
     reader: Reader = PLAIN
     """How bfloat16 numbers are made of codes."""
-    scaled: Callable[[int, ScaledWeight, int], ScaledTile] = scaled_tile
+    scaled: Callable[[int, ScaledWeight, int], ScaledTile] = small_scaled_tile
     """The same of a product of 8 bits on either side."""
     float8: bool = False
     """Whether matrices of float8_e4m3fn are multiplied; without, weights are read as codes, and activations stay."""

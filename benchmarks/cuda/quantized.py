@@ -27,6 +27,7 @@ from triton.runtime.errors import OutOfResources
 from mainspring.backends.cuda.codes import reader_of
 from mainspring.backends.cuda.overlap import overlap_of
 from mainspring.backends.torch_gpu.quantization import CodedWeights, Quantized, ScaledWeights
+from mainspring.backends.torch_gpu.quantized_tiles import scaled_tile, word_tile
 from mainspring.backends.torch_gpu.tuning import Tuning
 from mainspring.backends.triton.scaled import ScaledTile, scaled_linear
 from mainspring.backends.triton.words import WordTile, word_linear
@@ -307,6 +308,7 @@ def main() -> None:
         Tuning(
             card.multi_processor_count, overlap=overlap_of(capability), reader=reader_of(capability), float8=True,
             float8_library_rows=32,
+            words=word_tile, scaled=scaled_tile,
         )
     )  # fmt: skip
     print(f"{card.name}, torch {torch.__version__}")

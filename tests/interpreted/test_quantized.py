@@ -19,7 +19,10 @@ from mainspring.backends.torch_gpu.schemes import SCHEMES, family
 from mainspring.backends.torch_gpu.tuning import Tuning
 from mainspring.backends.triton.scaled import ScaledTile, ScaledWeight, round_rows, scaled_linear
 from mainspring.backends.triton.words import WordTile
-from mainspring.core.backend import WeightScheme
+from mainspring.core.backend import GGUFPacking, WeightScheme
+from mainspring.core.gguf_layouts import LAYOUTS, exact_scheme
+from mainspring.core.ops.gguf_blocks import dequantize as dequantize_blocks
+from mainspring.core.ops.gguf_blocks import random_weight
 from mainspring.core.ops.quantized import dequantize, quantize_activation, quantize_weight, quantized_linear
 
 pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array with ndim:DeprecationWarning")
@@ -75,6 +78,17 @@ def test_many_rows_are_multiplied_by_a_dequantized_copy() -> None:
     scheme = WeightScheme(weight="int4", bits=4, group_size=64)
     quantized, tensors = Quantized(Tuning(8)), layer(scheme, 70, 192)
     assert relative_error(quantized, scheme, tensors, torch.randn(600, 192)) < SHORT
+
+
+@pytest.mark.parametrize("packing", [*LAYOUTS])
+def test_blocks_of_gguf(packing: GGUFPacking) -> None:
+    weight, x = random_weight(packing, 70, 512), torch.randn(3, 512)
+    quantized = Quantized(Tuning(8))
+    packed = quantized.pack(exact_scheme(packing), {"weight": weight})
+    wanted = torch.nn.functional.linear(x, dequantize_blocks(packing, weight))
+    rounding = SHORT if family(exact_scheme(packing)) == "blocks" else 3e-3
+    assert (packed.in_features, packed.out_features) == (512, 70)
+    assert (quantized(x, packed) - wanted).norm() < rounding * wanted.norm()
 
 
 def test_a_ranks_part_holds_any_number_of_a_groups_features() -> None:
