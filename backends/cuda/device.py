@@ -35,6 +35,11 @@ OLDEST = (8, 0)
 
 FIRST_WITH_FLOAT8 = 89
 """Architecture from which 8-bit floats are converted in one instruction (Ada, Hopper)."""
+MEASURED = (9, 0)
+"""Compute capability that quantized products' tiles were measured on, and whose shared memory they take."""
+FLOAT8, ROW_SCALES = (8, 9), (9, 0)
+"""Compute capability from which matrices of float8 are multiplied, and torch's product takes a scale a row."""
+FLOAT8_LIBRARY_ROWS = 32
 
 
 def _missing_software() -> str:
@@ -106,33 +111,53 @@ class CudaDevice(GpuDevice):
         import torch
         import triton
 
+        from mainspring.backends.cuda.codes import reader_of
         from mainspring.backends.cuda.cublas import Cublas, CublasError
         from mainspring.backends.cuda.linear import Linears
         from mainspring.backends.cuda.overlap import overlap_of
         from mainspring.backends.cuda.tiles import experts_tile, prefill_tile
+        from mainspring.backends.torch_gpu.quantized_tiles import (
+            scaled_tile,
+            small_scaled_tile,
+            small_word_tile,
+            word_tile,
+        )
         from mainspring.backends.torch_gpu.runtime import Runtime
         from mainspring.backends.torch_gpu.tuning import Tuning
 
         card = torch.cuda.get_device_properties(index)
         processors, overlap = card.multi_processor_count, overlap_of((card.major, card.minor))
+        reader = reader_of((card.major, card.minor))
         cublas = None
         with suppress(CublasError):
             cublas = Cublas()
         self._linears = Linears(overlap, processors, card.name, Path(triton.knobs.cache.dir), cublas=cublas)
         capture = {"capture_error_mode": "thread_local"}
         runtime = Runtime("cuda", torch.cuda, torch.cuda.CUDAGraph, capture, symmetric=True, lends=True)
-        tuning = Tuning(processors, prefill=prefill_tile, experts=experts_tile, overlap=overlap)
+        measured = (card.major, card.minor) == MEASURED
+        tuning = Tuning(
+            processors,
+            prefill=prefill_tile,
+            experts=experts_tile,
+            overlap=overlap,
+            reader=reader,
+            words=word_tile if measured else small_word_tile,
+            scaled=scaled_tile if measured else small_scaled_tile,
+            float8=(card.major, card.minor) >= FLOAT8,
+            float8_library_rows=FLOAT8_LIBRARY_ROWS if (card.major, card.minor) >= ROW_SCALES else None,
+        )
         super().__init__(runtime, index, tuning, captures=captures)
 
     def pack(self, scheme: WeightScheme, tensors: Mapping[str, torch.Tensor]) -> PackedLinear:
-        """As it is; its shape is remembered."""
+        """An unquantized weight as it is; its shape is remembered."""
         packed = super().pack(scheme, tensors)
-        self._linears.add(packed.data)
+        if scheme.bits >= 16:
+            self._linears.add(packed.data)
         return packed
 
     def quantized_linear(self, x: torch.Tensor, packed: PackedLinear) -> torch.Tensor:
-        """The kernel that was fastest for the shape."""
-        return self._linears(x, packed)
+        """The kernel that was fastest for the shape, or the scheme's."""
+        return self._linears(x, packed) if packed.scheme.bits >= 16 else super().quantized_linear(x, packed)
 
     def artifact_key(self) -> str:
         """What Triton's and cuBLAS's choices depend on."""

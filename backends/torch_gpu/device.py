@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from mainspring.backends.torch_gpu.schemes import verdict
 from mainspring.core.backend import (
     AddRmsNorm,
     AttentionMetadata,
@@ -16,8 +17,11 @@ from mainspring.core.backend import (
     Device,
     Event,
     KVSpec,
+    PackedLinear,
     Program,
     ShapeLimits,
+    Verdict,
+    WeightScheme,
 )
 from mainspring.core.batch import Bucket, Buckets
 
@@ -34,10 +38,13 @@ class GpuDevice(Device):
     """All work goes to the current stream, in the order it was given."""
 
     def __init__(self, runtime: Runtime, index: int, tuning: Tuning, *, captures: bool = True) -> None:
+        from mainspring.backends.torch_gpu.quantization import Quantized
+
         self.torch_device = f"{runtime.kind}:{index}"
         self._runtime = runtime
         self._index = index
         self._tuning = tuning
+        self._quantized = Quantized(tuning)
         self._capturer: Any = None
         if captures and runtime.graph is not None:
             from mainspring.backends.torch_gpu.graphs import Capturer
@@ -108,6 +115,24 @@ class GpuDevice(Device):
         from mainspring.backends.torch_gpu.attention import plan_step
 
         return plan_step(metadata, kv.keys[0].shape[2], self._tuning.processors)
+
+    def supports(self, scheme: WeightScheme, in_features: int, out_features: int) -> Verdict:
+        """Unquantized, or as `schemes` has it."""
+        return Verdict(True) if scheme.bits >= 16 else verdict(scheme, in_features)
+
+    def pack(self, scheme: WeightScheme, tensors: Mapping[str, torch.Tensor]) -> PackedLinear:
+        """An unquantized weight as it is."""
+        return super().pack(scheme, tensors) if scheme.bits >= 16 else self._quantized.pack(scheme, tensors)
+
+    def quantized_linear(self, x: torch.Tensor, packed: PackedLinear) -> torch.Tensor:
+        """By the library, or by the scheme's kernel."""
+        if packed.scheme.bits >= 16:
+            return super().quantized_linear(x, packed)
+        return self._quantized(x, packed)
+
+    def quantize_activation(self, x: torch.Tensor, scheme: WeightScheme) -> tuple[torch.Tensor, torch.Tensor]:
+        """As the scheme's product rounds it."""
+        return self._quantized.round(x, scheme)
 
     def buckets(self, limits: ShapeLimits) -> Buckets | None:
         """A ladder of decodes, and one of other steps; what fits neither runs in its own shape."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
+from mainspring.backends.torch_gpu.schemes import SCHEMES
 from mainspring.core.backend import Capabilities
 from mainspring.core.config import KVDtype
 
@@ -27,6 +28,7 @@ def capabilities(collectives: str, verified: str, narrow: tuple[KVDtype, ...] = 
     return Capabilities(
         compute_dtypes=("bfloat16", "float16", "float32"),
         kv_dtypes=("bfloat16", "float16", "float32", *narrow),
+        weight_schemes=SCHEMES,
         block_sizes=(32, 16, 64, 128),
         attention=frozenset({"sliding_window", "softcap", "sinks"}),
         graphs="capture",

@@ -7,9 +7,13 @@ from dataclasses import dataclass, field
 
 import torch
 
+from mainspring.backends.torch_gpu.quantized_tiles import small_scaled_tile, small_word_tile
 from mainspring.backends.triton.attention import Tile
+from mainspring.backends.triton.codes import PLAIN, Reader
 from mainspring.backends.triton.launch import ALONE, Overlap
 from mainspring.backends.triton.moe import Tile as ExpertsTile
+from mainspring.backends.triton.scaled import ScaledTile, ScaledWeight
+from mainspring.backends.triton.words import WordTile, WordWeight
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,3 +29,13 @@ class Tuning:
     experts: Callable[[int, int, torch.dtype], ExpertsTile | None] = field(default=lambda *_: None)
     """(pairs of a token and an expert, experts, dtype) -> tile of their products."""
     overlap: Overlap = ALONE
+    words: Callable[[int, WordWeight, int], WordTile] = small_word_tile
+    """(rows, weight, processors) -> tile of a product with a quantized weight."""
+    reader: Reader = PLAIN
+    """How bfloat16 numbers are made of codes."""
+    scaled: Callable[[int, ScaledWeight, int], ScaledTile] = small_scaled_tile
+    """The same of a product of 8 bits on either side."""
+    float8: bool = False
+    """Whether matrices of float8_e4m3fn are multiplied; without, weights are read as codes, and activations stay."""
+    float8_library_rows: int | None = None
+    """From how many rows on torch's own product of them is faster; None: never."""

@@ -105,13 +105,21 @@ class Serving:
         return tokens
 
 
-def serving(shape: dict[str, object], kv_dtype: str = "auto", **options: str) -> tuple[Serving, float]:
+def serving(
+    shape: dict[str, object],
+    kv_dtype: str = "auto",
+    *,
+    quantize: str | None = None,
+    sequences: int = 256,
+    **options: str,
+) -> tuple[Serving, float]:
     """The model with dummy weights, and the seconds until it served."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "config.json").write_text(json.dumps(shape))
         config = EngineConfig(
-            model=folder, backend="cuda", load_format="dummy", max_length=8192, max_sequences=256,
-            max_batch_tokens=8192, prefix_caching=False, backend_options=options, kv_dtype=kv_dtype,
+            model=folder, backend="cuda", load_format="dummy", max_length=8192,
+            max_sequences=sequences, max_batch_tokens=8192, prefix_caching=False, backend_options=options,
+            kv_dtype=kv_dtype, quantize=quantize,
         )  # fmt: skip
         setting = settle(config)
         began = time.perf_counter()

@@ -14,18 +14,29 @@ from torch import Tensor
 
 from mainspring.backends.torch_gpu.attention import attention, kv_write, plan_step, rotate_and_store
 from mainspring.backends.torch_gpu.experts import moe
+from mainspring.backends.torch_gpu.quantization import Quantized
 from mainspring.backends.triton import elementwise
 from mainspring.backends.triton.linear import SplitTile, VectorTile, split, vector
 from mainspring.backends.triton.moe import route
 from mainspring.backends.triton.sample import Destination, draw, find_peaks, highest, record, thresholds
 from mainspring.backends.triton.summed_norm import Inboxes, summed, summed_add_rms_norm
-from mainspring.core.backend import AttentionMetadata
+from mainspring.core.backend import AttentionMetadata, WeightScheme
 from mainspring.core.ops.attention import PagedKV
 from mainspring.core.ops.heads import HeadNorms, HeadsStep
 from tests.compiled.targets import Target
 
 VOCABULARY = 32000
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+QUANTIZED = (
+    WeightScheme(weight="int4", bits=4, group_size=128),
+    WeightScheme(weight="int4", bits=4, group_size=32, symmetric=False),
+    WeightScheme(weight="int8", bits=8),
+    WeightScheme(weight="float8_e4m3fn", bits=8),
+    WeightScheme(weight="mxfp4", bits=4, group_size=32),
+    WeightScheme(weight="nf4", bits=4, group_size=64),
+    WeightScheme(weight="int8", bits=8, activation="int8", activation_granularity="token"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +89,13 @@ def variants(fp8: torch.dtype | None, *, products: bool) -> Iterator[Variant]:
         yield Variant("experts", name, partial(_experts, dtype), matrix=True)
         yield Variant("kv_write", name, partial(_write, dtype, dtype))
         yield Variant("sample, choose", name, partial(_sample, dtype))
+        if dtype != torch.float32:
+            for scheme in QUANTIZED:
+                for rows in (16, 200):
+                    yield Variant(
+                        f"product of {rows} rows, {scheme}", name, partial(_quantized, dtype, scheme, rows), matrix=True
+                    )
+            yield Variant("int4 dequantized", name, partial(_quantized, dtype, QUANTIZED[0], 600))
         if products:
             yield Variant("product of one row", name, partial(_vector, dtype))
             if dtype != torch.float32:
@@ -200,3 +218,9 @@ def _split(dtype: torch.dtype, target: Target) -> None:
     arrived = torch.zeros(64, dtype=torch.int32)
     tile = SplitTile(64, 256, 2, 4, 3, ahead=256)
     split(*_product(16, dtype), None, tile, arrived=arrived, overlap=target.tuning.overlap)
+
+
+def _quantized(dtype: torch.dtype, scheme: WeightScheme, rows: int, target: Target) -> None:
+    quantized = Quantized(target.tuning)
+    packed = quantized.pack(scheme, {"weight": torch.ones(128, 1024)})
+    quantized(torch.zeros(rows, 1024, dtype=dtype), packed)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -12,6 +12,7 @@ from triton.backends.compiler import GPUTarget
 
 from mainspring.backends.rocm import tiles as rocm_tiles
 from mainspring.backends.rocm.chips import CHIPS, Chip
+from mainspring.backends.torch_gpu.quantized_tiles import scaled_tile, word_tile
 from mainspring.backends.torch_gpu.tuning import Tuning
 from mainspring.backends.triton.launch import ALONE
 from mainspring.backends.xpu import tiles as xpu_tiles
@@ -51,11 +52,20 @@ def _amd(arch: str, chip: Chip) -> Target:
 
 
 def _nvidia(capability: int, shared: int) -> Target:
+    from mainspring.backends.cuda.codes import reader_of
     from mainspring.backends.cuda.overlap import overlap_of
     from mainspring.backends.cuda.tiles import experts_tile, prefill_tile
 
     overlap = overlap_of(divmod(capability, 10)) if capability >= 90 else ALONE
-    tuning = Tuning(132, prefill=prefill_tile, experts=experts_tile, overlap=overlap)
+    tuning = Tuning(
+        132,
+        prefill=prefill_tile,
+        experts=experts_tile,
+        overlap=overlap,
+        reader=reader_of(divmod(capability, 10)),
+    )
+    if capability == 90:
+        tuning = replace(tuning, words=word_tile, scaled=scaled_tile)
     fp8 = torch.float8_e4m3fn if capability >= 89 else None
     # mma.sync, or wgmma of Hopper.
     return Target(GPUTarget("cuda", capability, 32), tuning, "mma", shared, matrix_of_float32=False, fp8=fp8)

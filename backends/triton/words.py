@@ -1,0 +1,302 @@
+"""Products with quantized weights that are read as they lie: x[M, K] times weight[N, K] transposed.
+
+A weight is int16 words in the order in which matrix units take their left operand, so that what a thread loads, 16
+bytes at a time, is what it multiplies: no word passes through memory that threads share. The weight stands on the left,
+64 of its rows where matrix units want many, and x's rows on the right, where few will do. K is cut among programs, as
+in `linear.py`, so that the whole machine reads.
+
+Storage, [N / 64, K / B, 2048] words. A word holds P codes (`codes.PLANES`), of input features 32 apart; a block has
+B = 32 P of them, and 2048 words of 64 rows: feature 32 p + f and row n of a block are plane p of the word at
+(f / 16, n / 16, n % 8, f / 2 % 4, f / 8 % 2, n / 8 % 2, f % 2) of [2, 4, 8, 4, 2, 2, 2]: step of a matrix instruction,
+warp, lane (8 x 4), and its 8 halfwords, as in PTX ISA, "Register Fragments for wgmma.mma_async.m64nNk16".
+
+Scales are 16-bit numbers in [B's, N, S]: S to a block where groups are smaller than blocks, read in one word; else one
+serves several blocks. Words have 32 bits at least, which is what comes while others are multiplied: a scale that is
+waited for costs more than the two bytes. With one scale an output feature they are applied to the sums instead, in
+float32.
+
+Legend: M rows of x, N output features, K input features, F features of a plane (32).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from mainspring.backends.triton.codes import PLAIN, PLANES, Kind, Reader, offset
+from mainspring.backends.triton.launch import ALONE, Overlap
+from mainspring.backends.triton.splits import add_parts
+
+ROWS, FEATURES = 64, 32
+"""Of the weight, in one block of words and in one plane."""
+WORDS = ROWS * FEATURES
+_WORDS = tl.constexpr(WORDS)
+
+
+@triton.jit
+def _operand(x, STRIPS: tl.constexpr):
+    """[STRIPS * 2048], steps of strips, to [STRIPS * 64, 32]."""
+    lying = tl.reshape(x, (2, STRIPS, 4, 8, 4, 2, 2, 2))
+    return tl.reshape(tl.permute(lying, (1, 2, 6, 3, 0, 5, 4, 7)), (STRIPS * 64, 32))
+
+
+@triton.jit
+def _short(word, GROUP: tl.constexpr, SHORT: tl.constexpr, DTYPE: tl.constexpr):
+    """One of the 16-bit numbers of a word, as [N, 1]."""
+    return (word >> (16 * GROUP)).to(tl.int16).to(SHORT, bitcast=True).to(DTYPE)[:, None]
+
+
+@triton.jit
+def _numbers(
+    words, table, scale_N, zero_N, PLANE: tl.constexpr, STRIPS: tl.constexpr, KIND: tl.constexpr, DTYPE: tl.constexpr,
+    PER_BLOCK: tl.constexpr, SHORT: tl.constexpr, BIAS: tl.constexpr, OFFSET: tl.constexpr, ZEROS: tl.constexpr,
+    READ: tl.constexpr, SUBTRACT: tl.constexpr, MULTIPLY: tl.constexpr, MULTIPLY_ADD: tl.constexpr,
+):  # fmt: skip
+    """A plane of weights: [STRIPS * 64, 32] in x's dtype. PER_BLOCK 0: without their scale."""
+    PLANES: tl.constexpr = 2 if (KIND == "int8" or KIND == "float8_e4m3fn") else 4
+    GROUP: tl.constexpr = PLANE * PER_BLOCK // PLANES
+    value_NF = _operand(READ(words, table, PLANE, KIND, DTYPE), STRIPS)
+    if ZEROS == "whole":
+        zero_N1 = (_short(zero_N, GROUP, SHORT, tl.float32) + (BIAS + OFFSET)).to(DTYPE)
+        value_NF = SUBTRACT(value_NF, zero_N1)
+    elif BIAS + OFFSET != 0:
+        value_NF = SUBTRACT(value_NF, tl.full((1, 1), BIAS + OFFSET, DTYPE))
+    if ZEROS == "any" and PER_BLOCK:
+        scale_N1, shift_N1 = _short(scale_N, GROUP, SHORT, DTYPE), _short(zero_N, GROUP, SHORT, DTYPE)
+        value_NF = MULTIPLY_ADD(value_NF, scale_N1, shift_N1)
+    elif ZEROS == "any":
+        value_NF = SUBTRACT(value_NF, _short(zero_N, GROUP, SHORT, DTYPE))
+    elif PER_BLOCK:
+        value_NF = MULTIPLY(value_NF, _short(scale_N, GROUP, SHORT, DTYPE))
+    return value_NF
+
+
+@triton.jit
+def _block(
+    words, table, scale_N, zero_N, STRIPS: tl.constexpr, KIND: tl.constexpr, DTYPE: tl.constexpr,
+    PER_BLOCK: tl.constexpr, SHORT: tl.constexpr, BIAS: tl.constexpr, OFFSET: tl.constexpr, ZEROS: tl.constexpr,
+    READ: tl.constexpr, SUBTRACT: tl.constexpr, MULTIPLY: tl.constexpr, MULTIPLY_ADD: tl.constexpr,
+):  # fmt: skip
+    """All planes side by side: [STRIPS * 64, 32 P]. Their registers are only named anew."""
+    BN: tl.constexpr = STRIPS * 64
+    first = _numbers(
+        words, table, scale_N, zero_N, 0, STRIPS, KIND, DTYPE, PER_BLOCK, SHORT, BIAS, OFFSET, ZEROS, READ, SUBTRACT,
+        MULTIPLY, MULTIPLY_ADD,
+    )  # fmt: skip
+    second = _numbers(
+        words, table, scale_N, zero_N, 1, STRIPS, KIND, DTYPE, PER_BLOCK, SHORT, BIAS, OFFSET, ZEROS, READ, SUBTRACT,
+        MULTIPLY, MULTIPLY_ADD,
+    )  # fmt: skip
+    both = tl.join(first, second)
+    if KIND == "int8" or KIND == "float8_e4m3fn":
+        w_NK = tl.reshape(tl.permute(both, (0, 2, 1)), (BN, 64))
+    else:
+        third = _numbers(
+            words, table, scale_N, zero_N, 2, STRIPS, KIND, DTYPE, PER_BLOCK, SHORT, BIAS, OFFSET, ZEROS, READ,
+            SUBTRACT, MULTIPLY, MULTIPLY_ADD,
+        )  # fmt: skip
+        fourth = _numbers(
+            words, table, scale_N, zero_N, 3, STRIPS, KIND, DTYPE, PER_BLOCK, SHORT, BIAS, OFFSET, ZEROS, READ,
+            SUBTRACT, MULTIPLY, MULTIPLY_ADD,
+        )  # fmt: skip
+        all_four = tl.join(both, tl.join(third, fourth))
+        w_NK = tl.reshape(tl.permute(all_four, (0, 3, 2, 1)), (BN, 128))
+    return w_NK
+
+
+@triton.jit(do_not_specialize=["num_rows", "blocks_each"])
+def _words_kernel(
+    x, words, scales, zeros, table, bias, out, partial, arrived, num_rows, N, K, x_stride, blocks_each,
+    M: tl.constexpr, STRIPS: tl.constexpr, PLANES: tl.constexpr, KIND: tl.constexpr, SPLIT: tl.constexpr,
+    PER_BLOCK: tl.constexpr, BLOCKS_PER: tl.constexpr, SHORT: tl.constexpr, BIAS: tl.constexpr, OFFSET: tl.constexpr,
+    ZEROS: tl.constexpr, EVEN: tl.constexpr, BIASED: tl.constexpr, AHEAD: tl.constexpr, READ: tl.constexpr,
+    SUBTRACT: tl.constexpr, MULTIPLY: tl.constexpr, MULTIPLY_ADD: tl.constexpr, BEGIN: tl.constexpr,
+    FETCH: tl.constexpr,
+):  # fmt: skip
+    """Program (rows of x, strips of 64 output features, part of K)."""
+    many, tile, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    BN: tl.constexpr = STRIPS * 64
+    DTYPE: tl.constexpr = x.dtype.element_ty
+    BLOCK: tl.constexpr = 32 * PLANES
+    n, m, k = tile * BN + tl.arange(0, BN), many * M + tl.arange(0, M), tl.arange(0, BLOCK)
+    blocks = tl.cdiv(K, BLOCK)
+    first = split * blocks_each
+    past = tl.minimum(first + blocks_each, blocks)
+    strips = tl.cdiv(N, 64)
+    # Strips past the last are read as the last, and not stored.
+    # Steps come first, so that eight warps hold two strips as matrix units want them.
+    e = tl.arange(0, STRIPS * _WORDS)
+    strip = tl.minimum(tile * STRIPS + e // 1024 % STRIPS, strips - 1)
+    mine = words + strip.to(tl.int64) * blocks * _WORDS + (e // (STRIPS * 1024) * 1024 + e % 1024)
+    if AHEAD:
+        # A block is 4 KiB, and 128 threads have an address each.
+        place = tl.arange(0, 128)
+        start = words + tl.minimum(tile * STRIPS + place * STRIPS // 128, strips - 1).to(tl.int64) * blocks * _WORDS
+        size = tl.minimum(past - first, AHEAD) * (32 * STRIPS)
+        FETCH(start + first * _WORDS + place % (128 // STRIPS) * (size // 2), size)
+    n_scale = tl.minimum(n, strips * 64 - 1)
+    width = strips * 64
+    BEGIN()
+    acc_NM = tl.zeros((BN, M), tl.float32)
+    for block in range(first, past):
+        words_E = tl.load(mine + block * _WORDS)
+        group = block // BLOCKS_PER * width
+        scale_N = tl.load(scales + group + n_scale) if PER_BLOCK else 0
+        zero_N = tl.load(zeros + group + n_scale) if ZEROS != "none" else 0
+        w_NK = _block(
+            words_E, table, scale_N, zero_N, STRIPS, KIND, DTYPE, PER_BLOCK, SHORT, BIAS, OFFSET, ZEROS,
+            READ, SUBTRACT, MULTIPLY, MULTIPLY_ADD,
+        )  # fmt: skip
+        here = block * BLOCK + k
+        inside = m[:, None] < num_rows if EVEN else (m[:, None] < num_rows) & (here[None, :] < K)
+        x_MK = tl.load(x + m[:, None].to(tl.int64) * x_stride + here[None, :], mask=inside, other=0.0)
+        acc_NM = tl.dot(w_NK, tl.trans(x_MK), acc_NM, input_precision="ieee")
+    last = True
+    if SPLIT:
+        place = many * tl.num_programs(1) + tile
+        acc_NM, last = add_parts(acc_NM, partial, arrived, place, split, tl.num_programs(2), num_rows - many * M)
+    if last:
+        if PER_BLOCK == 0:
+            acc_NM *= tl.load(scales + n_scale)[:, None]
+        if BIASED:
+            acc_NM += tl.load(bias + n, mask=n < N, other=0.0).to(tl.float32)[:, None]
+        where_NM = m[None, :].to(tl.int64) * N + n[:, None]
+        tl.store(out + where_NM, acc_NM.to(out.dtype.element_ty), mask=(n[:, None] < N) & (m[None, :] < num_rows))
+
+
+@triton.jit
+def _dequantize_kernel(
+    words, scales, zeros, table, out, N, K, STRIPS: tl.constexpr, PLANES: tl.constexpr, KIND: tl.constexpr,
+    PER_BLOCK: tl.constexpr, BLOCKS_PER: tl.constexpr, SHORT: tl.constexpr, BIAS: tl.constexpr, OFFSET: tl.constexpr,
+    ZEROS: tl.constexpr, READ: tl.constexpr, SUBTRACT: tl.constexpr, MULTIPLY: tl.constexpr, MULTIPLY_ADD: tl.constexpr,
+    BEGIN: tl.constexpr,
+):  # fmt: skip
+    """Program (block, strip): its weights in out's dtype, [N, K]."""
+    DTYPE: tl.constexpr = out.dtype.element_ty
+    block, strip = tl.program_id(0), tl.program_id(1)
+    n, f, e = strip * 64 + tl.arange(0, 64), tl.arange(0, 32), tl.arange(0, _WORDS)
+    group = block // BLOCKS_PER * (tl.num_programs(1) * 64) + n
+    BEGIN()
+    words_E = tl.load(words + (strip.to(tl.int64) * tl.num_programs(0) + block) * _WORDS + e)
+    scale_N = tl.load(scales + group) if PER_BLOCK else tl.load(scales + n)
+    zero_N = tl.load(zeros + group) if ZEROS != "none" else 0
+    for plane in tl.static_range(PLANES):
+        w_NF = _numbers(
+            words_E, table, scale_N, zero_N, plane, STRIPS, KIND, DTYPE, PER_BLOCK, SHORT, BIAS, OFFSET, ZEROS, READ,
+            SUBTRACT, MULTIPLY, MULTIPLY_ADD,
+        )  # fmt: skip
+        if PER_BLOCK == 0:
+            w_NF = (w_NF.to(tl.float32) * scale_N[:, None]).to(DTYPE)
+        k = (block * PLANES + plane) * 32 + f
+        where_NF = n[:, None].to(tl.int64) * K + k[None, :]
+        tl.store(out + where_NF, w_NF, mask=(n[:, None] < N) & (k[None, :] < K))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WordWeight:
+    """A weight as the kernels of this page read it; `pack_words` makes one."""
+
+    kind: Kind
+    size: int
+    depth: int
+    words: Tensor
+    """[ceil(N / 64), ceil(K / B), 2048] int16"""
+    scales: Tensor
+    """[blocks, N] integers of 16 S bits, 32 at least; or float32 [N]. N is padded to a multiple of 64."""
+    group_size: int | None
+    """None: a scale an output feature."""
+    short: torch.dtype = torch.float16
+    """What the 16-bit numbers are."""
+    zeros: Tensor | None = None
+    """As the scales of groups: less the bias of their codes; or, of groups' zeros that are not all whole, what is added
+    to values instead, -(zero - bias) * scale."""
+    whole: bool = False
+    """Whether all zeros are whole numbers, which with the codes' offset are exact in 16 bits."""
+    bias: int = 0
+    """What is subtracted from codes besides: 8 of int4, 128 of int8."""
+    table: Tensor | None = None
+    """[16] What codes of 4 bits stand for."""
+
+    def bytes(self) -> int:
+        """In memory."""
+        held = (self.words, self.scales, self.zeros, self.table)
+        return sum(x.numel() * x.element_size() for x in held if x is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class WordTile:
+    """Sizes of a program of `word_linear`."""
+
+    strips: int
+    """Of 64 output features."""
+    rows: int
+    """Of x; a power of two, 16 at least."""
+    splits: int
+    """Parts that K is cut into."""
+    warps: int
+    stages: int
+    ahead: int = 0
+    """Blocks that a program fetches before the kernel in front has finished."""
+
+
+def word_linear(
+    x_MK: Tensor,
+    weight: WordWeight,
+    bias_N: Tensor | None,
+    tile: WordTile,
+    *,
+    arrived: Tensor,
+    overlap: Overlap = ALONE,
+    reader: Reader = PLAIN,
+) -> Tensor:
+    """[M, N]. `arrived` as in `linear.split`, one a tile of N and rows; `reader` for x's dtype."""
+    num_rows, size, depth = x_MK.shape[0], weight.size, weight.depth
+    planes = PLANES[weight.kind]
+    blocks = triton.cdiv(depth, planes * FEATURES)
+    each = triton.cdiv(blocks, tile.splits)
+    splits = triton.cdiv(blocks, each)
+    many, tiles = triton.cdiv(num_rows, tile.rows), triton.cdiv(size, ROWS * tile.strips)
+    out = torch.empty((num_rows, size), dtype=x_MK.dtype, device=x_MK.device)
+    partial = out
+    if splits > 1:
+        elements = many * tiles * splits * tile.strips * ROWS * tile.rows
+        partial = torch.empty(elements, dtype=torch.float32, device=x_MK.device)
+    _words_kernel[(many, tiles, splits)](
+        x_MK, weight.words, weight.scales, weight.zeros, weight.table, bias_N, out, partial, arrived, num_rows, size,
+        depth, x_MK.stride(0), each, M=tile.rows, SPLIT=splits > 1, EVEN=depth % (planes * FEATURES) == 0,
+        BIASED=bias_N is not None, AHEAD=tile.ahead, STRIPS=tile.strips, BEGIN=overlap.begin, FETCH=overlap.fetch,
+        **_constants(weight, x_MK.dtype, reader), num_warps=tile.warps, num_stages=tile.stages,
+        **overlap.options,
+    )  # fmt: skip
+    return out
+
+
+def dequantize_words(
+    weight: WordWeight, dtype: torch.dtype, *, overlap: Overlap = ALONE, reader: Reader = PLAIN
+) -> Tensor:
+    """[N, K] in `dtype`, for products of so many rows that a library is faster."""
+    out = torch.empty((weight.size, weight.depth), dtype=dtype, device=weight.words.device)
+    strips, blocks = weight.words.shape[:2]
+    _dequantize_kernel[(blocks, strips)](
+        weight.words, weight.scales, weight.zeros, weight.table, out, weight.size, weight.depth, STRIPS=1,
+        BEGIN=overlap.begin, **_constants(weight, dtype, reader), num_warps=4, **overlap.options,
+    )  # fmt: skip
+    return out
+
+
+def _constants(weight: WordWeight, dtype: torch.dtype, reader: Reader) -> dict[str, object]:
+    planes = PLANES[weight.kind]
+    block = planes * FEATURES
+    group = weight.group_size
+    zeros = "none" if weight.zeros is None else "whole" if weight.whole else "any"
+    return {
+        "PLANES": planes, "KIND": weight.kind, "PER_BLOCK": 0 if group is None else max(1, block // group),
+        "BLOCKS_PER": 1 << 30 if group is None else max(1, group // block), "BIAS": weight.bias,
+        "SHORT": tl.float16 if weight.short == torch.float16 else tl.bfloat16,
+        "OFFSET": offset(weight.kind, dtype), "ZEROS": zeros, "READ": reader.read, "SUBTRACT": reader.subtract,
+        "MULTIPLY": reader.multiply, "MULTIPLY_ADD": reader.multiply_add,
+    }  # fmt: skip
