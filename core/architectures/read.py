@@ -9,11 +9,9 @@ from typing import Any
 import msgspec
 
 from mainspring.core.architectures.fields import Fields
-from mainspring.core.architectures.gguf_metadata import gguf_config
 from mainspring.core.architectures.table import NO_PLUGINS, find
 from mainspring.core.config import ModelConfig
 from mainspring.core.errors import ModelError
-from mainspring.core.gguf_file import GGUFFile
 
 
 def read_model_config(path: Path, plugins: Mapping[str, str] = NO_PLUGINS) -> ModelConfig:
@@ -27,7 +25,7 @@ def read_model_config(path: Path, plugins: Mapping[str, str] = NO_PLUGINS) -> Mo
         ending = path / "generation_config.json"
         generation = _json(ending) if ending.exists() else {}
     elif path.suffix == ".gguf":
-        values, source, generation = gguf_config(GGUFFile.open(path)), str(path), {}
+        values, source, generation = _gguf(path), str(path), {}
     else:
         raise ModelError(f"{path} is neither a directory with a config.json nor a .gguf file")
     return _read(Fields(values, source), generation, plugins)
@@ -53,6 +51,14 @@ def _token_ids(value: object) -> tuple[int, ...]:
     if isinstance(value, int):
         return (value,)
     return tuple(value) if isinstance(value, list) else ()
+
+
+def _gguf(file: Path) -> dict[str, Any]:
+    # Imported here, for it brings numpy: `mainspring check` of a directory answers without.
+    from mainspring.core.architectures.gguf_metadata import gguf_config
+    from mainspring.core.gguf_file import GGUFFile
+
+    return gguf_config(GGUFFile.open(file))
 
 
 def _json(file: Path) -> dict[str, Any]:
