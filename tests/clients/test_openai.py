@@ -159,7 +159,7 @@ def test_models(client: openai.OpenAI, model_id: str) -> None:
         ({"temperature": -1}, "temperature"),
         ({"tools": [{"type": "function", "function": {"name": "two words"}}]}, "tools.0.function.name"),
         ({"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "g"}}}, "tool_choice"),
-        ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format.json_schema"),
+        ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format.json_schema.schema"),
         ({"logprobs": True, "top_logprobs": 50}, "top_logprobs"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}, None),
     ],
