@@ -50,13 +50,13 @@ verify-tpu: .tpu/ready ## XLA on the host, the kernel in an interpreter, libtpu'
 	$(TPU_SWITCHES) $(TPU)/python -m pytest --timeout 1800 tests/tpu
 	$(TPU_SWITCHES) $(TPU)/python -m tests.tpu.report docs/verified/tpu.md
 
-.rocm/ready: tests/compiled/requirements.txt
-	$(PYTHON) -m venv .rocm
-	$(ASIDE) .rocm/bin/pip --disable-pip-version-check install --quiet --requirement tests/compiled/requirements.txt
+.rocm/ready: tests/compiled/requirements.txt $(VENV)/dev
+	rm -rf .rocm
+	$(ASIDE) $(PIP) --no-deps --target .rocm --requirement tests/compiled/requirements.txt
 	@touch $@
 
 verify-rocm: .rocm/ready ## every Triton kernel by AMD's and NVIDIA's code generators; no GPU needed
-	PYTHONPATH=src:. OMP_NUM_THREADS=1 $(ASIDE) .rocm/bin/python -m tests.compiled.report docs/verified/rocm.md
+	PYTHONPATH=.rocm:src:. OMP_NUM_THREADS=1 $(ASIDE) $(BIN)/python -m tests.compiled.report docs/verified/rocm.md
 
 OCLOC := $(CURDIR)/.xpu/ocloc/usr
 OCLOC_PACKAGES := intel-opencl-icd libigc1 libigdfcl1 libigdgmm12 libllvmspirvlib14 libopencl-clang14 libze1 libze-dev \
