@@ -21,12 +21,13 @@ from mainspring.core import lifeline
 from mainspring.core.backend import Executor, Pending
 from mainspring.core.batch import Batch
 from mainspring.core.border import check_numbers
-from mainspring.core.channel import ChannelClosed, EngineChannel, EngineStart, Malformed, read_start
+from mainspring.core.channel import EngineChannel, EngineStart, Malformed, read_start
 from mainspring.core.composition import build_executor, build_scheduler, describe
 from mainspring.core.errors import (
     EXIT_DRAIN_OVERRUN,
     EXIT_ENGINE,
     EXIT_STARTUP,
+    ChannelClosed,
     DeviceOutOfMemory,
     ErrorKind,
     RequestError,
