@@ -267,6 +267,9 @@ ProgressCallback = Callable[[str, int, int], None]
 
 Program = Callable[..., Any]
 
+AddRmsNorm = Callable[["torch.Tensor", "torch.Tensor", "torch.Tensor", float], "tuple[torch.Tensor, torch.Tensor]"]
+"""`core.ops.norm.add_rms_norm`: (x, residual, weight, epsilon) -> (the normed sum, the sum)."""
+
 
 @dataclass(frozen=True, slots=True)
 class ShapeLimits:
@@ -422,6 +425,13 @@ class Device(ABC):
         from mainspring.core.parallel.communicator import TorchCommunicator
 
         return TorchCommunicator(ranks)
+
+    def summed_norm(self, group: Communicator, add_rms_norm: AddRmsNorm) -> AddRmsNorm:
+        """`add_rms_norm` of an x that is this rank's part of a sum over `group`: for machines that can do both at once.
+
+        x may be overwritten. All ranks must get the same numbers, bit for bit. The default sums, then norms.
+        """
+        return lambda x, residual, weight, epsilon: add_rms_norm(group.all_reduce(x), residual, weight, epsilon)
 
     # F. Execution: a device is a cache of programs keyed by a shape bucket
 

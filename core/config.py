@@ -39,6 +39,20 @@ class RopeConfig(msgspec.Struct, frozen=True):
     long_factors: tuple[float, ...] = ()
 
 
+class ExpertsConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """A mixture of experts in place of a layer's MLP."""
+
+    count: int
+    chosen: int
+    """Experts that a token goes through."""
+    size: int
+    """Features between an expert's two halves."""
+    normalized: bool
+    """Whether the weights of a token's experts add up to one."""
+    dense_layers: tuple[int, ...] = ()
+    """Layers that have an MLP of `ModelConfig.intermediate_size` all the same."""
+
+
 class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     """A decoder-only model in the field's terms, whatever its checkpoint calls them."""
 
@@ -55,6 +69,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Context length that the model was made for, scaling included."""
     norm_epsilon: float
     activation: Literal["silu", "gelu", "gelu_tanh"] = "silu"
+    experts: ExpertsConfig | None = None
     rope: RopeConfig | None = None
     local_rope: RopeConfig | None = None
     """Of sliding-window layers, where it differs (Gemma 3)."""

@@ -151,7 +151,10 @@ def workspace_bytes(config: EngineConfig, model: ModelConfig, max_length: int) -
     Activations of the widest layer for a full token budget; logits of all rows three times over (raw, processed,
     sorted), of those that choose or of a part of a prompt that is scored; the token table.
     """
-    widest = max(3 * model.intermediate_size, 3 * model.num_heads * model.head_dim) + 4 * model.hidden_size
+    mlp, experts = 3 * model.intermediate_size, model.experts
+    if experts is not None:
+        mlp = max(mlp, experts.chosen * (experts.size + model.hidden_size))
+    widest = max(mlp, 3 * model.num_heads * model.head_dim) + 4 * model.hidden_size
     activations = 4 * config.max_batch_tokens * widest
     rows = min(max(config.max_sequences, SCORED_ROWS), config.max_batch_tokens)
     logits = 3 * 4 * rows * model.vocab_size

@@ -42,6 +42,8 @@ def head_scheme(scheme: WeightScheme, plain: WeightScheme) -> WeightScheme:
 
 def unsupported(model: ModelConfig, scheme: WeightScheme, device: Device) -> list[str]:
     """Every reason why the device cannot run the model's linear layers under the scheme; empty when it can."""
+    if model.experts is not None:
+        return [f"experts are kept in the compute dtype, and {model.architecture} has them; serve it without {scheme}"]
     layers = [(what, shape, scheme) for what, shape in linear_shapes(model).items()]
     if (head := head_scheme(scheme, unquantized("float32"))).bits < 16:
         layers.append(("output head", (model.hidden_size, model.vocab_size), head))

@@ -141,6 +141,7 @@ class CpuDevice(Device):
         """Attention over this backend's cache, and the small ops with fewer kernels."""
         from mainspring.backends.cpu import elementwise
         from mainspring.backends.cpu.attention import attention, kv_write
+        from mainspring.backends.cpu.moe import moe
         from mainspring.core.ops.sample import sample
 
         ops: dict[str, Callable[..., Any]] = {
@@ -149,6 +150,7 @@ class CpuDevice(Device):
             "rope": elementwise.rope,
             "silu_mul": elementwise.silu_mul,
             "gelu_mul": elementwise.gelu_mul,
+            "moe": self._outside_graphs(moe),
             "kv_write": kv_write,
             "attention": self._outside_graphs(attention),
             "sample": functools.partial(sample, peek=True),

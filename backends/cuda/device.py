@@ -28,10 +28,13 @@ from mainspring.core.errors import BackendError
 if TYPE_CHECKING:
     import torch
 
-    from mainspring.core.config import EngineConfig
+    from mainspring.core.config import EngineConfig, KVDtype
 
 OLDEST = (8, 0)
 """Compute capability from which bfloat16 and asynchronous copies to shared memory exist; kernels rely on both."""
+
+FIRST_WITH_FLOAT8 = 89
+"""Architecture from which 8-bit floats are converted in one instruction (Ada, Hopper)."""
 
 
 def _missing_software() -> str:
@@ -78,7 +81,12 @@ class CudaBackend(Backend):
     def capabilities(self, device: DeviceInfo) -> Capabilities:
         """The same for all generations taken, but for how far they were verified."""
         # On the hardware for Hopper. Other generations run the same source, and nobody has looked.
-        return capabilities(collectives="nccl", verified="L5" if device.arch == "sm_90" else "L0")
+        narrow: tuple[KVDtype, ...] = ("float8_e4m3fn", "float8_e5m2")
+        return capabilities(
+            collectives="nccl",
+            verified="L5" if device.arch == "sm_90" else "L0",
+            narrow=narrow if int(device.arch.removeprefix("sm_")) >= FIRST_WITH_FLOAT8 else (),
+        )
 
     def open(self, index: int, rank: int, world: int, options: EngineConfig) -> Device:
         """Opens a GPU; the device becomes this process's current one."""
@@ -101,7 +109,7 @@ class CudaDevice(GpuDevice):
         from mainspring.backends.cuda.cublas import Cublas, CublasError
         from mainspring.backends.cuda.linear import Linears
         from mainspring.backends.cuda.overlap import overlap_of
-        from mainspring.backends.cuda.tiles import prefill_tile
+        from mainspring.backends.cuda.tiles import experts_tile, prefill_tile
         from mainspring.backends.torch_gpu.runtime import Runtime
         from mainspring.backends.torch_gpu.tuning import Tuning
 
@@ -111,8 +119,9 @@ class CudaDevice(GpuDevice):
         with suppress(CublasError):
             cublas = Cublas()
         self._linears = Linears(overlap, processors, card.name, Path(triton.knobs.cache.dir), cublas=cublas)
-        runtime = Runtime("cuda", torch.cuda, torch.cuda.CUDAGraph, {"capture_error_mode": "thread_local"}, lends=True)
-        tuning = Tuning(processors, prefill=prefill_tile, overlap=overlap)
+        capture = {"capture_error_mode": "thread_local"}
+        runtime = Runtime("cuda", torch.cuda, torch.cuda.CUDAGraph, capture, symmetric=True, lends=True)
+        tuning = Tuning(processors, prefill=prefill_tile, experts=experts_tile, overlap=overlap)
         super().__init__(runtime, index, tuning, captures=captures)
 
     def pack(self, scheme: WeightScheme, tensors: Mapping[str, torch.Tensor]) -> PackedLinear:

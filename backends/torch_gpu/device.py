@@ -9,7 +9,16 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from mainspring.core.backend import AttentionMetadata, Device, Event, KVSpec, Program, ShapeLimits
+from mainspring.core.backend import (
+    AddRmsNorm,
+    AttentionMetadata,
+    Communicator,
+    Device,
+    Event,
+    KVSpec,
+    Program,
+    ShapeLimits,
+)
 from mainspring.core.batch import Bucket, Buckets
 
 if TYPE_CHECKING:
@@ -75,14 +84,18 @@ class GpuDevice(Device):
     def ops(self) -> Mapping[str, Callable[..., Any]]:
         """Triton kernels for what a Llama-like model runs at every step."""
         from mainspring.backends.torch_gpu.attention import attention, kv_write, rotate_and_store
+        from mainspring.backends.torch_gpu.experts import moe
         from mainspring.backends.torch_gpu.sampling import choose, sample
         from mainspring.backends.triton import elementwise
+        from mainspring.backends.triton.moe import route
 
         overlapping = {
             "rms_norm": elementwise.rms_norm,
             "add_rms_norm": elementwise.add_rms_norm,
             "rope": elementwise.rope,
             "silu_mul": elementwise.silu_mul,
+            "route": route,
+            "moe": partial(moe, tuning=self._tuning),
             "kv_write": kv_write,
             "attention": partial(attention, tuning=self._tuning),
             "rotate_and_store": rotate_and_store,
@@ -103,6 +116,24 @@ class GpuDevice(Device):
         from mainspring.backends.torch_gpu.graphs import ladder
 
         return ladder(limits)
+
+    def communicator(self, ranks: Sequence[int]) -> Communicator:
+        """Over memory that ranks share where the machine has it, else torch's."""
+        if not self._runtime.symmetric:
+            return super().communicator(ranks)
+        import torch
+
+        from mainspring.backends.torch_gpu.symmetric import SymmetricCommunicator
+
+        return SymmetricCommunicator(ranks, torch.device(self.torch_device), self._tuning.overlap)
+
+    def summed_norm(self, group: Communicator, add_rms_norm: AddRmsNorm) -> AddRmsNorm:
+        """Both in one kernel, where `communicator` could connect the ranks' memory."""
+        from mainspring.backends.torch_gpu.symmetric import SymmetricCommunicator
+
+        if isinstance(group, SymmetricCommunicator):
+            return group.summed_norm(add_rms_norm)
+        return super().summed_norm(group, add_rms_norm)
 
     def compile(self, program: Program, bucket: Bucket | None) -> Program:
         """A captured graph for a bucket; eager otherwise."""

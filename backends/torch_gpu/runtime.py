@@ -20,5 +20,7 @@ class Runtime:
     """Makes an empty graph; None where this torch captures none."""
     capture: Mapping[str, object] = field(default_factory=dict)
     """What `capture_begin` takes besides the pool."""
+    symmetric: bool = False
+    """Whether ranks of one host write each other's memory (torch.distributed._symmetric_memory)."""
     lends: bool = False
     """Whether tensors can be made of an address (the CUDA Array Interface): graphs then share their results' memory."""

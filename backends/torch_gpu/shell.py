@@ -6,6 +6,7 @@ import importlib.util
 from pathlib import Path
 
 from mainspring.core.backend import Capabilities
+from mainspring.core.config import KVDtype
 
 
 def missing_software(library: str, vendor: str) -> str:
@@ -18,11 +19,14 @@ def missing_software(library: str, vendor: str) -> str:
     return "" if importlib.util.find_spec("triton") else "triton is not installed"
 
 
-def capabilities(collectives: str, verified: str) -> Capabilities:
-    """What the kernels and captured graphs give on any of torch's GPUs. Caches of 8 bits wait for scales in them."""
+def capabilities(collectives: str, verified: str, narrow: tuple[KVDtype, ...] = ()) -> Capabilities:
+    """What the kernels and captured graphs give on any of torch's GPUs.
+
+    `narrow`: 8-bit floats that its kernels convert. A cache of them holds keys and values at a scale of 1.
+    """
     return Capabilities(
         compute_dtypes=("bfloat16", "float16", "float32"),
-        kv_dtypes=("bfloat16", "float16", "float32"),
+        kv_dtypes=("bfloat16", "float16", "float32", *narrow),
         block_sizes=(32, 16, 64, 128),
         attention=frozenset({"sliding_window", "softcap", "sinks"}),
         graphs="capture",

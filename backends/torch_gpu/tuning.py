@@ -9,6 +9,7 @@ import torch
 
 from mainspring.backends.triton.attention import Tile
 from mainspring.backends.triton.launch import ALONE, Overlap
+from mainspring.backends.triton.moe import Tile as ExpertsTile
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,4 +22,6 @@ class Tuning:
     """(tokens, head dim, heads a kv head, dtype) -> tile of a step with chunks; None: Triton's own choice."""
     decode: Callable[[int, torch.dtype], Tile | None] = field(default=lambda *_: None)
     """(head dim, dtype) -> positions, warps and stages of a decode."""
+    experts: Callable[[int, int, torch.dtype], ExpertsTile | None] = field(default=lambda *_: None)
+    """(pairs of a token and an expert, experts, dtype) -> tile of their products."""
     overlap: Overlap = ALONE

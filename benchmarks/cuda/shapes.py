@@ -40,6 +40,13 @@ MODELS = {
         "vocab_size": 128256, "max_position_embeddings": 131072, "rope_theta": 500000.0, "tie_word_embeddings": False,
         **COMMON,
     },
+    "30b-a3b": {
+        "architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "hidden_size": 2048,
+        "num_hidden_layers": 48, "num_attention_heads": 32, "num_key_value_heads": 4, "head_dim": 128,
+        "intermediate_size": 6144, "num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768,
+        "norm_topk_prob": True, "vocab_size": 151936, "max_position_embeddings": 40960, "rope_theta": 1000000.0,
+        "tie_word_embeddings": False, **COMMON,
+    },
     "0.6b": {
         "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "hidden_size": 1024, "num_hidden_layers": 28,
         "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128, "intermediate_size": 3072,
@@ -98,13 +105,13 @@ class Serving:
         return tokens
 
 
-def serving(shape: dict[str, object], **options: str) -> tuple[Serving, float]:
+def serving(shape: dict[str, object], kv_dtype: str = "auto", **options: str) -> tuple[Serving, float]:
     """The model with dummy weights, and the seconds until it served."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "config.json").write_text(json.dumps(shape))
         config = EngineConfig(
             model=folder, backend="cuda", load_format="dummy", max_length=8192, max_sequences=256,
-            max_batch_tokens=8192, prefix_caching=False, backend_options=options,
+            max_batch_tokens=8192, prefix_caching=False, backend_options=options, kv_dtype=kv_dtype,
         )  # fmt: skip
         setting = settle(config)
         began = time.perf_counter()
@@ -114,12 +121,17 @@ def serving(shape: dict[str, object], **options: str) -> tuple[Serving, float]:
     return Serving(setting.model, executor, build_scheduler(setting, executor, 8192)), seconds
 
 
-def weight_bytes(model: ModelConfig) -> int:
-    """Weights that one decode step reads: all but the embedding's table, whose head is as large when tied."""
+def weight_bytes(model: ModelConfig, rows: int = 1) -> float:
+    """Weights that one decode step reads: all but the embedding's table, whose head is as large when tied.
+
+    Of experts those that `rows` tokens choose on average, when they choose evenly.
+    """
     heads = model.num_heads + 2 * model.num_kv_heads
-    layer = (
-        model.hidden_size * model.head_dim * (heads + model.num_heads) + 3 * model.hidden_size * model.intermediate_size
-    )
+    mlp = 3 * model.intermediate_size
+    if model.experts is not None:
+        chosen = model.experts.count * (1 - (1 - model.experts.chosen / model.experts.count) ** rows)
+        mlp = 3 * chosen * model.experts.size + model.experts.count
+    layer = model.hidden_size * (model.head_dim * (heads + model.num_heads) + mlp)
     return 2 * (model.num_layers * layer + model.hidden_size * model.vocab_size)
 
 
@@ -145,7 +157,7 @@ def decode_step(served: Serving, rows: int) -> tuple[float, float]:
     seconds = (time.perf_counter() - began) / STEPS
     served.drain()
     model = served.model
-    read = weight_bytes(model) + rows * (CONTEXT + STEPS // 2) * kv_bytes(model)
+    read = weight_bytes(model, rows) + rows * (CONTEXT + STEPS // 2) * kv_bytes(model)
     return 1e3 * seconds, 1e3 * read / READ_BYTES_PER_SECOND
 
 
@@ -165,7 +177,7 @@ def first_token(served: Serving, num_prompt: int) -> tuple[float, float]:
     products = (weight_bytes(model) - 2 * model.hidden_size * model.vocab_size) * num_prompt
     attention = 2 * num_prompt**2 * model.num_heads * model.head_dim * model.num_layers
     compute = (products + attention) / OPERATIONS_PER_SECOND
-    return 1e3 * min(times), 1e3 * max(compute, weight_bytes(model) / READ_BYTES_PER_SECOND)
+    return 1e3 * min(times), 1e3 * max(compute, weight_bytes(model, num_prompt) / READ_BYTES_PER_SECOND)
 
 
 def throughput(served: Serving, requests: int, num_prompt: int, num_tokens: int) -> float:

@@ -28,9 +28,20 @@ def parameter_count(config: ModelConfig) -> int:
     embeddings = config.vocab_size * config.hidden_size * (1 if config.tied_embeddings else 2)
     positions = config.max_position * config.hidden_size if architecture.biased_norms_and_positions else 0
     linear = sum(in_features * out_features for in_features, out_features in linear_shapes(config).values())
+    sparse = _experts_instead(config)
     head_norms = 2 * config.head_dim if architecture.qk_norms else 0
     layer = linear + _biases(config) + head_norms + architecture.norms * norm
-    return embeddings + positions + config.num_layers * layer + norm
+    return embeddings + positions + config.num_layers * layer + norm + sparse
+
+
+def _experts_instead(config: ModelConfig) -> int:
+    """What experts and routers have more than the MLPs in whose place they are."""
+    experts = config.experts
+    if experts is None:
+        return 0
+    of_mlp = 3 * config.hidden_size * config.intermediate_size
+    of_experts = experts.count * config.hidden_size * (3 * experts.size + 1)
+    return (config.num_layers - len(experts.dense_layers)) * (of_experts - of_mlp)
 
 
 def _biases(config: ModelConfig) -> int:

@@ -13,7 +13,7 @@ import msgspec
 
 from mainspring.core.architectures.fields import Fields
 from mainspring.core.architectures.rope import read_rope, rope_parameters, served_positions
-from mainspring.core.config import Dtype, ModelConfig
+from mainspring.core.config import Dtype, ExpertsConfig, ModelConfig
 from mainspring.core.errors import ModelError, unknown
 
 Activation = Literal["silu", "gelu", "gelu_tanh"]
@@ -77,10 +77,45 @@ def read_qwen2(fields: Fields) -> ModelConfig:
 
 def read_qwen3(fields: Fields) -> ModelConfig:
     """Norms on q and k in place of biases; heads of 128 unless said otherwise."""
-    config = decoder(fields.over(Fields({"head_dim": 128}, fields.source)))
+    return _qwen3(fields.over(Fields({"head_dim": 128}, fields.source)))
+
+
+def _qwen3(fields: Fields) -> ModelConfig:
+    config = decoder(fields)
     bias = fields.flag("attention_bias", False)
     config = msgspec.structs.replace(config, qkv_bias=bias, output_bias=bias)
     return _with_windows(config, _qwen_windows(fields, config.num_layers))
+
+
+def read_mixtral(fields: Fields) -> ModelConfig:
+    """Mistral with experts, whose weights add up to one."""
+    given = fields.over(Fields({"num_local_experts": 8, "num_experts_per_tok": 2, "rms_norm_eps": 1e-5}, fields.source))
+    config = read_mistral(given)
+    return _with_experts(config, given, "num_local_experts", size=config.intermediate_size, normalized=True)
+
+
+def read_qwen3_moe(fields: Fields) -> ModelConfig:
+    """Qwen3 with experts in all layers but some; heads share the hidden size out unless said otherwise."""
+    given = fields.over(Fields({"num_experts_per_tok": 8, "moe_intermediate_size": 768}, fields.source))
+    # Hugging Face's own name of the number of experts, and that of its later versions.
+    key = "num_experts" if given.has("num_experts") else "num_local_experts"
+    config, every = _qwen3(given), given.integer("decoder_sparse_step", 1)
+    named = {int(layer) for layer in given.numbers("mlp_only_layers")} if given.has("mlp_only_layers") else set()
+    dense = tuple(layer for layer in range(config.num_layers) if layer in named or (layer + 1) % every)
+    return _with_experts(
+        config, given, key, size=given.integer("moe_intermediate_size"),
+        normalized=given.flag("norm_topk_prob", False), dense_layers=dense,
+    )  # fmt: skip
+
+
+def _with_experts(
+    config: ModelConfig, fields: Fields, key: str, *, size: int, normalized: bool, dense_layers: tuple[int, ...] = ()
+) -> ModelConfig:
+    count, chosen = fields.integer(key), fields.integer("num_experts_per_tok")
+    if chosen > count:
+        raise fields.unusable("num_experts_per_tok", f"there are {count} experts")
+    experts = ExpertsConfig(count=count, chosen=chosen, size=size, normalized=normalized, dense_layers=dense_layers)
+    return msgspec.structs.replace(config, experts=experts)
 
 
 GEMMA_DEFAULTS: Mapping[str, object] = MappingProxyType({

@@ -39,6 +39,10 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType({
     "MistralForCausalLM": Architecture(read=readers.read_mistral, model=f"{_MODELS}.llama:Llama"),
     "Qwen2ForCausalLM": Architecture(read=readers.read_qwen2, model=f"{_MODELS}.llama:Llama"),
     "Qwen3ForCausalLM": Architecture(read=readers.read_qwen3, model=f"{_MODELS}.qwen3:Qwen3", qk_norms=True),
+    "MixtralForCausalLM": Architecture(read=readers.read_mixtral, model=f"{_MODELS}.mixtral:Mixtral"),
+    "Qwen3MoeForCausalLM": Architecture(
+        read=readers.read_qwen3_moe, model=f"{_MODELS}.qwen3_moe:Qwen3Moe", qk_norms=True
+    ),
     "Gemma2ForCausalLM": Architecture(read=readers.read_gemma2, model=f"{_MODELS}.gemma2:Gemma2", norms=4),
     "Gemma3ForCausalLM": Architecture(
         read=readers.read_gemma3, model=f"{_MODELS}.gemma3:Gemma3", norms=4, qk_norms=True

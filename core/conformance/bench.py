@@ -17,6 +17,7 @@ from mainspring.core.conformance.cases import Geometry, Placed, moved
 from mainspring.core.conformance.trial import Tolerance, coarsest
 from mainspring.core.ops import Ops
 from mainspring.core.ops.attention import PagedKV, attention
+from mainspring.core.ops.heads import HeadNorms, HeadsStep, RotateAndStore, rotate_and_store
 
 LAYERS = 2
 LAYER = 1
@@ -65,6 +66,16 @@ class Tokens:
     keys: Tensor
     """[T, K, D]"""
     values: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Angles:
+    """How a step's heads turn."""
+
+    positions: Tensor
+    """[T] int32"""
+    table: Tensor
+    """[positions, R] float32, as `rope` takes it."""
 
 
 class Bench:
@@ -145,6 +156,33 @@ class Bench:
         rounded = getattr(torch, self.setting.kv_dtype)
         k_TKD, v_TKD = (x.to(rounded).float() for x in (tokens.keys, tokens.values))
         return attention(tokens.queries, k_TKD, v_TKD, self.expected_kv, layer, metadata, **self._arguments("cpu"))
+
+    def attend_rotated(
+        self, metadata: AttentionMetadata, tokens: Tokens, angles: Angles, norms: HeadNorms | None
+    ) -> tuple[Tensor, Tensor]:
+        """The device's `rotate_and_store`, which it must have, and its attention behind: queries and result."""
+        there = self.device.torch_device
+        plan = self.device.prepare_attention(moved(metadata, there), self.kv)
+        step = HeadsStep(angles.positions.to(there), angles.table.to(there), self.kv, LAYER, plan)
+        weights = norms and HeadNorms(self._placed(norms.q), self._placed(norms.k), norms.epsilon)
+        given = [self._placed(x) for x in (tokens.queries, tokens.keys, tokens.values)]
+        rotate: RotateAndStore = self.device.ops()["rotate_and_store"]
+        q_THD = rotate(given[0], given[1], given[2], step, weights)
+        out_THD = self.ops.attention(q_THD, None, None, self.kv, LAYER, plan, **self._arguments(there))
+        self.device.synchronize()
+        return q_THD, out_THD
+
+    def expect_rotated(
+        self, metadata: AttentionMetadata, tokens: Tokens, angles: Angles, norms: HeadNorms | None
+    ) -> tuple[Tensor, Tensor]:
+        """The references', in float32 on the host."""
+        step = HeadsStep(angles.positions, angles.table, self.expected_kv, LAYER, metadata)
+        q_THD = rotate_and_store(tokens.queries, tokens.keys, tokens.values, step, norms)
+        rounded = getattr(torch, self.setting.kv_dtype)
+        for cache in (self.expected_kv.keys[LAYER], self.expected_kv.values[LAYER]):
+            cache.copy_(cache.to(rounded).float())
+        arguments = self._arguments("cpu")
+        return q_THD, attention(q_THD, None, None, self.expected_kv, LAYER, metadata, **arguments)
 
     def write(self, metadata: AttentionMetadata, tokens: Tokens, *, layer: int = LAYER) -> None:
         """The device's kv_write."""

@@ -16,6 +16,7 @@ from mainspring.core.conformance import (
     attention,
     collectives,
     elementwise,
+    heads,
     identity,
     large,
     linear,
@@ -29,7 +30,7 @@ from mainspring.core.conformance.trial import Check
 from mainspring.core.errors import BackendError, unknown
 from mainspring.core.ops import Ops
 
-CHECKED = frozenset(elementwise.CASES) | sampling.CHECKED | {"attention", "kv_write"}
+CHECKED = frozenset(elementwise.CASES) | sampling.CHECKED | {"attention", "kv_write", heads.SUBJECT}
 
 
 def check_backend(
@@ -84,6 +85,7 @@ def checks(capabilities: Capabilities) -> Iterator[Check]:
     yield from identity.checks(capabilities)
     yield from elementwise.checks(capabilities)
     yield from attention.checks(capabilities)
+    yield from heads.checks(capabilities)
     yield from large.checks(capabilities)
     yield from linear.checks(capabilities)
     yield from sampling.checks(capabilities)

@@ -23,12 +23,20 @@ from mainspring.core.config import EngineConfig
 from mainspring.core.conformance.find import find_backend
 from mainspring.core.conformance.report import Finding
 from mainspring.core.conformance.trial import Check, Trial
+from mainspring.core.ops import resolve
+from mainspring.core.ops.norm import add_rms_norm
 
 WORLD = 2
 PATIENCE = 120
 """Seconds after which ranks that wait for each other are given up."""
 
-CALLS = ("all_reduce", "all_gather", "reduce_scatter", "broadcast", "all_to_all", "send and receive")
+CALLS = (
+    "summed_norm", "all_reduce", "all_gather", "reduce_scatter", "broadcast", "all_to_all", "send and receive",
+)  # fmt: skip
+
+NORMED = ((1, 64), (3, 80), (300, 64), (0, 64), (2000, 576), (129, 576))
+"""Rows and sizes: few, more than any machine has programs for at once, many."""
+EPSILON = 1e-5
 
 
 def check(backend: Backend, capabilities: Capabilities, address: str) -> Check:
@@ -133,7 +141,26 @@ def _wrong(device: Device, rank: int) -> Iterator[str]:
         device.synchronize()
         if not torch.equal(result.cpu(), expected):
             yield f"{name}: {result.cpu().tolist()} instead of {expected.tolist()}"
+    yield from _wrong_norms(device, group, rank)
     group.close()
+
+
+def _wrong_norms(device: Device, group: Communicator, rank: int) -> Iterator[str]:
+    """Twice over the shapes, and small ones several times on end: machines that sum by themselves take turns."""
+    norm = device.summed_norm(group, resolve(device.ops()).add_rms_norm)
+    for number, (rows, size) in enumerate((*NORMED, *NORMED, *[(2, 64)] * 5)):
+        generator = torch.Generator().manual_seed(number)
+        parts = [torch.randn(rows, size, generator=generator) for _ in range(WORLD)]
+        residual, weight = torch.randn(rows, size, generator=generator), torch.randn(size, generator=generator)
+        there = [x.clone().to(device.torch_device) for x in (parts[rank], residual, weight)]
+        found = torch.stack(norm(there[0], there[1], there[2], EPSILON)).cpu()
+        expected = torch.stack(add_rms_norm(parts[0] + parts[1], residual, weight, EPSILON))
+        other = group.all_gather(found.to(device.torch_device), dim=0).cpu()
+        if not torch.allclose(found, expected, rtol=3e-5, atol=3e-5):
+            worst = float((found - expected).abs().max())
+            yield f"summed_norm: call {number}, {rows} rows of {size}: off by {worst:.1e}"
+        if not torch.equal(other[:2], other[2:]):
+            yield f"summed_norm: call {number}, {rows} rows of {size}: ranks got different numbers"
 
 
 def _mine(device: Device, both: Sequence[Tensor], rank: int) -> Tensor:

@@ -20,6 +20,7 @@ from mainspring.core.conformance.cases import token_counts
 from mainspring.core.conformance.report import Finding
 from mainspring.core.conformance.trial import TOLERANCES, Check, Trial
 from mainspring.core.ops import Ops, resolve
+from mainspring.core.ops.moe import route
 
 Arguments = tuple[Any, ...]
 EPSILON = 1e-5
@@ -81,6 +82,24 @@ def _with_tanh(tokens: int) -> Iterator[tuple[str, Arguments]]:
         yield f"of {size}, {'tanh' if tanh else 'exact'}", (_random(tokens, 2 * size) * 3, tanh)
 
 
+def _route(tokens: int) -> Iterator[tuple[str, Arguments]]:
+    for experts, chosen, normalized in ((4, 2, True), (5, 1, False), (60, 6, False), (128, 8, True)):
+        # No two alike, in any dtype: which of them comes first is nobody's promise.
+        places = (torch.arange(experts) * 7 + torch.arange(tokens)[:, None]) % experts
+        scores = places / 8
+        yield f"{chosen} of {experts} experts{', normalized' * normalized}", (scores, chosen, normalized)
+
+
+def _moe(tokens: int) -> Iterator[tuple[str, Arguments]]:
+    for experts, chosen, size, features in ((4, 2, 64, 48), (5, 1, 80, 32), (16, 4, 64, 96)):
+        scores = _random(tokens, experts)
+        weights, indices = route(scores, chosen, normalized=True)
+        gate_up, down = _random(experts, 2 * features, size) / 8, _random(experts, size, features) / 8
+        x = _random(tokens, size)
+        yield f"{chosen} of {experts} experts, {size} to {features}", (x, gate_up, down, weights, indices)
+    yield "all to the last expert", (x, gate_up, down, weights[:, :1], torch.full_like(indices[:, :1], experts - 1))
+
+
 CASES: Mapping[str, Callable[[int], Iterator[tuple[str, Arguments]]]] = MappingProxyType(
     {
         "embedding": _embedding,
@@ -88,6 +107,8 @@ CASES: Mapping[str, Callable[[int], Iterator[tuple[str, Arguments]]]] = MappingP
         "add_rms_norm": _add_rms_norm,
         "layer_norm": _layer_norm,
         "rope": _rope,
+        "route": _route,
+        "moe": _moe,
         "silu_mul": _gated,
         "gelu_mul": _with_tanh,
         "gelu": _with_tanh,
@@ -95,8 +116,8 @@ CASES: Mapping[str, Callable[[int], Iterator[tuple[str, Arguments]]]] = MappingP
 )
 """By op: for a number of tokens, what is special about a case and the arguments, floating-point ones in float32."""
 
-STAYS_FLOAT32 = {"rope": (3,)}
-"""Arguments that are float32 whatever the compute dtype is: the rope table."""
+STAYS_FLOAT32 = {"rope": (3,), "moe": (3,)}
+"""Arguments that are float32 whatever the compute dtype is: the rope table, the weights of experts."""
 
 
 def checks(capabilities: Capabilities) -> Iterator[Check]:

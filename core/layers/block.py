@@ -16,7 +16,7 @@ from mainspring.core.layers.factory import LayerFactory
 
 
 class PreNormBlock(nn.Module):
-    """A norm before each half (Llama)."""
+    """A norm before each half (Llama). Where ranks share the model and norms sum over them, x is a rank's part."""
 
     def __init__(self, config: ModelConfig, make: LayerFactory, self_attn: nn.Module, mlp: nn.Module) -> None:
         super().__init__()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
@@ -14,6 +14,7 @@ from mainspring.core.config import ModelConfig, RopeConfig
 from mainspring.core.errors import ModelError
 from mainspring.core.layers.attention import PagedAttention
 from mainspring.core.layers.embedding import Embedding, Head, ScaledEmbedding, TiedHead
+from mainspring.core.layers.experts import Experts, SparseMLP
 from mainspring.core.layers.linear import Linear, MergedLinear, RowLinear
 from mainspring.core.layers.mlp import GatedMLP
 from mainspring.core.layers.norm import LayerNorm, RMSNorm
@@ -41,6 +42,18 @@ class LayerFactory:
     shard: Shard = ALONE
     group: Communicator | None = None
     """Among all ranks; None where there is one."""
+    sums_in_norms: bool = False
+    """Set by `summing_in_norms`."""
+
+    def summing_in_norms(self) -> LayerFactory:
+        """The same factory for models in which every sum over ranks is followed by the norm that adds it to the stream.
+
+        Their embedding, `attention_output` and `down` give this rank's part, and `RMSNorm.add` sums it as well.
+        """
+        if self.group is None:
+            return self
+        add_rms_norm = self.device.summed_norm(self.group, self.ops.add_rms_norm)
+        return replace(self, ops=replace(self.ops, add_rms_norm=add_rms_norm), sums_in_norms=True)
 
     def linear(self, in_features: int, out_features: int, bias: bool = False) -> Linear:
         """One linear layer of the checkpoint, whole."""
@@ -77,6 +90,17 @@ class LayerFactory:
     def gated_mlp(self, config: ModelConfig) -> GatedMLP:
         """A gated MLP, from three layers of the checkpoint."""
         return GatedMLP(self.gate_up(config), self.down(config), self.gated_activation(config))
+
+    def mlp(self, config: ModelConfig, layer: int) -> GatedMLP | SparseMLP:
+        """Of a model with experts: those, or an MLP in its dense layers."""
+        experts = config.experts
+        if experts is None or layer in experts.dense_layers:
+            return self.gated_mlp(config)
+        if config.activation != "silu":
+            raise ModelError(f"activation {config.activation!r} of experts is not supported; silu is")
+        group = None if self.sums_in_norms else self.group
+        held = Experts(experts, config.hidden_size, self.ops, shard=self.shard, group=group)
+        return SparseMLP(experts, self.linear(config.hidden_size, experts.count), held, self.ops)
 
     def gate_up(self, config: ModelConfig) -> MergedLinear:
         """The two inputs of a gated MLP, from two layers of the checkpoint."""
@@ -147,7 +171,7 @@ class LayerFactory:
         return Head(self._vocabulary(config), config.hidden_size, self.device.quantized_linear)
 
     def _vocabulary(self, config: ModelConfig) -> Vocabulary:
-        return Vocabulary(config.vocab_size, self.shard, self.group)
+        return Vocabulary(config.vocab_size, self.shard, self.group, sums=not self.sums_in_norms)
 
     def _head_spans(self, config: ModelConfig) -> tuple[Span, Span]:
         """Features of this rank's query heads, and of its key or value heads."""
@@ -163,7 +187,8 @@ class LayerFactory:
         if self.group is None:
             return self.linear(in_features, out_features, bias)
         matmul = self.device.quantized_linear
-        return RowLinear(in_features, out_features, bias, matmul, shard=self.shard, group=self.group)
+        group = None if self.sums_in_norms else self.group
+        return RowLinear(in_features, out_features, bias, matmul, shard=self.shard, group=group)
 
     def _gelu(self, x: Tensor, *, tanh: bool) -> Tensor:
         return self.ops.gelu(x, tanh)

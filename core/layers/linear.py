@@ -93,10 +93,20 @@ class MergedLinear(Linear):
 
 
 class RowLinear(Linear):
-    """A linear layer whose input features are dealt out: each rank multiplies by its columns of W, and ranks add up."""
+    """A linear layer whose input features are dealt out: each rank multiplies by its columns of W, and ranks add up.
+
+    Without a `group` the sum is left to the norm behind it, and the result is this rank's part.
+    """
 
     def __init__(
-        self, in_features: int, out_features: int, bias: bool, matmul: Matmul, *, shard: Shard, group: Communicator
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool,
+        matmul: Matmul,
+        *,
+        shard: Shard,
+        group: Communicator | None,
     ) -> None:
         columns = shard.share(in_features)
         super().__init__(columns[1] - columns[0], out_features, bias, matmul)
@@ -106,8 +116,9 @@ class RowLinear(Linear):
         self._group = group
 
     def forward(self, x: Tensor) -> Tensor:
-        """[T, this rank's in_features] -> [T, out_features], the same on all ranks."""
-        return self._group.all_reduce(self._matmul(x, self.packed))
+        """[T, this rank's in_features] -> [T, out_features], the same on all ranks where they add up here."""
+        part = self._matmul(x, self.packed)
+        return part if self._group is None else self._group.all_reduce(part)
 
     def sources(self, path: str) -> Mapping[str, Shape]:
         return {**super().sources(path), f"{path}.weight": (self._out_features, self._in_features)}

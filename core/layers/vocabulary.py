@@ -23,6 +23,8 @@ class Vocabulary:
     size: int
     shard: Shard = ALONE
     group: Communicator | None = None
+    sums: bool = True
+    """Whether looked-up rows are summed over ranks here, or by the norm behind them."""
 
     @property
     def held(self) -> int:
@@ -51,7 +53,8 @@ class Vocabulary:
         """The rows that all ranks looked up: each token's from the one that holds it."""
         if self.group is None or here_T1 is None:
             return x_TE
-        return self.group.all_reduce(torch.where(here_T1, x_TE, 0))
+        part_TE = torch.where(here_T1, x_TE, 0)
+        return self.group.all_reduce(part_TE) if self.sums else part_TE
 
     def gathered(self, scores_NP: Tensor) -> Tensor:
         """[N, V], bit for bit the same on all ranks, so that they all choose the same tokens."""

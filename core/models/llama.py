@@ -35,6 +35,7 @@ class Llama(CausalLM):
 
     def __init__(self, config: ModelConfig, make: LayerFactory) -> None:
         super().__init__()
+        make = make.summing_in_norms()
         rotary = make.rotary(config.rope)
 
         def block(layer: int) -> PreNormBlock:

@@ -42,6 +42,7 @@ class Phi3(CausalLM):
 
     def __init__(self, config: ModelConfig, make: LayerFactory) -> None:
         super().__init__()
+        make = make.summing_in_norms()
         rotary = make.rotary(config.rope)
 
         def block(layer: int) -> PreNormBlock:

@@ -37,6 +37,7 @@ class Qwen3(CausalLM):
 
     def __init__(self, config: ModelConfig, make: LayerFactory) -> None:
         super().__init__()
+        make = make.summing_in_norms()
         rotary = make.rotary(config.rope)
 
         def block(layer: int) -> PreNormBlock:

@@ -25,6 +25,7 @@ from mainspring.core.ops.choose import choose
 from mainspring.core.ops.embedding import embedding
 from mainspring.core.ops.heads import RotateAndStore
 from mainspring.core.ops.logprobs import logprobs
+from mainspring.core.ops.moe import moe, route
 from mainspring.core.ops.norm import add_rms_norm, layer_norm, rms_norm
 from mainspring.core.ops.rope import rope
 from mainspring.core.ops.sample import SamplingTensors, sample
@@ -44,6 +45,8 @@ class Ops:
     silu_mul: Callable[[Tensor], Tensor] = silu_mul
     gelu_mul: Callable[[Tensor, bool], Tensor] = gelu_mul
     gelu: Callable[[Tensor, bool], Tensor] = gelu
+    route: Callable[[Tensor, int, bool], tuple[Tensor, Tensor]] = route
+    moe: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor] = moe
     kv_write: Callable[..., None] = kv_write
     attention: Callable[..., Tensor] = attention
     sample: Callable[[Tensor, SamplingTensors], Tensor] = sample

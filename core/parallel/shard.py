@@ -63,12 +63,14 @@ def part_of(model: ModelConfig, world: int) -> ModelConfig:
     """The model that one rank's weights and cache are those of; its vocabulary counts the rows that are held."""
     if world == 1:
         return model
+    experts = model.experts
     return msgspec.structs.replace(
         model,
         num_heads=model.num_heads // world,
         num_kv_heads=max(1, model.num_kv_heads // world),
         intermediate_size=model.intermediate_size // world,
         vocab_size=part_of_vocabulary(model.vocab_size, world),
+        experts=experts and msgspec.structs.replace(experts, size=experts.size // world),
     )
 
 
@@ -85,6 +87,8 @@ def obstacles(model: ModelConfig, world: int, group_size: int = 1) -> list[str]:
         found.append(f"{kv_heads} key and value heads")
     if features % world:
         found.append(f"{features} features of the MLP")
+    if model.experts is not None and model.experts.size % world:
+        found.append(f"{model.experts.size} features of each expert")
     if not found:
         inputs = {"inputs of the attention output": heads * model.head_dim, "features of the MLP": features}
         found += [

@@ -13,9 +13,12 @@ import torch
 from torch import Tensor
 
 from mainspring.backends.torch_gpu.attention import attention, kv_write, plan_step, rotate_and_store
+from mainspring.backends.torch_gpu.experts import moe
 from mainspring.backends.triton import elementwise
 from mainspring.backends.triton.linear import SplitTile, VectorTile, split, vector
+from mainspring.backends.triton.moe import route
 from mainspring.backends.triton.sample import Destination, draw, find_peaks, highest, record, thresholds
+from mainspring.backends.triton.summed_norm import Inboxes, summed, summed_add_rms_norm
 from mainspring.core.backend import AttentionMetadata
 from mainspring.core.ops.attention import PagedKV
 from mainspring.core.ops.heads import HeadNorms, HeadsStep
@@ -67,10 +70,12 @@ def variants(fp8: torch.dtype | None, *, products: bool) -> Iterator[Variant]:
                 yield Variant(f"attention, {kind}: {shape}", name, launch, matrix=True)
         yield Variant("rms_norm", name, partial(_norm, dtype, False))
         yield Variant("add_rms_norm", name, partial(_norm, dtype, True))
+        yield Variant("sum over ranks, add_rms_norm", name, partial(_summed, dtype))
         yield Variant("rope", name, partial(_rope, dtype))
         yield Variant("norms of heads, rope, kv_write", name, partial(_heads, dtype, True))
         yield Variant("rope, kv_write", name, partial(_heads, dtype, False))
         yield Variant("silu_mul", name, partial(_silu, dtype))
+        yield Variant("experts", name, partial(_experts, dtype), matrix=True)
         yield Variant("kv_write", name, partial(_write, dtype, dtype))
         yield Variant("sample, choose", name, partial(_sample, dtype))
         if products:
@@ -83,6 +88,8 @@ def variants(fp8: torch.dtype | None, *, products: bool) -> Iterator[Variant]:
         yield Variant("kv_write", f"bf16, cache {kind}", partial(_write, bf16, fp8))
         decode = partial(_attention, bf16, fp8, LLAMA, 2, 2, False)
         yield Variant("attention, decode in splits: 32/8 heads of 128", f"bf16, cache {kind}", decode, matrix=True)
+        chunks = partial(_attention, bf16, fp8, LLAMA, 3, 300, True)
+        yield Variant("attention, chunks: 32/8 heads of 128", f"bf16, cache {kind}", chunks, matrix=True)
 
 
 def _cache(heads: int, head_dim: int, dtype: torch.dtype) -> PagedKV:
@@ -117,6 +124,14 @@ def _norm(dtype: torch.dtype, added: bool, target: Target) -> None:
         elementwise.rms_norm(x, weight, 1e-5, overlap=target.tuning.overlap)
 
 
+def _summed(dtype: torch.dtype, target: Target) -> None:
+    x, weight = torch.zeros(8, 4096, dtype=dtype), torch.zeros(4096, dtype=dtype)
+    addresses = torch.zeros(2, dtype=torch.int64)
+    inboxes = Inboxes(0, addresses, addresses, torch.zeros(512, dtype=torch.int32), 16 * 1024)
+    summed(x, inboxes, overlap=target.tuning.overlap)
+    summed_add_rms_norm(x, (x, weight, 1e-5), inboxes, overlap=target.tuning.overlap)
+
+
 def _rope(dtype: torch.dtype, target: Target) -> None:
     q, k = torch.zeros(8, 32, 128, dtype=dtype), torch.zeros(8, 8, 128, dtype=dtype)
     positions, table = torch.zeros(8, dtype=torch.int32), torch.zeros(64, 128)
@@ -143,6 +158,17 @@ def _decodes(rows: int) -> AttentionMetadata:
 
 def _silu(dtype: torch.dtype, target: Target) -> None:
     elementwise.silu_mul(torch.zeros(8, 8192, dtype=dtype), overlap=target.tuning.overlap)
+
+
+def _experts(dtype: torch.dtype, target: Target) -> None:
+    x, gate_up, down = (
+        torch.zeros(shape, dtype=dtype).expand(*real)
+        for shape, real in (((1, 2048), (-1, -1)), ((8, 2 * 768, 2048), (-1, -1, -1)), ((8, 2048, 768), (-1, -1, -1)))
+    )
+    for tokens in (8, 256, 4096):
+        weights, chosen = torch.zeros(tokens, 8), torch.zeros(tokens, 8, dtype=torch.int64)
+        route(torch.zeros(tokens, 128, dtype=dtype), 8, True, overlap=target.tuning.overlap)
+        moe(x.expand(tokens, -1), gate_up, down, weights, chosen, tuning=target.tuning, overlap=target.tuning.overlap)
 
 
 def _write(dtype: torch.dtype, cache: torch.dtype, target: Target) -> None:

@@ -52,10 +52,10 @@ def _amd(arch: str, chip: Chip) -> Target:
 
 def _nvidia(capability: int, shared: int) -> Target:
     from mainspring.backends.cuda.overlap import overlap_of
-    from mainspring.backends.cuda.tiles import prefill_tile
+    from mainspring.backends.cuda.tiles import experts_tile, prefill_tile
 
     overlap = overlap_of(divmod(capability, 10)) if capability >= 90 else ALONE
-    tuning = Tuning(132, prefill=prefill_tile, overlap=overlap)
+    tuning = Tuning(132, prefill=prefill_tile, experts=experts_tile, overlap=overlap)
     fp8 = torch.float8_e4m3fn if capability >= 89 else None
     # mma.sync, or wgmma of Hopper.
     return Target(GPUTarget("cuda", capability, 32), tuning, "mma", shared, matrix_of_float32=False, fp8=fp8)

@@ -21,12 +21,13 @@ from mainspring.core.backend import (
     WeightScheme,
 )
 from mainspring.core.batch import Bucket, Buckets
-from mainspring.core.conformance import elementwise, linear, sampling
+from mainspring.core.conformance import elementwise, heads, linear, sampling
 from mainspring.core.conformance.attention import AttentionChecks
 from mainspring.core.conformance.checks import check_device, run
 from mainspring.core.conformance.report import Finding
 from mainspring.core.ops import Ops
 from mainspring.core.ops.attention import PagedKV, attention
+from mainspring.core.ops.heads import HeadNorms, HeadsStep, rotate_and_store
 from mainspring.core.ops.quantized import quantize_weight, quantized_linear
 from mainspring.core.ops.sample import SamplingTensors
 
@@ -363,8 +364,34 @@ WRONG_OPS: dict[str, Callable[..., Any]] = {
     "silu_mul": lambda x: REFERENCE.silu_mul(torch.cat(x.chunk(2, dim=-1)[::-1], dim=-1)),
     "gelu_mul": lambda x, tanh: REFERENCE.gelu_mul(x, not tanh),
     "gelu": lambda x, tanh: REFERENCE.gelu(x, False),
+    "route": lambda scores, chosen, normalized: REFERENCE.route(scores, chosen, not normalized),
+    "moe": lambda x, gate_up, down, weights, experts: REFERENCE.moe(x, gate_up, down, weights.flip(1), experts),
     "embedding": lambda tokens, table: REFERENCE.embedding(tokens, table).flip(0),
 }
+
+
+def keys_as_they_came(q: Tensor, k: Tensor, v: Tensor, step: HeadsStep, norms: HeadNorms | None) -> Tensor:
+    """Norms the queries alone."""
+    if norms is not None:
+        norms = HeadNorms(norms.q, torch.ones_like(norms.k), norms.epsilon)
+    return rotate_and_store(q, k, v, step, norms)
+
+
+def values_forgotten(q: Tensor, k: Tensor, v: Tensor, step: HeadsStep, norms: HeadNorms | None) -> Tensor:
+    """Stores zeros in the place of values."""
+    return rotate_and_store(q, k, torch.zeros_like(v), step, norms)
+
+
+@pytest.mark.parametrize("wrong", [keys_as_they_came, values_forgotten])
+def test_heads_stored_wrongly_are_caught(wrong: Callable[..., Tensor]) -> None:
+    assert failed(run(list(heads.checks(CAPABILITIES)), ReferenceDevice(rotate_and_store=wrong))) == {heads.SUBJECT}
+
+
+def test_heads_stored_rightly_pass() -> None:
+    device = ReferenceDevice(rotate_and_store=rotate_and_store)
+    (finding,) = run(list(heads.checks(CAPABILITIES)), device)
+    assert finding.cases > 40
+    assert not finding.problems
 
 
 @pytest.mark.parametrize("name", WRONG_OPS)

@@ -80,6 +80,17 @@ CASES: Mapping[str, Case] = {
     ),
     "gemma3, scaled embedding, windows": Case(gemma3),
     "phi3, merged in the checkpoint": Case(lambda: transformers.Phi3Config(**SHAPE, num_key_value_heads=2)),
+    "qwen3-moe, experts' features dealt out": Case(
+        lambda: transformers.Qwen3MoeConfig(
+            **SHAPE,
+            num_key_value_heads=2,
+            head_dim=32,
+            num_experts=4,
+            num_experts_per_tok=2,
+            moe_intermediate_size=32,
+            mlp_only_layers=[1],
+        )
+    ),
     "gpt2, positions, transposed weights": Case(gpt2),
 }
 

@@ -100,6 +100,22 @@ CASES: Mapping[str, Case] = {
     ),
     "qwen2-plain": Case(lambda: transformers.Qwen2Config(**SMALL)),
     "qwen3": Case(lambda: transformers.Qwen3Config(**SMALL, head_dim=32, tie_word_embeddings=True)),
+    "mixtral": Case(
+        lambda: transformers.MixtralConfig(**SMALL, head_dim=16, num_local_experts=5, num_experts_per_tok=2)
+    ),
+    "qwen3-moe": Case(
+        lambda: transformers.Qwen3MoeConfig(
+            **SMALL | {"num_hidden_layers": 3}, head_dim=32, num_experts=6, num_experts_per_tok=3,
+            moe_intermediate_size=24, mlp_only_layers=[1], norm_topk_prob=True,
+        ),
+        max_shard_size="60KB",
+    ),
+    "qwen3-moe-plain": Case(
+        lambda: transformers.Qwen3MoeConfig(
+            **SMALL, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32, decoder_sparse_step=2,
+            tie_word_embeddings=True,
+        )
+    ),
     "gemma2": Case(
         lambda: transformers.Gemma2Config(
             **SMALL, head_dim=20, sliding_window=6, query_pre_attn_scalar=30, attn_logit_softcapping=2.0,

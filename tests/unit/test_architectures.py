@@ -39,6 +39,18 @@ QWEN3_06B = {
     "max_position_embeddings": 40960, "max_window_layers": 28, "sliding_window": None, "use_sliding_window": False,
     "tie_word_embeddings": True, "rope_theta": 1000000, "rope_scaling": None, "attention_bias": False,
 }  # fmt: skip
+MIXTRAL_8X7B = {
+    "architectures": ["MixtralForCausalLM"], "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 14336,
+    "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8, "max_position_embeddings": 32768,
+    "num_local_experts": 8, "num_experts_per_tok": 2, "rms_norm_eps": 1e-5, "rope_theta": 1e6, "sliding_window": None,
+    "tie_word_embeddings": False,
+}  # fmt: skip
+QWEN3_30B_A3B = {
+    **QWEN3_06B, "architectures": ["Qwen3MoeForCausalLM"], "hidden_size": 2048, "intermediate_size": 6144,
+    "num_hidden_layers": 48, "num_attention_heads": 32, "num_key_value_heads": 4, "tie_word_embeddings": False,
+    "num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768, "norm_topk_prob": True,
+    "decoder_sparse_step": 1, "mlp_only_layers": [],
+}  # fmt: skip
 GEMMA2_2B = {
     "architectures": ["Gemma2ForCausalLM"], "vocab_size": 256000, "hidden_size": 2304, "intermediate_size": 9216,
     "num_hidden_layers": 26, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256,
@@ -86,6 +98,8 @@ def read(directory: Path, config: dict[str, Any], **generation: Any) -> ModelCon
         (MISTRAL_7B, 7_241_732_096),
         (QWEN25_05B, 494_032_768),
         (QWEN3_06B, 596_049_920),
+        (MIXTRAL_8X7B, 46_702_792_704),
+        (QWEN3_30B_A3B, 30_532_122_624),
         (GEMMA2_2B, 2_614_341_888),
         (GEMMA3_1B, 999_885_952),
         (GEMMA3_4B, 3_880_263_168),
@@ -214,3 +228,16 @@ def test_a_plugins_architecture_is_read_under_llamas_keys(tmp_path: Path) -> Non
 def test_configs_are_read_without_torch() -> None:
     code = "import sys, mainspring.core.architectures; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_layers_without_experts_are_named(tmp_path: Path) -> None:
+    changes = {"decoder_sparse_step": 2, "mlp_only_layers": [1], "num_hidden_layers": 6}
+    experts = read(tmp_path, QWEN3_30B_A3B | changes).experts
+    assert experts is not None
+    assert (experts.count, experts.chosen, experts.size, experts.normalized) == (128, 8, 768, True)
+    assert experts.dense_layers == (0, 1, 2, 4)
+
+
+def test_more_experts_for_a_token_than_there_are_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="there are 8 experts"):
+        read(tmp_path, MIXTRAL_8X7B | {"num_experts_per_tok": 9})

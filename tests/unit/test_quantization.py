@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from mainspring.core.architectures import linear_shapes
 from mainspring.core.backend import Verdict, WeightScheme
-from mainspring.core.config import ModelConfig
+from mainspring.core.config import ExpertsConfig, ModelConfig
 from mainspring.core.ops.quantized import can_quantize
 from mainspring.core.quantization import SCHEMES, unsupported
 from tests.support.reference_device import ReferenceDevice
@@ -61,3 +62,9 @@ def test_every_layer_that_does_not_fit_is_named() -> None:
 
 def test_a_device_without_kernels_refuses_all() -> None:
     assert len(unsupported(MODEL, SCHEMES["int8"], ReferenceDevice())) == 4
+
+
+def test_experts_are_not_quantized() -> None:
+    experts = ExpertsConfig(count=4, chosen=2, size=56, normalized=True)
+    (reason,) = unsupported(msgspec.structs.replace(MODEL, experts=experts), SCHEMES["int8"], ReferenceDevice())
+    assert reason.startswith("experts are kept in the compute dtype")

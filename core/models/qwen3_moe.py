@@ -1,0 +1,43 @@
+"""Qwen3-MoE (Yang et al. 2025): Qwen3 with a mixture of experts in place of the MLPs, or of most of them.
+
+Legend: T packed tokens, N rows to score, E hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from mainspring.core.config import ModelConfig
+from mainspring.core.layers.attention import AttentionStep
+from mainspring.core.layers.block import PreNormBlock
+from mainspring.core.layers.decoder import Decoder
+from mainspring.core.layers.factory import LayerFactory
+from mainspring.core.models.causal import CausalLM
+from mainspring.core.models.qwen3 import Qwen3Attention
+
+
+class Qwen3Moe(CausalLM):
+    shards = True
+
+    def __init__(self, config: ModelConfig, make: LayerFactory) -> None:
+        super().__init__()
+        make = make.summing_in_norms()
+        rotary = make.rotary(config.rope)
+
+        def block(layer: int) -> PreNormBlock:
+            return PreNormBlock(config, make, Qwen3Attention(config, make, layer, rotary), make.mlp(config, layer))
+
+        self.model = Decoder(
+            make.token_embedding(config),
+            [block(layer) for layer in range(config.num_layers)],
+            make.rms_norm(config.hidden_size, config),
+        )
+        self.lm_head = make.head(config, self.model.embed_tokens)
+
+    def forward(self, tokens_T: Tensor, positions_T: Tensor, step: AttentionStep) -> Tensor:
+        hidden_TE: Tensor = self.model(tokens_T, positions_T, step)
+        return hidden_TE
+
+    def logits(self, hidden_NE: Tensor) -> Tensor:
+        scores_NV: Tensor = self.lm_head(hidden_NE)
+        return scores_NV
