@@ -1,4 +1,5 @@
-# make serve | test | test-clients | verify-guided | verify-rocm | verify-xpu | verify-tpu | check | bench | report | size. Each target installs what it needs into .venv.
+# make serve | test | coverage | test-clients | verify-guided | verify-quant | verify-rocm | verify-xpu | verify-tpu | check | bench | report
+# | size. Each target installs what it needs into .venv.
 MODEL ?= demo
 BACKEND ?= auto
 HOST ?= 127.0.0.1
@@ -6,9 +7,10 @@ PORT ?= 8080
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+WORKERS ?= 2
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: serve test test-clients verify-guided verify-quant verify-rocm verify-xpu verify-tpu check lint bench report size
+.PHONY: serve test coverage test-clients verify-guided verify-quant verify-rocm verify-xpu verify-tpu check lint bench report size
 .DEFAULT_GOAL := serve
 
 $(BIN)/mainspring: pyproject.toml constraints.txt
@@ -25,8 +27,13 @@ $(VENV)/dev: $(BIN)/mainspring
 serve: $(BIN)/mainspring ## chat with MODEL on BACKEND at HOST:PORT
 	$(BIN)/mainspring serve $(MODEL) --backend $(BACKEND) --host $(HOST) --port $(PORT)
 
-test: $(VENV)/dev ## the tests alone
-	$(BIN)/python -m pytest
+test: $(VENV)/dev ## the tests: WORKERS processes side by side, then alone those that measure times
+	beside=0; OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not alone' \
+	  --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder || beside=$$?; \
+	$(BIN)/python -m pytest -m alone && exit $$beside
+
+coverage: $(VENV)/dev ## which lines the tests run, in one process
+	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
 
 test-clients: $(VENV)/dev ## real clients, each in an environment of its own under .clients/ (node 20 and promtool needed)
 	$(BIN)/python -m tests.clients
@@ -58,13 +65,13 @@ verify-tpu: .tpu/ready ## XLA on the host, the kernel in an interpreter, libtpu'
 	$(TPU_SWITCHES) $(TPU)/python -m pytest --timeout 1800 tests/tpu
 	$(TPU_SWITCHES) $(TPU)/python -m tests.tpu.report docs/verified/tpu.md
 
-.rocm/ready: tests/compiled/requirements.txt
-	$(PYTHON) -m venv .rocm
-	.rocm/bin/pip --disable-pip-version-check install --quiet --requirement tests/compiled/requirements.txt
+.rocm/ready: tests/compiled/requirements.txt $(VENV)/dev
+	rm -rf .rocm
+	$(ASIDE) $(PIP) --no-deps --target .rocm --requirement tests/compiled/requirements.txt
 	@touch $@
 
 verify-rocm: .rocm/ready ## every Triton kernel by AMD's and NVIDIA's code generators; no GPU needed
-	PYTHONPATH=src:. OMP_NUM_THREADS=1 .rocm/bin/python -m tests.compiled.report docs/verified/rocm.md
+	PYTHONPATH=.rocm:src:. OMP_NUM_THREADS=1 $(ASIDE) $(BIN)/python -m tests.compiled.report docs/verified/rocm.md
 
 OCLOC := $(CURDIR)/.xpu/ocloc/usr
 OCLOC_PACKAGES := intel-opencl-icd libigc1 libigdfcl1 libigdgmm12 libllvmspirvlib14 libopencl-clang14 libze1 libze-dev \
@@ -88,8 +95,8 @@ lint: $(VENV)/dev ## format, lint, types and the arrows between rooms
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-check: lint ## what CI runs: lint, then the tests with coverage
-	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
+check: lint ## what CI runs: lint, then the tests, and in the time that they leave AMD's and NVIDIA's compilers
+	$(MAKE) --jobs 2 test verify-rocm ASIDE='nice -n 19'
 
 bench: $(VENV)/dev ## the benchmarks that need no accelerator
 	$(BIN)/python benchmarks/startup.py

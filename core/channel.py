@@ -43,8 +43,6 @@ class EngineStart(msgspec.Struct, frozen=True, kw_only=True):
     to_engine: str
     """Address of the queue that carries `ToEngine`."""
     from_engine: str
-    directory: str
-    """Of both sockets; the engine removes it as soon as it needs no names any more."""
     server_pid: int
     """The engine ends when this is not its parent any more."""
     heartbeat_seconds: float = 0.25

@@ -27,6 +27,7 @@ from mainspring.core.errors import (
     EXIT_DRAIN_OVERRUN,
     EXIT_ENGINE,
     EXIT_STARTUP,
+    ChannelClosed,
     DeviceOutOfMemory,
     ErrorKind,
     RequestError,
@@ -247,14 +248,21 @@ def _refusal(request_id: RequestId, index: int, kind: ErrorKind, message: str) -
 # The entry
 
 
-def main() -> int:
-    """The engine process from its start frame to its exit code."""
-    start = read_start(lambda size: os.read(sys.stdin.fileno(), size))
-    lifeline.tie_to_pipe(sys.stdin.fileno(), start.directory)
-    lifeline.end_orphan(start.server_pid, start.directory)
+def main(directory: str) -> int:
+    """The engine process from its start frame to its exit code.
+
+    `directory`, of the channel's sockets, is known before the frame: a server may be killed before it has written that.
+    """
+    try:
+        start = read_start(lambda size: os.read(sys.stdin.fileno(), size))
+    except ChannelClosed:
+        shutil.rmtree(directory, ignore_errors=True)
+        raise
+    lifeline.tie_to_pipe(sys.stdin.fileno(), directory)
+    lifeline.end_orphan(start.server_pid, directory)
     lifeline.listen_to_signals()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s engine %(levelname)s %(name)s: %(message)s")
-    channel = join(start)
+    channel = join(start, directory)
     lifeline.tie_to_parent(start.server_pid)
     try:
         return serve(start, channel)
@@ -262,12 +270,12 @@ def main() -> int:
         channel.close()
 
 
-def join(start: EngineStart) -> EngineChannel:
-    """The channel, once it is joined to the server's and its directory gone."""
+def join(start: EngineStart, directory: str) -> EngineChannel:
+    """The channel, once it is joined to the server's and its directory gone, whose names nobody needs any more."""
     channel = EngineChannel(start.to_engine, start.from_engine)
     while not channel.join(_LOOK_SECONDS):
-        lifeline.end_orphan(start.server_pid, start.directory)
-    shutil.rmtree(start.directory, ignore_errors=True)
+        lifeline.end_orphan(start.server_pid, directory)
+    shutil.rmtree(directory, ignore_errors=True)
     return channel
 
 
@@ -319,4 +327,4 @@ def compose(start: EngineStart, channel: EngineChannel) -> tuple[Engine, Executo
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1]))

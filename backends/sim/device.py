@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import msgspec
 
-from mainspring.backends.sim.executor import SimExecutor, SimSpec
 from mainspring.backends.sim.faults import parse_faults
 from mainspring.backends.sim.latency import MACHINES, Machine, step_cost
 from mainspring.backends.sim.tokens import EOS_BITS, Vocabulary
@@ -20,6 +19,9 @@ from mainspring.core.backend import Backend, Capabilities, Device, DeviceInfo, E
 from mainspring.core.batch import Bucket, Buckets
 from mainspring.core.config import EngineConfig, ModelConfig
 from mainspring.core.errors import BackendError, unknown
+
+if TYPE_CHECKING:
+    from mainspring.backends.sim.executor import SimExecutor
 
 _LOADING_PARTS = 20
 
@@ -88,6 +90,9 @@ class SimBackend(Backend):
         raise BackendError("the sim backend computes nothing: it has an executor and no device to open")
 
     def executor(self, request: ExecutorRequest) -> SimExecutor:
+        # Imported here, for it brings numpy, which commands that only look at backends do without.
+        from mainspring.backends.sim.executor import SimExecutor, SimSpec
+
         options = parse_options(request.engine.backend_options)
         machine = machine_named(options.device) if options.device else MACHINES[request.device.index]
         bucketed = machine.bucketed if options.buckets is None else options.buckets

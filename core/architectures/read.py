@@ -9,11 +9,9 @@ from typing import Any
 import msgspec
 
 from mainspring.core.architectures.fields import Fields
-from mainspring.core.architectures.gguf_metadata import gguf_config, stored_weights
 from mainspring.core.architectures.table import NO_PLUGINS, find
 from mainspring.core.config import ModelConfig
 from mainspring.core.errors import ModelError
-from mainspring.core.gguf_file import GGUFFile
 from mainspring.core.prequantized.recognize import recognize
 
 
@@ -28,6 +26,10 @@ def read_model_config(path: Path, plugins: Mapping[str, str] = NO_PLUGINS) -> Mo
         ending = path / "generation_config.json"
         generation = read_json(ending) if ending.exists() else {}
     elif path.suffix == ".gguf":
+        # Imported here, for it brings numpy: `mainspring check` of a directory answers without.
+        from mainspring.core.architectures.gguf_metadata import gguf_config, stored_weights
+        from mainspring.core.gguf_file import GGUFFile
+
         file = GGUFFile.open(path)
         config = _read(Fields(gguf_config(file), str(path)), {}, plugins)
         return msgspec.structs.replace(config, stored=stored_weights(file))

@@ -153,8 +153,8 @@ class EngineClient:
         """
         self._started = asyncio.get_running_loop().create_future()
         try:
-            self._process = EngineProcess()
             self._channel = ServerChannel()
+            self._process = EngineProcess(str(self._channel.directory))
             self._process.begin(self._start_frame(self._channel))
             exit_watch = asyncio.create_task(self._watch_exit(self._process), name="engine-exit")
             self._exit_watch = {exit_watch}
@@ -405,7 +405,6 @@ class EngineClient:
             config=self._config,
             to_engine=channel.to_engine,
             from_engine=channel.from_engine,
-            directory=str(channel.directory),
             server_pid=os.getpid(),
             grace_seconds=self._grace_seconds,
         )

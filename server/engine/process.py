@@ -37,8 +37,9 @@ _TERMINATE_SECONDS = 0.25
 class EngineProcess:
     """One child process. Create it in the event loop's own thread: the kernel ends the child when that thread ends."""
 
-    def __init__(self, command: Sequence[str] = ENGINE_COMMAND) -> None:
-        self._child = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)  # noqa: S603
+    def __init__(self, directory: str, command: Sequence[str] = ENGINE_COMMAND) -> None:
+        """`directory` is of the channel's sockets: the child removes it, even if it hears no more."""
+        self._child = subprocess.Popen([*command, directory], stdin=subprocess.PIPE, start_new_session=True)  # noqa: S603
         self._loop = asyncio.get_running_loop()
         self._exited = asyncio.Event()
         self._reaping = threading.Lock()

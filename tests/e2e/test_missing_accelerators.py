@@ -13,6 +13,8 @@ import pytest
 from tests.support import placeholders
 from tests.support.tiny_models import CASES, build, save
 
+pytestmark = pytest.mark.alone
+
 COMMAND = [sys.executable, "-m", "mainspring.server.cli"]
 
 

@@ -129,7 +129,11 @@ async def cells(model: Path, tmp_path: Path, kind: Kind, phases: Sequence[str]) 
 
 def _start(stack: ExitStack, model: Path, sockets: Path, flags: list[str]) -> tuple[LiveServer, Path]:
     sockets.mkdir()
-    server = listening_server(str(model), sockets.with_suffix(".log"), *flags, environment={"TMPDIR": str(sockets)})
+    environment = {
+        "TMPDIR": str(sockets),
+        "TORCHINDUCTOR_CACHE_DIR": str(sockets.with_suffix(".torch")),
+    }  # torch's own may stay
+    server = listening_server(str(model), sockets.with_suffix(".log"), *flags, environment=environment)
     return stack.enter_context(server), sockets
 
 

@@ -1,4 +1,4 @@
-"""A tiny model and real servers of it on the sim backend."""
+"""A tiny model and real servers of it on the sim backend. All tests here run alone: they are about times."""
 
 from __future__ import annotations
 
@@ -16,6 +16,14 @@ SIM = ("--backend", "sim", "--backend-option", "vocabulary=300-1000")
 """Tokens that are words of their own, never the end of the sequence."""
 
 Serve = Callable[..., AbstractContextManager[LiveServer]]
+HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks what lies here."""
+    for item in items:
+        if item.path.is_relative_to(HERE):
+            item.add_marker("alone")
 
 
 @pytest.fixture(scope="session")

@@ -25,7 +25,10 @@ def results(*arguments: str, file: Path) -> Any:
 
 
 @pytest.mark.parametrize("api", ["chat", "completions", "tgi"])
-def test_serve_measures_every_protocol(server: RunningServer, tmp_path: Path, api: str) -> None:
+def test_serve_measures_every_protocol(
+    server: RunningServer, tmp_path: Path, api: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["mainspring", "bench", "serve"])
     load = ("--api", api, "--requests", "6", "--input-tokens", "24", "--output-tokens", "9", "--warmup", "1")
     found = results(
         "serve", "--url", f"ours={server.url}", *load, "--rate", "200", "--slo", "e2e=60000", file=tmp_path / "r.json"
@@ -40,7 +43,7 @@ def test_serve_measures_every_protocol(server: RunningServer, tmp_path: Path, ap
     assert 0 < summary["ttft"]["p50"] <= summary["e2e"]["p50"]
     assert summary["good_share"] == 1.0
     assert len(one["samples"]["e2e"]) == 6
-    assert found["environment"]["command"].startswith("mainspring ")
+    assert found["environment"]["command"] == "mainspring bench serve"
 
 
 def test_serve_compares_peers_and_rates_in_one_table(server: RunningServer) -> None:

@@ -345,13 +345,12 @@ def test_f4_p3_the_end_of_the_pipe_alone_ends_the_engine(model: Path, tmp_path: 
         config = EngineConfig(model=str(model), backend="sim")
         sockets = tmp_path / "sockets"
         sockets.mkdir()
-        process = EngineProcess()
+        process = EngineProcess(str(sockets))
         process.begin(
             EngineStart(
                 config=config,
                 to_engine=f"ipc://{sockets}/to_engine",
                 from_engine=f"ipc://{sockets}/from_engine",
-                directory=str(sockets),
                 server_pid=os.getpid(),
             )
         )
@@ -366,8 +365,8 @@ def test_f4_p3_the_end_of_the_pipe_alone_ends_the_engine(model: Path, tmp_path: 
 def test_f4_an_engine_whose_parent_is_another_ends(model: Path) -> None:
     async def test() -> None:
         config = EngineConfig(model=str(model))
-        process = EngineProcess()
-        process.begin(EngineStart(config=config, to_engine="", from_engine="", directory="", server_pid=1))
+        process = EngineProcess("")
+        process.begin(EngineStart(config=config, to_engine="", from_engine="", server_pid=1))
         assert await process.wait(5.0) == 1
         process.close_pipe()
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -46,6 +48,29 @@ def on_host(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return [on_host(part) for part in value]
     return value
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What an op's schema says, read once: a step calls hundreds of ops."""
+
+    name: str
+    signature: str
+    tensors: tuple[bool, ...]
+    """Of each argument, whether it is a tensor, for which torch may hand over a number."""
+    is_view: bool
+
+
+@cache
+def kind_of(op: Any) -> Kind:
+    """Of an overload."""
+    schema = op._schema
+    return Kind(
+        schema.name.removeprefix("aten::"),
+        str(op),
+        tuple(str(argument.type) == "Tensor" for argument in schema.arguments),
+        any(part.alias_info is not None and not part.alias_info.is_write for part in schema.returns),
+    )
 
 
 class StandIn:
@@ -93,13 +118,14 @@ class StandIn:
 
     def run(self, op: Any, *args: Any, **kwargs: Any) -> Any:
         """One op."""
-        name = op._schema.name.removeprefix("aten::")
+        kind = kind_of(op)
+        name = kind.name
         # The functional form, the one in place and the one into a given tensor are one op to a vendor's list.
         if name not in self.allowed and name.removesuffix("_") not in self.allowed:
             raise NotImplementedError(f"stand-in for {self.name}: aten::{name} is not among the ops that it may run")
         self.calls[name] += 1
         self._compile(op, args, kwargs)
-        host_args = _numbers_as_tensors(op, on_host(args))
+        host_args = _numbers_as_tensors(kind, on_host(args))
         host_kwargs = {key: on_host(value) for key, value in kwargs.items()}
         result = op(*host_args, **host_kwargs)
         if self._recording is not None:
@@ -137,19 +163,19 @@ class StandIn:
         return target
 
     def _compile(self, op: Any, args: Any, kwargs: Any) -> None:
-        signature = (str(op), _signature(args), _signature(list(kwargs.items())))
+        kind = kind_of(op)
+        signature = (kind.signature, _signature(args), _signature(list(kwargs.items())))
         if self._gathered is not None:
             self._gathered.append(signature)
-        elif not _is_view(op):
+        elif not kind.is_view:
             self.compiled.add(signature)
 
 
-def _numbers_as_tensors(op: Any, args: Any) -> Any:
+def _numbers_as_tensors(kind: Kind, args: Any) -> Any:
     """torch hands numbers to ops of tensors, where it has wrapped them for its own."""
-    wanted = [str(argument.type) for argument in op._schema.arguments]
     return [
-        torch.tensor(value) if kind == "Tensor" and isinstance(value, bool | int | float) else value
-        for kind, value in zip(wanted, args, strict=False)
+        torch.tensor(value) if tensor and isinstance(value, bool | int | float) else value
+        for tensor, value in zip(kind.tensors, args, strict=False)
     ]
 
 
@@ -184,10 +210,6 @@ def _tensors(value: Any) -> list[Tensor]:
     if isinstance(value, Tensor):
         return [value]
     return [x for part in value for x in _tensors(part)] if isinstance(value, tuple | list) else []
-
-
-def _is_view(op: Any) -> bool:
-    return any(part.alias_info is not None and not part.alias_info.is_write for part in op._schema.returns)
 
 
 class DeviceModule:
@@ -257,7 +279,7 @@ def _made_by_torch() -> Iterator[str]:
         for full in torch._C._dispatch_get_registrations_for_dispatch_key(key):
             name = full.removeprefix("aten::")
             op = _overload(name) if full.startswith("aten::") else None
-            if op is not None and (key == structured or _is_view(op)):
+            if op is not None and (key == structured or kind_of(op).is_view):
                 yield name
 
 

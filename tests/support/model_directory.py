@@ -23,7 +23,9 @@ TINY = ModelConfig(
 )
 
 
-def write_tiny_model(directory: Path, max_position: int = TINY.max_position) -> Path:
+def write_tiny_model(
+    directory: Path, max_position: int = TINY.max_position, *, num_layers: int = TINY.num_layers
+) -> Path:
     """A directory with a `config.json` for `TINY` and no weights, which the sim backend does not miss."""
     directory.mkdir(parents=True, exist_ok=True)
     config = {
@@ -31,7 +33,7 @@ def write_tiny_model(directory: Path, max_position: int = TINY.max_position) -> 
         "model_type": "llama",
         "vocab_size": TINY.vocab_size,
         "hidden_size": TINY.hidden_size,
-        "num_hidden_layers": TINY.num_layers,
+        "num_hidden_layers": num_layers,
         "num_attention_heads": TINY.num_heads,
         "num_key_value_heads": TINY.num_kv_heads,
         "head_dim": TINY.head_dim,

@@ -187,7 +187,7 @@ def test_garbage_frames_are_malformed_and_nobodys(frame: bytes) -> None:
 
 def start_frame() -> EngineStart:
     config = EngineConfig(model="m")
-    return EngineStart(config=config, to_engine="ipc://d/a", from_engine="ipc://d/b", directory="d", server_pid=1)
+    return EngineStart(config=config, to_engine="ipc://d/a", from_engine="ipc://d/b", server_pid=1)
 
 
 def test_the_start_frame_is_read_from_a_pipe_that_stays_open() -> None:

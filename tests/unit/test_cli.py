@@ -75,6 +75,7 @@ def test_help_imports_nothing_heavy() -> None:
     assert ended.stdout.strip() == "[]", ended.stderr
 
 
+@pytest.mark.alone
 def test_help_is_quick() -> None:
     def seconds() -> float:
         start = time.perf_counter()
