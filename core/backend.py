@@ -444,7 +444,10 @@ class Device(ABC):
     # E. Collectives
 
     def communicator(self, ranks: Sequence[int]) -> Communicator:
-        """Collectives among `ranks`. The default is torch.distributed under `Capabilities.collectives`."""
+        """Collectives among `ranks`. The default is torch.distributed under `Capabilities.collectives`.
+
+        A backend may build on that class.
+        """
         from mainspring.core.parallel.communicator import TorchCommunicator
 
         return TorchCommunicator(ranks)

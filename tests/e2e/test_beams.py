@@ -72,7 +72,8 @@ def test_the_best_answer_is_that_of_transformers(llm: LLM, byte_model: tuple[Pat
 
 def test_smollm2_finds_what_transformers_finds(smollm2: Path) -> None:
     beams, prompt, model = Beams(3), "The capital of France is", by_transformers()
-    with LLM.of(EngineConfig(model=str(smollm2), backend="cpu", dtype="float32", max_length=128)) as opened:
+    config = EngineConfig(model=str(smollm2), backend="cpu", dtype="float32", quantize="none", max_length=128)
+    with LLM.of(config) as opened:
         (output,) = opened.generate(prompt, SamplingParams(max_tokens=NEW_TOKENS), beams=beams)
         tokens = output.prompt_token_ids
     assert output.token_ids == theirs(model, tokens, beams, ends=[2])
