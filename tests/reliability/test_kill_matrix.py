@@ -121,7 +121,7 @@ def test_f1_f3_p3_p4_an_engine_struck_before_it_speaks(number: signal.Signals, m
     sockets.mkdir()
     environment = {"TMPDIR": str(sockets)}
     with listening_server(str(model), tmp_path / "log", *flags_for("loading"), environment=environment) as server:
-        server.wait_until(lambda: bool(psutil.Process(server.process.pid).children()), 60)
+        server.wait_until(lambda: bool(server.engines), 60)
         cell = Cell("starting", server, sockets, processes=[psutil.Process(server.process.pid), server.engine])
         strike(cell, "engine", number)
         assert server.process.wait(30) == 71

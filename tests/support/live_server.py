@@ -32,10 +32,15 @@ class LiveServer:
         return int(self.url.rpartition(":")[2])
 
     @property
+    def engines(self) -> list[psutil.Process]:
+        """The same, or nothing while it is not there yet: a child is what its parent is until it has become another."""
+        children = psutil.Process(self.process.pid).children()
+        return [child for child in children if "mainspring.core.engine" in child.cmdline()]
+
+    @property
     def engine(self) -> psutil.Process:
         """Its engine process. What reads grammars is the other child that there may be."""
-        children = psutil.Process(self.process.pid).children()
-        (engine,) = [child for child in children if "mainspring.core.engine" in child.cmdline()]
+        (engine,) = self.engines
         return engine
 
     def get(self, path: str) -> str:
