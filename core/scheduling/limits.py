@@ -39,6 +39,16 @@ class Limits:
     mixes: bool
     buckets: Buckets | None
 
+    @property
+    def choices(self) -> int:
+        """Tokens that a step which is not all decodes may choose. A program chooses at most as many as it has rows."""
+        return self.prefill_sequences if self.choices_are_rows else self.prefill_tokens
+
+    @property
+    def choices_are_rows(self) -> bool:
+        """Whether all such steps run in programs of fixed shapes."""
+        return self.buckets is not None and bool(self.buckets.prefill) and not self.buckets.any_shape
+
     def kinds(self, num_decodes: int, last: StepKind) -> tuple[StepKind, ...]:
         """Kinds of step to try in turn, with this many sequences decoding.
 

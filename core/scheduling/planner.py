@@ -69,7 +69,7 @@ class Planner:
         drafting = speculation.drafting(drafting, len(decoding))
         # What all of them guess fits a step beside the others' tokens, and blocks that are free when each has grown by
         # one, so that nobody waits for another's end.
-        room = min(self._limits.prefill_sequences, self._limits.prefill_tokens) - len(decoding)
+        room = min(self._limits.choices, self._limits.prefill_tokens) - len(decoding)
         share = min(room // len(drafting), self._limits.chunk_tokens - 1) if 0 < len(drafting) <= room else 0
         spare = (pool.num_free // len(decoding) - 1) * pool.block_size if share else 0
         for item in drafting if share else ():
@@ -103,6 +103,8 @@ class Planner:
         while sequence.room < sequence.computed + 1 + len(guesses):
             sequence.index_blocks(self._ledger.pool)
             self._extend(sequence, step)
+        if self._limits.choices_are_rows:
+            step.rows_left -= len(guesses)
         step.add_drafting(sequence, guesses, wants=self._speculation is not None and self._speculation.asks)
 
     def _grow(self, short: list[Sequence], step: Step) -> None:

@@ -80,7 +80,7 @@ class Step:
         sequence.in_flight += 1
         self.positions = max(self.positions, sequence.computed)
         self.tokens_left -= count
-        self.rows_left -= count  # buckets hold as many choices as rows
+        self.rows_left -= 1
 
     def admit(self, sequence: Sequence) -> None:
         """Enters a sequence, which has its row and blocks, in the executor's table."""
