@@ -239,7 +239,7 @@ class Scheduler:
             if sequence.state is State.DECODING:
                 sequence.computed = len(sequence.tokens) + right
         for sequence, guesses in zip(step.wanting, result.drafts):  # noqa: B905  (executors may guess nothing at all)
-            speculation.offer(sequence, list(guesses))
+            speculation.offer(sequence, list(guesses), len(sequence.tokens) + 1 + verified.right[sequence])
         return verified
 
     def _watch(self, step: Step, num_tokens: int, speculation: Speculation) -> None:

@@ -13,15 +13,17 @@ REPRIEVE = 0.02
 
 
 class Offers:
-    """The outlook of one sequence."""
+    """The outlook of one sequence, over its own list of tokens."""
 
-    def __init__(self) -> None:
+    def __init__(self, tokens: list[int]) -> None:
+        self._tokens = tokens
         self._average = HOPE
         self._offered: Sequence[int] = ()
+        self._behind = 0
 
-    def take(self, offered: Sequence[int]) -> None:
-        """What the executor guesses to come next."""
-        self._offered = offered
+    def take(self, offered: Sequence[int], behind: int) -> None:
+        """What the executor guesses to come behind so many tokens."""
+        self._offered, self._behind = offered, behind
 
     def verified(self, right: int, drafted: int) -> None:
         """So many of the guesses were right, one after the other."""
@@ -34,6 +36,6 @@ class Offers:
         return self._average
 
     def propose(self, most: int) -> list[int]:
-        """The guesses, as long as they are likely."""
+        """The guesses, as long as they are likely; none where the sequence went on without them."""
         offered, self._offered = self._offered, ()
-        return list(offered[: worthwhile(self._average, most)])
+        return list(offered[: worthwhile(self._average, most)]) if len(self._tokens) == self._behind else []

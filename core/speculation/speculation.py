@@ -41,11 +41,11 @@ class Speculation:
                 return guesses[:place]
         return guesses
 
-    def offer(self, sequence: Sequence, guesses: list[int]) -> None:
-        """What the executor guesses behind the sequence's last token."""
+    def offer(self, sequence: Sequence, guesses: list[int], behind: int) -> None:
+        """What the executor guesses behind so many tokens of the sequence."""
         outlook = self._outlook(sequence)
         if isinstance(outlook, Offers):
-            outlook.take(guesses)
+            outlook.take(guesses, behind)
 
     def verified(self, sequence: Sequence, right: int, drafted: int) -> None:
         """So many of a sequence's guesses were right."""
@@ -55,5 +55,5 @@ class Speculation:
 
     def _outlook(self, sequence: Sequence) -> Copying | Offers:
         if sequence.outlook is None:
-            sequence.outlook = Offers() if self.asks else Copying(sequence.tokens, sequence.num_prompt)
+            sequence.outlook = Offers(sequence.tokens) if self.asks else Copying(sequence.tokens, sequence.num_prompt)
         return sequence.outlook
