@@ -116,10 +116,9 @@ def test_a_copy_of_the_target_is_always_right(alone: Outputs, ahead: int, max_ba
     found = loop.serve(UNPENALISED)
     assert found == {key: tokens for key, tokens in alone.items() if key in found}
     drafted, right = loop.drafted
-    assert drafted > 0
-    # Guesses past a sequence's end are never tried. Two steps ahead, a draft model may read a place before the target's
-    # last choice for it was made.
-    assert right >= (drafted if ahead < 2 else 0.9 * drafted)
+    assert drafted > 20
+    # Guesses past a sequence's end are never tried.
+    assert right == drafted
 
 
 @pytest.mark.parametrize("num_blocks", [26, 200])

@@ -73,19 +73,27 @@ def test_it_does_not_matter_when_somebody_looks() -> None:
 
 
 def test_offers_are_taken_while_they_are_right() -> None:
-    offers = Offers()
-    offers.take([1, 2, 3])
+    offers = Offers([1, 2, 3])
+    offers.take([1, 2, 3], behind=3)
     assert offers.propose(2) == [1, 2]
     assert offers.propose(2) == []
     for _ in range(6):
         offers.verified(right=0, drafted=3)
     assert offers.likelihood() < LIKELY
-    offers.take([4])
+    offers.take([4], behind=3)
     assert offers.propose(2) == []
 
 
+def test_offers_are_for_one_place() -> None:
+    tokens = [1, 2, 3]
+    offers = Offers(tokens)
+    offers.take([4, 5], behind=3)
+    tokens.append(4)
+    assert offers.propose(2) == [], "the sequence went on without them"
+
+
 def test_a_sequence_whose_offers_were_wrong_is_tried_again() -> None:
-    offers = Offers()
+    offers = Offers([1, 2, 3])
     for _ in range(20):
         offers.verified(right=0, drafted=1)
     looks = next(look for look in range(1, 1000) if offers.likelihood() >= LIKELY)
