@@ -91,7 +91,8 @@ class Planner:
             asking = [
                 item for item, found in guesses.items() if found is not None and (beside or without != bool(found))
             ]
-        short = [item for item in (*plain, *asking) if item.computed == item.room and item.computed < item.last]
+        members = [*plain, *asking] if asking else plain
+        short = [item for item in members if item.computed == item.room and item.computed < item.last]
         if short:
             self._grow(short, step)
             plain = [item for item in plain if item.state is State.DECODING]
