@@ -460,9 +460,9 @@ class Counting(PlainDevice):
 
 def test_results_come_back_in_one_contiguous_copy() -> None:
     staging = Staging(torch.zeros(4, dtype=torch.int32), torch.zeros(32, dtype=torch.int32))
-    enqueued = Enqueued(2, PlainDevice().event())
+    enqueued = Enqueued(2, PlainDevice().event(), staging)
     # Four rows ran, of which two are padding; the second of the others is bad.
-    enqueued.take(torch.tensor([[5, 6, 7, 8], [0, 1, 1, 1]], dtype=torch.int32), staging)
+    enqueued.take(torch.tensor([[5, 6, 7, 8], [0, 1, 1, 1]], dtype=torch.int32))
     assert staging.results[:8].tolist() == [5, 6, 7, 8, 0, 1, 1, 1]
     result = enqueued.collect()
     assert (result.tokens, result.bad) == ([5, 6], (1,))
