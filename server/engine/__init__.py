@@ -1,2 +1,3 @@
 """The engine as the server sees it: started (`process`), watched (`watchdog`), spoken to (`client`), heard
-(`request_stream`)."""
+(`request_stream`).
+"""
