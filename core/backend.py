@@ -137,7 +137,6 @@ class Capabilities:
     """Name of the torch.distributed backend (`nccl`, `gloo`, `hccl`, `xccl`); None: one device only."""
     ranks_share_device: bool = False
     """Several ranks may open one device and divide its memory, as processes on one host do. False: a device a rank."""
-    samples_on_device: bool = True
     samples_in_program: bool = False
     """The programs of buckets choose tokens, too: the op `sample` runs inside, told that any row may want any stage but
     typical_p, so a stage must cost next to nothing where no row wants it. Rows that want more than `sample` gives them
