@@ -32,8 +32,8 @@ from mainspring.core.request import Ready
 from mainspring.server.answer_formats import AnswerFormats, plugin_formats
 from mainspring.server.engine.client import EngineClient, Observer
 from mainspring.server.http import clouds, docs, probes
-from mainspring.server.http.answers import json_response
 from mainspring.server.http.access import Access, check_exposure
+from mainspring.server.http.answers import json_response
 from mainspring.server.http.auth import Authentication, KeyRing
 from mainspring.server.http.certificate import Certificate
 from mainspring.server.http.connection import ConnectionLimits, HeaderLimits
@@ -65,6 +65,7 @@ _SWITCH_SECONDS = 0.0005
 """How long a thread that parses keeps the interpreter from the event loop, which asks for it again after every read and
 write: with the default of 5 ms, fifty connections at once wait a second.
 """
+
 
 @dataclass(frozen=True, slots=True)
 class Traces:

@@ -58,7 +58,7 @@ class Enqueued:
         """For `StepResult.astray`."""
 
     def take(self, chosen_2N: Tensor) -> None:
-        """Starts the copy of token ids and bad rows, [2, N] int32, to the host; `copies_later` leaves it to `collect`."""
+        """Starts the copy of ids and bad rows, [2, N] int32, to the host; `copies_later` leaves it to `collect`."""
         if self._copies_later:
             self._results = chosen_2N
             return

@@ -36,7 +36,7 @@ class Watchdog:
         self._record.note(now, output)
 
     async def watch(self, process: EngineProcess) -> str | None:
-        """Kills an engine that hangs, or that a signal stopped while it loaded, and says which; None if it had ended."""
+        """Kills an engine that hangs, or was stopped while it loaded, and says which; None if it had ended."""
         await self._wait_until_overdue(process)
         if process.returncode is not None:
             return None
