@@ -11,7 +11,6 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
-from mainspring.backends.cpu.allocator import give_back_large_blocks
 from mainspring.backends.cpu.host import Host
 from mainspring.backends.cpu.schemes import INT4_DYNAMIC, INT8_DYNAMIC, block_schemes, schemes, verdict
 from mainspring.core.backend import (
@@ -90,7 +89,6 @@ class CpuBackend(Backend):
             raise BackendError(f"--threads {options.threads} computes nothing; use 1 or more, or leave it out")
         import torch
 
-        give_back_large_blocks()
         threads = options.threads or min(torch.get_num_threads(), max(1, self._host.cores() // world))
         torch.set_num_threads(threads)
         native = chosen == "native" and not options.compile

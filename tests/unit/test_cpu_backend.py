@@ -174,25 +174,3 @@ def test_groups_hold_every_row_once_and_waste_little(blocks: list[int], block_si
 
 def test_equal_rows_are_one_group_in_their_own_order() -> None:
     assert similar({3: 5, 0: 5, 7: 5}, 32) == [[3, 0, 7]]
-
-
-PAGES_OF_A_LARGE_BLOCK = """
-import ctypes, sys
-from mainspring.backends.cpu.allocator import LARGE_BYTES, give_back_large_blocks
-library = ctypes.CDLL(None)
-library.malloc.restype = ctypes.c_void_p
-library.malloc.argtypes, library.free.argtypes = [ctypes.c_size_t], [ctypes.c_void_p]
-if sys.argv[1] == "told":
-    assert give_back_large_blocks()
-library.free(library.malloc(LARGE_BYTES * 3 // 2))  # from now on an allocator that was not told keeps such blocks
-library.malloc(LARGE_BYTES)
-heap = next(line for line in open("/proc/self/maps") if "[heap]" in line)
-first, last = (int(address, 16) for address in heap.split()[0].split("-"))
-print(last - first > LARGE_BYTES)
-"""
-
-
-@pytest.mark.parametrize(("told", "in_the_heap"), [("told", False), ("not", True)])
-def test_large_blocks_go_back_to_the_kernel(told: str, in_the_heap: bool) -> None:
-    command = [sys.executable, "-c", PAGES_OF_A_LARGE_BLOCK, told]
-    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == f"{in_the_heap}\n"
