@@ -10,6 +10,11 @@ kept, or memory grew by more than `--growth` between the first third and the las
 
 A host's cache becomes resident as it is first used: give it a size that the first minutes fill
 (`--max-batch-total-tokens`), or what is seen is that.
+
+So do the heaps of its C library. glibc serves results of up to 32 MiB from heaps of 64 MiB a thread, and a heap stays
+while a small block behind them lives: a prompt whose log-probabilities are wanted may leave 48 or 96 MiB there, in one
+step, at any minute. MALLOC_MMAP_THRESHOLD_=16777216 in the environment gives such results back at once, for their page
+faults: a resident engine of 970 MiB instead of 1160 here, and up to 8 % of a prefill of 2000 tokens.
 """
 
 from __future__ import annotations

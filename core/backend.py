@@ -137,7 +137,6 @@ class Capabilities:
     """Name of the torch.distributed backend (`nccl`, `gloo`, `hccl`, `xccl`); None: one device only."""
     ranks_share_device: bool = False
     """Several ranks may open one device and divide its memory, as processes on one host do. False: a device a rank."""
-    samples_on_device: bool = True
     samples_in_program: bool = False
     """The programs of buckets choose tokens, too: the op `sample` runs inside, told that any row may want any stage but
     typical_p, so a stage must cost next to nothing where no row wants it. Rows that want more than `sample` gives them
@@ -220,35 +219,57 @@ class PackedLinear:
 class Event(Protocol):
     """A point in the device's queue of work."""
 
-    def record(self) -> None: ...
-    def query(self) -> bool: ...
-    def synchronize(self) -> None: ...
+    def record(self) -> None:
+        """Puts the point behind all work enqueued so far. Called once."""
+
+    def query(self) -> bool:
+        """Whether the device has come past it. Never waits."""
+
+    def synchronize(self) -> None:
+        """Returns when the device has come past it; from any thread."""
 
 
 class Communicator(Protocol):
-    """Collectives among the ranks that it was made for. In place where the name allows; tensors live on the device."""
+    """Collectives among the ranks that it was made for. All of them call the same ones in the same order, with tensors
+    of one shape and dtype on the device; `source` and `to` are ranks of the whole server.
+    """
 
-    def all_reduce(self, x: torch.Tensor) -> torch.Tensor: ...
-    def all_gather(self, x: torch.Tensor, dim: int) -> torch.Tensor: ...
-    def reduce_scatter(self, x: torch.Tensor, dim: int) -> torch.Tensor: ...
-    def broadcast(self, x: torch.Tensor, source: int) -> torch.Tensor: ...
-    def all_to_all(self, x: torch.Tensor) -> torch.Tensor: ...
-    def send(self, x: torch.Tensor, to: int) -> None: ...
-    def receive(self, x: torch.Tensor, source: int) -> torch.Tensor: ...
-    def close(self) -> None: ...
+    def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
+        """The sum over ranks, the same bits on each; x may be overwritten by it."""
+
+    def all_gather(self, x: torch.Tensor, dim: int) -> torch.Tensor:
+        """The ranks' tensors side by side along `dim`, in rank order, copied bit for bit."""
+
+    def reduce_scatter(self, x: torch.Tensor, dim: int) -> torch.Tensor:
+        """This rank's share along `dim` of the sum over ranks; `dim` divides by their number."""
+
+    def broadcast(self, x: torch.Tensor, source: int) -> torch.Tensor:
+        """The tensor of rank `source`; on the others x is overwritten by it."""
+
+    def all_to_all(self, x: torch.Tensor) -> torch.Tensor:
+        """Share i of dimension 0 goes to the i-th rank; the result holds what each sent here, in rank order."""
+
+    def send(self, x: torch.Tensor, to: int) -> None:
+        """Returns when x may be overwritten."""
+
+    def receive(self, x: torch.Tensor, source: int) -> torch.Tensor:
+        """Fills x with what `source` sends, and returns it."""
+
+    def close(self) -> None:
+        """Gives back what it holds. Called once."""
 
 
 class Pending(Protocol):
     """A step that was enqueued."""
 
-    def done(self) -> bool: ...
+    def done(self) -> bool:
+        """Whether `result` would return, or raise, at once."""
 
     def result(self) -> StepResult:
         """Waits for the step. Raises `DeviceOutOfMemory` when the step did not fit; the executor stays usable.
 
         Any other exception means that the device is lost and the engine ends.
         """
-        ...
 
 
 class Executor(Protocol):
@@ -256,25 +277,24 @@ class Executor(Protocol):
 
     def execute(self, batch: Batch) -> Pending:
         """Enqueues one step and returns at once."""
-        ...
 
-    def kv_spec(self) -> KVSpec: ...
+    def kv_spec(self) -> KVSpec:
+        """Shape of the KV cache."""
 
     def num_blocks(self) -> int:
         """Blocks of the KV cache, block 0 included."""
-        ...
 
     def buckets(self) -> Buckets | None:
         """Shapes that `execute` takes; None for any."""
-        ...
 
-    def device_name(self) -> str: ...
+    def device_name(self) -> str:
+        """As the vendor prints it."""
 
     def step_seconds(self, batch: Batch) -> float:
         """A generous bound on the step's duration: past it the engine counts as hung."""
-        ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Drops what has not run and gives the device back. Called once."""
 
 
 ProgressCallback = Callable[[str, int, int], None]

@@ -1,6 +1,6 @@
 """What the operator asked for (`EngineConfig`) and what the model is (`ModelConfig`). Frozen, torch-free, no I/O.
 
-Reading a `config.json` or GGUF metadata into a `ModelConfig` is `core/architectures.py`; nobody else looks into either.
+Reading a `config.json` or GGUF metadata into a `ModelConfig` is `core/architectures/`; nobody else looks into either.
 Components take the fields they need, not these objects.
 """
 

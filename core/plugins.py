@@ -36,11 +36,6 @@ class Hooks:
         raise NotImplementedError
 
     @hookspec
-    def mainspring_weight_readers(self) -> Mapping[str, str]:
-        """Checkpoint format name to `module:function` that streams its tensors. Engine process."""
-        raise NotImplementedError
-
-    @hookspec
     def mainspring_logits_processors(self) -> Mapping[str, str]:
         """Processor name to `module:Class` of a `core.processors.contract.LogitsProcessor`. Engine process."""
         raise NotImplementedError

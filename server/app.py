@@ -5,18 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import ipaddress
 import logging
 import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from itertools import chain
 
 import pluggy
-import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -24,7 +22,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute
-from starlette.types import ASGIApp, Scope
+from starlette.types import Scope
 
 from mainspring.core.config import EngineConfig
 from mainspring.core.errors import ErrorKind, RequestError, StartupError
@@ -34,11 +32,13 @@ from mainspring.core.request import Ready
 from mainspring.server.answer_formats import AnswerFormats, plugin_formats
 from mainspring.server.engine.client import EngineClient, Observer
 from mainspring.server.http import clouds, docs, probes
+from mainspring.server.http.access import Access, check_exposure
 from mainspring.server.http.answers import json_response
-from mainspring.server.http.auth import PROBES, TELLING, Authentication, KeyRing
+from mainspring.server.http.auth import Authentication, KeyRing
 from mainspring.server.http.certificate import Certificate
-from mainspring.server.http.connection import MAX_HEADER_BYTES, ConnectionLimits, HeaderLimits, limited_protocol
-from mainspring.server.http.quota import Quota, Quotas
+from mainspring.server.http.connection import ConnectionLimits, HeaderLimits
+from mainspring.server.http.listening import HTTPServer, listen
+from mainspring.server.http.quota import Quotas
 from mainspring.server.http.request_ids import RequestIds
 from mainspring.server.lifecycle import Lifecycle, RequestLimits, build_model, engine_state
 from mainspring.server.openai import errors as openai_errors
@@ -57,8 +57,6 @@ from mainspring.server.tgi import routes as tgi_routes
 from mainspring.server.tgi.types import ErrorResponse as TGIErrorResponse
 
 _log = logging.getLogger(__name__)
-_CLOSE_SECONDS = 5
-"""For connections that still send their last bytes after the drain."""
 _COLLECTION_THRESHOLDS = (20_000, 20, 100)
 """A prompt is a list of up to millions of numbers, and a collection walks through all of it while the event loop waits.
 The default (700, 10, 10) walks through each one several times in its short life.
@@ -67,30 +65,6 @@ _SWITCH_SECONDS = 0.0005
 """How long a thread that parses keeps the interpreter from the event loop, which asks for it again after every read and
 write: with the default of 5 ms, fifty connections at once wait a second.
 """
-_SEND_BUFFER_BYTES = 64 << 10
-_BACKLOG = 2048
-"""Connections that wait to be accepted; the kernel may take fewer (listen(2))."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Access:
-    """Who may reach the server, and what of it without a key."""
-
-    keys: KeyRing = field(default_factory=lambda: KeyRing(()))
-    private_metrics: bool = False
-    """Whether /metrics and /info need a key too."""
-    insecure: bool = False
-    """Serve other machines without a key."""
-    origins: tuple[str, ...] = ()
-    """Web pages of these origins may call the server from a browser; `*` is any."""
-
-    quota: Quota = field(default_factory=Quota)
-    """Of each key."""
-
-    @property
-    def public(self) -> frozenset[str]:
-        """Paths that may be read without a key."""
-        return PROBES if self.private_metrics else PROBES | TELLING
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,64 +272,6 @@ def _summary(options: ServerOptions, listener: socket.socket) -> Summary:
         notes=options.notes,
         stream=sys.stderr,
     )
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens: a port that is taken is said before anything is loaded, and whoever connects meanwhile
-    waits instead of being refused. Port 0 takes a free one.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        # Connections inherit it. What a client does not read waits here; unasked, the kernel takes megabytes.
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
-        listener.bind((host, port))
-        listener.listen(_BACKLOG)
-    except OSError as error:
-        listener.close()
-        raise StartupError(f"cannot listen on {host}:{port}: {error.strerror}; choose another --port") from error
-    listener.set_inheritable(True)
-    return listener
-
-
-def check_exposure(listener: socket.socket, access: Access) -> None:
-    """Raises StartupError where other machines could use the model without a key and nobody said that they may."""
-    host = listener.getsockname()[0]
-    if access.keys or access.insecure or ipaddress.ip_address(host).is_loopback:
-        return
-    listener.close()
-    raise StartupError(
-        f"whoever reaches {host} could use the model; set --api-key (or API_KEY), or say --insecure where a network "
-        "or a proxy keeps strangers away"
-    )
-
-
-class HTTPServer(uvicorn.Server):
-    """uvicorn with its limits set and its signal handlers off: `serve` decides when to end."""
-
-    def __init__(
-        self, app: ASGIApp, connections: ConnectionLimits | None = None, certificate: Certificate | None = None
-    ) -> None:
-        super().__init__(
-            uvicorn.Config(
-                app,
-                http=limited_protocol(connections or ConnectionLimits()),  # httptools takes headers of any size
-                h11_max_incomplete_event_size=MAX_HEADER_BYTES,
-                ws="none",
-                lifespan="on",
-                log_level="error",  # of the rest, clients' mistakes among it, our own log tells
-                access_log=False,
-                timeout_graceful_shutdown=_CLOSE_SECONDS,
-                server_header=False,
-                ssl_certfile=certificate.file if certificate else None,
-                ssl_keyfile=certificate.key_file if certificate else None,
-            )
-        )
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
 
 
 async def _unrouted(request: Request, error: Exception) -> Response:

@@ -114,7 +114,8 @@ _SERVE_FLAGS = [
 def server_options(source: ModelSource, flags: Mapping[str, Any], notes: Sequence[str]) -> ServerOptions:
     """Everything that `serve` was told. Raises click.UsageError for flags that contradict one another."""
     from mainspring.server.answer_formats import AnswerFormats
-    from mainspring.server.app import Access, ServerOptions, Traces
+    from mainspring.server.app import ServerOptions, Traces
+    from mainspring.server.http.access import Access
     from mainspring.server.http.auth import KeyRing
     from mainspring.server.http.connection import ConnectionLimits
     from mainspring.server.source import located

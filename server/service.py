@@ -46,18 +46,22 @@ class Timing:
 
     @property
     def total_seconds(self) -> float:
+        """From the request's arrival to the answer's end."""
         return self.finished - self.received
 
     @property
     def validation_seconds(self) -> float:
+        """Until the engine was asked: parsing, template, tokenizer, grammar."""
         return self.validated - self.received
 
     @property
     def inference_seconds(self) -> float:
+        """Of the engine's work, what waiting for its turn took left out."""
         return max(self.finished - self.validated - self.queue_seconds, 0.0)
 
     @property
     def decode_seconds(self) -> float:
+        """Behind the first token; 0 when none came."""
         return min(self.finished - self.first_token, self.inference_seconds) if self.first_token else 0.0
 
 

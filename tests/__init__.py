@@ -1,0 +1,1 @@
+"""Tests by what they need, a folder each; CONTRIBUTING.md says which is which."""

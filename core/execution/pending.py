@@ -42,9 +42,10 @@ class Staging:
 class Enqueued:
     """What a step that was given to the device will yield once its event has come."""
 
-    def __init__(self, num_samples: int, event: Event, *, copies_later: bool = False) -> None:
+    def __init__(self, num_samples: int, event: Event, staging: Staging, *, copies_later: bool = False) -> None:
         self.event = event
         self._num_samples = num_samples
+        self._staging = staging
         self._copies_later = copies_later
         self._results: Tensor | None = None
         self._logprobs: _Logprobs | None = None
@@ -56,12 +57,12 @@ class Enqueued:
         self.astray: tuple[int, ...] = ()
         """For `StepResult.astray`."""
 
-    def take(self, chosen_2N: Tensor, staging: Staging) -> None:
-        """Starts the copy of token ids and bad rows to the host; `copies_later` leaves it to `collect`."""
+    def take(self, chosen_2N: Tensor) -> None:
+        """Starts the copy of ids and bad rows, [2, N] int32, to the host; `copies_later` leaves it to `collect`."""
         if self._copies_later:
             self._results = chosen_2N
             return
-        self._results = staging.results[: chosen_2N.numel()].view(chosen_2N.shape)
+        self._results = self._staging.results[: chosen_2N.numel()].view(chosen_2N.shape)
         self._results.copy_(chosen_2N, non_blocking=True)
 
     def take_logprobs(self, selection: Selection, found: Found, pinned: Pinned) -> None:

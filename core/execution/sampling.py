@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from mainspring.core.execution.penalties import Penalties, penalise
+from mainspring.core.execution.upload import Upload
 from mainspring.core.ops.sample import SamplingTensors, seed_key
 from mainspring.core.processors.contract import LogitsProcessor
 from mainspring.core.processors.stage import NO_PROCESSORS, Processing, ProcessorTable
@@ -28,8 +29,6 @@ from mainspring.core.request import SamplingParams
 Value = TypeVar("Value")
 
 Rows = npt.NDArray[np.int64]
-Upload = Callable[[npt.NDArray[np.generic]], Tensor]
-"""Takes an array to the device without waiting for it."""
 
 _COLUMNS = np.dtype(
     [

@@ -14,7 +14,8 @@ import numpy as np
 from torch import Tensor
 
 from mainspring.core.batch import Batch, PromptRange
-from mainspring.core.execution.sampling import Upload, likeliest
+from mainspring.core.execution.sampling import likeliest
+from mainspring.core.execution.upload import Upload
 from mainspring.core.plan import SCORED_ROWS
 
 Found = tuple[Tensor, Tensor, Tensor]

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from mainspring.core.batch import Admission, Batch
-from mainspring.core.execution.sampling import SamplingTable, Upload
+from mainspring.core.execution.sampling import SamplingTable
+from mainspring.core.execution.upload import Upload
+from mainspring.core.request import SamplingParams
 
 
 class StateTable:
@@ -42,11 +44,15 @@ class StateTable:
         for admission in batch.admissions:
             self.blocks[admission.row, : len(admission.blocks)] = admission.blocks
             self.blocks[admission.row, len(admission.blocks) :] = 0
-            self.sampling.admit(admission.row, admission.params, admission.seed, admission.num_prompt_tokens)
-        self.admissions += len(batch.admissions)
+            self.admit(admission.row, admission.params, admission.seed, admission.num_prompt_tokens)
         if batch.new_blocks:
             rows, indices, blocks = np.array(batch.new_blocks, dtype=np.int32).T
             self.blocks[rows, indices] = blocks
+
+    def admit(self, row: int, params: SamplingParams, seed: int = 0, num_prompt_tokens: int = 0) -> None:
+        """Gives a row, which may be nobody's, the parameters that its tokens are chosen by from now on."""
+        self.sampling.admit(row, params, seed, num_prompt_tokens)
+        self.admissions += 1
 
     def write_tokens(self, admissions: Sequence[Admission], upload: Upload, *, width: int | None = None) -> None:
         """Device side: the tokens of admitted sequences, all in one copy padded to the longest, or to `width`.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -10,11 +11,13 @@ import torch
 from torch import Tensor
 
 from mainspring.core.backend import Device
-from mainspring.core.execution.sampling import Upload
+
+Upload = Callable[[npt.NDArray[np.generic]], Tensor]
+"""Takes an array to the device without waiting for it."""
 
 
 def uploading(device: Device) -> Upload:
-    """Takes arrays to the device without waiting for it."""
+    """The `Upload` of a device: through its pinned memory."""
     return partial(_upload, device)
 
 

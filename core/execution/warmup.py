@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from mainspring.core.backend import Pending, ProgressCallback
 from mainspring.core.batch import Admission, Batch, Bucket, Buckets, PromptRange
 from mainspring.core.execution.sampling import FEW_ENTRIES, FEW_LIKELIEST, MORE_ENTRIES, MORE_LIKELIEST
 from mainspring.core.execution.table import StateTable
@@ -43,6 +45,51 @@ class Pace:
     def bound(self, tokens: int, context: int) -> float:
         """Seconds past which a step of this many tokens, the longest at this context, counts as hung."""
         return FLOOR_SECONDS + SLACK * (self.step + self.token * tokens) * (1 + context / CONTEXT_TOKENS)
+
+
+def warm_up(
+    execute: Callable[[Batch], Pending],
+    table: StateTable,
+    buckets: Buckets | None,
+    progress: ProgressCallback,
+    *,
+    max_tokens: int,
+    static: bool,
+    drafts: bool,
+) -> Pace:
+    """Runs every bucket, or one decode and one prefill step of at most `max_tokens`, and returns the device's pace.
+
+    Each program runs twice, since the first run may compile; the second is timed. `static`: whatever may ever run is
+    met here, in the shapes it will have. `drafts`: steps behind which a drafter runs are, too.
+    """
+    pace = Pace()
+    batches = dummy_batches(buckets, table, max_tokens)
+    for done, batch in enumerate(batches):
+        progress("warm-up", done, len(batches))
+        execute(batch).result()
+        began = time.monotonic()
+        execute(batch).result()
+        pace = pace.seen(batch.num_tokens, time.monotonic() - began)
+    for batch in drafting_batches(batches) if drafts else ():
+        execute(batch).result()
+    if static:
+        for batch in shaped_batches(batches, table):
+            execute(batch).result()
+        for rows, batch in one_for_each_count(batches).items():
+            _choose(execute, table, batch, (*shaped_variants(rows), *table.sampling.processors.variants()))
+    else:
+        _choose(execute, table, batches[-1], sampling_variants())
+    progress("warm-up", len(batches), len(batches))
+    return pace
+
+
+def _choose(
+    execute: Callable[[Batch], Pending], table: StateTable, batch: Batch, variants: Iterable[SamplingParams]
+) -> None:
+    """Runs a step once with each of these parameters for its rows, and leaves the plain ones behind."""
+    for params in (*variants, SamplingParams()):
+        table.admit(table.nobody, params)
+        execute(batch).result()
 
 
 def dummy_batches(buckets: Buckets | None, table: StateTable, max_tokens: int) -> list[Batch]:

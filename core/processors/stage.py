@@ -14,11 +14,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from mainspring.core.execution.upload import Upload
 from mainspring.core.processors.contract import LogitsProcessor, ProcessedRows
 from mainspring.core.request import LogitsProcessing, SamplingParams
 
 Rows = npt.NDArray[np.int64]
-Upload = Callable[[npt.NDArray[np.generic]], Tensor]
 NO_PROCESSORS: Mapping[str, LogitsProcessor] = MappingProxyType({})
 
 

@@ -20,12 +20,12 @@ import random
 from collections import deque
 from collections.abc import Callable
 from copy import copy
-from itertools import repeat
 
 from mainspring.core.batch import Batch, Buckets, StepResult
 from mainspring.core.errors import ErrorKind, RequestError
 from mainspring.core.metrics import Stats
-from mainspring.core.request import Delta, FinishReason, RequestId, Submit
+from mainspring.core.request import Delta, RequestId, Submit
+from mainspring.core.scheduling.answering import Answering
 from mainspring.core.scheduling.blocks import BlockPool
 from mainspring.core.scheduling.ledger import Ledger
 from mainspring.core.scheduling.limits import derive_limits
@@ -39,12 +39,6 @@ from mainspring.core.speculation.speculation import Speculation
 
 LONGEST_RETRY = 60.0
 """Seconds: the most a refused client is told to wait."""
-
-
-_ASTRAY = (
-    "the answer cannot be held to its grammar any longer: following it takes too much work, or the request's other "
-    "parameters leave none of its tokens"
-)
 
 
 class Scheduler:
@@ -88,6 +82,7 @@ class Scheduler:
         self._committed_at: float | None = None
         self._deadlines = Deadlines()
         self._pending: deque[Step] = deque()
+        self._answering = Answering(self._ledger, self._pending, self._eos)
         self._draining = False
         self._numbers = 0
 
@@ -118,7 +113,7 @@ class Scheduler:
         if request is None:
             return []
         ending = [sequence for sequence in request.sequences if index is None or sequence.index == index]
-        deltas = [self._end(sequence, FinishReason.CANCELLED) for sequence in ending if _is_live(sequence)]
+        deltas = self._answering.cancel(ending)
         self._ledger.counters.requests_aborted += bool(deltas) and not request.live
         return deltas
 
@@ -127,7 +122,7 @@ class Scheduler:
         deltas = []
         for request in self._deadlines.passed(self._clock()):
             message = f"the request did not finish within its timeout of {request.submit.timeout:g} s; allow it more"
-            deltas += self._end_all(request.sequences, ErrorKind.DEADLINE, message)
+            deltas += self._answering.end_all(request.sequences, ErrorKind.DEADLINE, message)
         return deltas
 
     def drain(self) -> None:
@@ -154,49 +149,16 @@ class Scheduler:
         verified = None if self._speculation is None else self._verify(step, result, self._speculation)
         if verified is not None:
             step.sampled, result = verified.sampled, verified.result
-        sampled, tokens = step.sampled, result.tokens
-        deltas = self._reject([sampled[position] for position in result.bad]) if result.bad else []
-        if result.astray:
-            sequences = [sampled[position] for position in result.astray]
-            deltas += self._end_all(sequences, ErrorKind.INVALID, _ASTRAY)
-        if step.scored:
-            for request in step.answer_scores(result.prompt_logprobs):
-                deltas += self._reject(list(request.sequences))
-        uncounted = len(deltas)
-        late: list[Sequence] = []
-        decoding = State.DECODING
-        for sequence, token, logprobs in zip(sampled, tokens, result.logprobs or repeat(None)):  # noqa: B905
-            if sequence.state is not decoding:
-                if not self._ledger.accepts_late(sequence):
-                    continue
-                late.append(sequence)
-            sequence.in_flight -= 1
-            known = sequence.tokens
-            known.append(token)
-            delta = Delta(sequence.request_id, sequence.index, [token])
-            length = len(known)
-            if length >= sequence.limit or (token in sequence.stop_ids and length > sequence.min_length):
-                delta.finish = self._finish_reason(sequence, token)
-                self._ledger.retire(sequence)
-                if sequence.params.max_tokens == 0:
-                    delta.tokens, delta.finish, logprobs = [], FinishReason.LENGTH, None
-                    uncounted += 1
-            if logprobs is not None:
-                delta.logprobs = [logprobs]
-            if sequence.start is not None:
-                delta.start, sequence.start = sequence.start, None
-                if sequence.request.scores is not None:
-                    delta.prompt_logprobs = sequence.request.scores.deliver()
-            deltas.append(delta)
-        for sequence in late:
-            self._ledger.return_recalled(sequence)
+        deltas = self._answering.refuse(step, result)
+        taken, num_tokens = self._answering.take(step.sampled, result)
+        deltas += taken
         if self._speculation is not None:
             self._watch(step, len(deltas), self._speculation)
-        self._ledger.counters.generated_tokens += len(deltas) - uncounted
+        self._ledger.counters.generated_tokens += num_tokens
         if verified is not None:
             deltas = joined(deltas)
-            deltas += self._reject(verified.bad) if verified.bad else []
-            deltas += self._end_all(verified.astray, ErrorKind.INVALID, _ASTRAY)
+            deltas += self._answering.reject(verified.bad) if verified.bad else []
+            deltas += self._answering.end_astray(verified.astray)
         return deltas
 
     def fail(self, batch: Batch, kind: ErrorKind, message: str) -> list[Delta]:
@@ -207,7 +169,7 @@ class Scheduler:
         """
         step = self._oldest(batch)
         self._ledger.distrust(step.sequences, self._pending)
-        return self._end_all(step.sequences, kind, message)
+        return self._answering.end_all(step.sequences, kind, message)
 
     def stats(self) -> Stats:
         """Gauges as of now and counters since start. The caller owns the result."""
@@ -308,33 +270,7 @@ class Scheduler:
             raise ValueError(f"step {batch.step} is answered, but the oldest uncommitted step is {expected}")
         return self._pending.popleft()
 
-    def _finish_reason(self, sequence: Sequence, token: int) -> FinishReason:
-        if token not in sequence.stop_ids or len(sequence.tokens) <= sequence.min_length:
-            return FinishReason.LENGTH
-        ends = token in self._eos and not sequence.params.ignore_eos
-        return FinishReason.EOS if ends else FinishReason.STOP
-
-    def _reject(self, rows: list[Sequence]) -> list[Delta]:
-        self._ledger.counters.nan_rows += len(rows)
-        # Whoever starts again because it found another's bad blocks is not itself to blame.
-        sequences = [sequence for sequence in rows if not sequence.discarded]
-        self._ledger.distrust(sequences, self._pending)
-        return self._end_all(sequences, ErrorKind.NUMERICAL, "the model produced NaN or infinity for this request")
-
-    def _end_all(self, sequences: list[Sequence], kind: ErrorKind, message: str) -> list[Delta]:
-        return [self._end(sequence, FinishReason.ERROR, kind, message) for sequence in sequences if _is_live(sequence)]
-
-    def _end(
-        self, sequence: Sequence, finish: FinishReason, error: ErrorKind | None = None, message: str = ""
-    ) -> Delta:
-        self._ledger.retire(sequence)
-        return Delta(sequence.request_id, sequence.index, [], finish, None, error, message)
-
 
 def _prompt_scores(submit: Submit) -> PromptScores | None:
     top = submit.params.prompt_logprobs
     return None if top is None else PromptScores(len(submit.tokens), top)
-
-
-def _is_live(sequence: Sequence) -> bool:
-    return sequence.state is not State.FINISHED

@@ -13,8 +13,7 @@ from enum import Enum, auto
 from mainspring.core.request import RequestId, SamplingParams, Start, Submit
 from mainspring.core.scheduling.blocks import BlockPool
 from mainspring.core.scheduling.prompt_scores import PromptScores
-from mainspring.core.speculation.copying import Copying
-from mainspring.core.speculation.offers import Offers
+from mainspring.core.speculation.outlook import Outlook
 
 Rank = tuple[float, int]
 """Total order of sequences, smallest first: see `Request.rank`."""
@@ -121,7 +120,7 @@ class Sequence:
     """What the step in flight verifies; it sits out until that is committed."""
     verifying: bool = False
     """Whether such a step is in flight."""
-    outlook: Copying | Offers | None = None
+    outlook: Outlook | None = None
     """How well its tokens could be guessed so far, once somebody looked."""
 
     def __post_init__(self) -> None:

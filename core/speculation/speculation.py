@@ -12,6 +12,7 @@ from mainspring.core.scheduling.sequence import Sequence
 from mainspring.core.speculation.copying import Copying
 from mainspring.core.speculation.gate import Gate
 from mainspring.core.speculation.offers import Offers
+from mainspring.core.speculation.outlook import Outlook
 
 LIKELY = 0.5
 """How likely a guess must be right for its sequence to leave the pipeline."""
@@ -53,7 +54,7 @@ class Speculation:
         if isinstance(outlook, Offers):
             outlook.verified(right, drafted)
 
-    def _outlook(self, sequence: Sequence) -> Copying | Offers:
+    def _outlook(self, sequence: Sequence) -> Outlook:
         if sequence.outlook is None:
             sequence.outlook = Offers(sequence.tokens) if self.asks else Copying(sequence.tokens, sequence.num_prompt)
         return sequence.outlook

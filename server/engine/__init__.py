@@ -1,1 +1,3 @@
-"""The engine as the server sees it: started and watched (`process`), spoken to (`client`), heard (`request_stream`)."""
+"""The engine as the server sees it: started (`process`), watched (`watchdog`), spoken to (`client`), heard
+(`request_stream`).
+"""

@@ -14,10 +14,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from mainspring.core.channel import (
-    EngineStart,
-    ServerChannel,
-)
+from mainspring.core.channel import EngineStart, ServerChannel
 from mainspring.core.config import EngineConfig
 from mainspring.core.errors import (
     EXIT_DRAIN_OVERRUN,
@@ -42,14 +39,11 @@ from mainspring.core.request import (
     Submit,
     Vocabulary,
 )
-from mainspring.server.engine.flight_record import FlightRecord
 from mainspring.server.engine.process import EngineProcess
 from mainspring.server.engine.request_stream import RequestStream
+from mainspring.server.engine.watchdog import Watchdog
 
 _log = logging.getLogger(__name__)
-
-_TICK_SECONDS = 0.25
-"""How often the watchdog looks."""
 
 _REST_SECONDS = 5.0
 """What the last answers may take from an engine that has drained and ended."""
@@ -88,14 +82,13 @@ class EngineClient:
         self._ready: Ready | None = None
         self._progress: Progress | None = None
         self._stats = Stats()
-        self._record = FlightRecord()
+        self._watchdog = Watchdog(grace_seconds)
         self._failure: str | None = None
         self._exit_code = 0
         self._stopping = False
         """The engine was asked to stop."""
         self._ended = False
         """It was made to."""
-        self._due: float | None = None
 
     # What the engine is
 
@@ -161,7 +154,7 @@ class EngineClient:
             self._tasks = [
                 exit_watch,
                 asyncio.create_task(self._receive(self._channel), name="engine-receive"),
-                asyncio.create_task(self._watch_deadline(self._process), name="engine-watchdog"),
+                asyncio.create_task(self._watch_silence(self._process), name="engine-watchdog"),
             ]
             return await self._started
         except BaseException:
@@ -279,16 +272,14 @@ class EngineClient:
                     self._on_progress(message)
             case Ready():
                 self._ready = message
-                self._due = asyncio.get_running_loop().time() + self._grace_seconds
+                self._watchdog.serves(asyncio.get_running_loop().time())
                 self._settle(message)
             case StartupFailed():
                 self._settle(StartupError(message.reasons))
 
     def _on_step(self, output: StepOutput) -> None:
-        now = asyncio.get_running_loop().time()
-        self._due = now + output.deadline
+        self._watchdog.heard(asyncio.get_running_loop().time(), output)
         self._stats = output.stats
-        self._record.note(now, output)
         streams = self._streams
         for delta in output.deltas:
             stream = streams.get(delta.request_id)
@@ -332,25 +323,9 @@ class EngineClient:
         else:
             await self._fail(process.describe_exit())
 
-    async def _watch_deadline(self, process: EngineProcess) -> None:
-        """Ends an engine that says nothing for longer than it announced, or that was stopped while it loaded."""
-        overdue = 0
-        loop = asyncio.get_running_loop()
-        while overdue < 2:
-            await asyncio.sleep(_TICK_SECONDS)
-            due = process.stopped_at + self._grace_seconds if self._due is None else self._due
-            late = loop.time() > due
-            # Twice in a row: a server that itself stood still must first read what came meanwhile.
-            overdue = overdue + 1 if late else 0
-        if process.returncode is not None:
-            return
-        _log.error("the engine hangs: nothing for longer than it announced; its last steps and its stacks follow")
-        for line in self._record.lines(loop.time()):
-            _log.error("%s", line)
-        await process.dump_stacks()
-        process.kill()
-        stopped = self._due is None
-        await self._fail("the engine was stopped" if stopped else "the engine hung: a step took longer than its bound")
+    async def _watch_silence(self, process: EngineProcess) -> None:
+        if (reason := await self._watchdog.watch(process)) is not None:
+            await self._fail(reason)
 
     async def _receive_rest(self, *, answered: bool) -> None:
         """Lets the receiver take what the engine sent before it ended.

@@ -177,6 +177,8 @@ class CompletionRequest(SamplingFields):
 
 
 class PromptTokensDetails(msgspec.Struct, frozen=True):
+    """Tokens of the prompt that were found in the prefix cache."""
+
     cached_tokens: int
 
 
@@ -190,12 +192,16 @@ class Usage(msgspec.Struct, frozen=True):
 
 
 class TopLogprob(msgspec.Struct, frozen=True):
+    """One of the likeliest tokens at a place. `bytes` are whole where its text is half a character."""
+
     token: str
     logprob: float
     bytes: list[int]
 
 
 class TokenLogprob(msgspec.Struct, frozen=True):
+    """A token of the answer, natural logarithms; the likeliest come best first."""
+
     token: str
     logprob: float
     bytes: list[int]
@@ -203,6 +209,8 @@ class TokenLogprob(msgspec.Struct, frozen=True):
 
 
 class ChatLogprobs(msgspec.Struct, frozen=True):
+    """One entry for each token that the choice, or this chunk of it, holds."""
+
     content: list[TokenLogprob]
 
 
@@ -229,11 +237,15 @@ PromptLogprobs = list[dict[str, PromptLogprob] | None]
 
 
 class FunctionCall(msgspec.Struct, frozen=True):
+    """What a model wants called. `arguments` is JSON as text, as the API has it."""
+
     name: str
     arguments: str
 
 
 class ToolCall(msgspec.Struct, frozen=True):
+    """A whole call; a later message of role `tool` answers it by `id`."""
+
     id: str
     function: FunctionCall
     type: Literal["function"] = "function"
@@ -256,6 +268,8 @@ class ToolCallDelta(msgspec.Struct, frozen=True):
 
 
 class AssistantMessage(msgspec.Struct, frozen=True):
+    """What a choice says, thoughts and calls taken out of its text."""
+
     content: str | None
     """Null where the answer is calls and nothing else."""
     role: Literal["assistant"] = "assistant"
@@ -264,6 +278,8 @@ class AssistantMessage(msgspec.Struct, frozen=True):
 
 
 class ChatChoice(msgspec.Struct, frozen=True):
+    """One of the `n` answers."""
+
     index: int
     message: AssistantMessage
     logprobs: ChatLogprobs | None
@@ -284,6 +300,8 @@ class ChatCompletion(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ChatDelta(msgspec.Struct, frozen=True):
+    """What a chunk adds to the message; `role` comes with the first alone."""
+
     role: Literal["assistant"] | UnsetType = UNSET
     content: str | UnsetType | None = UNSET
     reasoning_content: str | UnsetType = UNSET
@@ -291,6 +309,8 @@ class ChatDelta(msgspec.Struct, frozen=True):
 
 
 class ChatChunkChoice(msgspec.Struct, frozen=True):
+    """More of one of the `n` answers; its last chunk says why it ended."""
+
     index: int
     delta: ChatDelta
     logprobs: ChatLogprobs | None
@@ -310,6 +330,8 @@ class ChatChunk(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CompletionChoice(msgspec.Struct, frozen=True):
+    """One answer, or more of it in a stream. `index` counts prompts times answers."""
+
     index: int
     text: str
     logprobs: CompletionLogprobs | None
@@ -330,6 +352,8 @@ class Completion(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Model(msgspec.Struct, frozen=True, kw_only=True):
+    """A model that requests may name. `max_model_len` is in tokens, prompt and answer together."""
+
     id: str
     object: Literal["model"] = "model"
     created: int
@@ -345,6 +369,8 @@ class ModelList(msgspec.Struct, frozen=True):
 
 
 class ErrorBody(msgspec.Struct, frozen=True):
+    """What went wrong, in words; `param` names the field that it is about."""
+
     message: str
     type: str
     param: str | None

@@ -19,9 +19,13 @@ _utf8 = codecs.getincrementaldecoder("utf-8")
 class TokenBytes(Protocol):
     """What the detokenizer needs of a tokenizer."""
 
-    def token_bytes(self, token_id: int) -> bytes: ...
+    def token_bytes(self, token_id: int) -> bytes:
+        """What a token adds to a text; it need not be whole characters."""
+        ...
 
-    def is_special(self, token_id: int) -> bool: ...
+    def is_special(self, token_id: int) -> bool:
+        """Whether it stands for no text, as ends and starts of turns do."""
+        ...
 
 
 class Detokenizer:

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mainspring.core.plugins import hookimpl
+    from mainspring.core.request import SamplingParams
     from mainspring.server.offline import LLM
 
 __version__ = "0.1.0"
-__all__ = ["LLM", "__version__", "hookimpl"]
+__all__ = ["LLM", "SamplingParams", "__version__", "hookimpl"]
 
 
 def __getattr__(name: str) -> Any:
@@ -20,6 +21,10 @@ def __getattr__(name: str) -> Any:
         from mainspring.server.offline import LLM
 
         return LLM
+    if name == "SamplingParams":
+        from mainspring.core.request import SamplingParams
+
+        return SamplingParams
     if name == "hookimpl":
         from mainspring.core.plugins import hookimpl
 

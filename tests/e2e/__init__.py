@@ -1,0 +1,1 @@
+"""Real weights, a real server process and real clients, from this environment alone."""

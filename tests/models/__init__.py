@@ -1,0 +1,1 @@
+"""Models, checkpoints and drafters against transformers, with tiny seeded weights."""

@@ -11,7 +11,8 @@ import httpx
 import pytest
 
 from mainspring.core.config import EngineConfig
-from mainspring.server.app import HTTPServer, ServerOptions, create_app, create_lifecycle, listen
+from mainspring.server.app import ServerOptions, create_app, create_lifecycle
+from mainspring.server.http.listening import HTTPServer, listen
 from mainspring.server.lifecycle import Lifecycle
 from mainspring.server.source import ModelSource
 from tests.support.model_directory import TINY, write_tiny_model

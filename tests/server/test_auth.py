@@ -14,7 +14,8 @@ import pytest
 from starlette.routing import Route
 
 from mainspring.core.errors import StartupError
-from mainspring.server.app import Access, check_exposure, create_app, create_lifecycle
+from mainspring.server.app import create_app, create_lifecycle
+from mainspring.server.http.access import Access, check_exposure
 from mainspring.server.http.auth import PROBES, TELLING, KeyRing
 from tests.server.conftest import RunningServer, options_for
 from tests.server.test_life import process, wait_until

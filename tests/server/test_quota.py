@@ -14,8 +14,8 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from mainspring.core.errors import RequestError
-from mainspring.server.app import Access
 from mainspring.server.cli import main
+from mainspring.server.http.access import Access
 from mainspring.server.http.auth import KeyRing
 from mainspring.server.http.quota import Quota, Quotas
 from tests.server.conftest import RunningServer, options_for

@@ -20,7 +20,8 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from mainspring.core.errors import StartupError
-from mainspring.server.app import HTTPServer, create_app, create_lifecycle
+from mainspring.server.app import create_app, create_lifecycle
+from mainspring.server.http.listening import HTTPServer
 from mainspring.server.telemetry.tracing import SpanRecorder, start_tracing
 from tests.server.conftest import MODEL_ID, RunningServer, options_for
 from tests.server.sse_client import events

@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mainspring.core.backend import KVSpec
+from mainspring.core.backend import AttentionMetadata, KVSpec
 from mainspring.core.layers.attention import AttentionStep
 from mainspring.core.models.causal import CausalLM
 from mainspring.core.ops import Ops
+from mainspring.core.ops.attention import PagedKV
 
 VOCAB = 97
 HEADS, KV_HEADS, HEAD_DIM = 3, 1, 8
@@ -70,3 +71,19 @@ class TinyModel(CausalLM):
         logits_NV = hidden_NE @ self.head_VE.T
         logits_NV[:, GREEDY_TOKEN:] = torch.where(logits_NV[:, :1].isnan(), logits_NV[:, :1], -50.0)
         return logits_NV
+
+
+def all_logits(tokens: list[int], block_size: int) -> Tensor:
+    """[T, V] behind each of the tokens, in one pass without an executor."""
+    length, model = len(tokens), TinyModel()
+    metadata = AttentionMetadata(
+        query_start=torch.tensor([0, length]),
+        kv_length=torch.tensor([length]),
+        block_table=torch.arange(1, 20)[None],
+        slot=torch.arange(length) + block_size,
+        max_query=length,
+        max_kv=length,
+        num_decodes=0,
+    )
+    kv = PagedKV.allocate(spec(block_size), 20, "cpu")
+    return model.logits(model.forward(torch.tensor(tokens), torch.arange(length), AttentionStep(kv, metadata)))

@@ -1,0 +1,1 @@
+"""What needs nothing: no weights, no process, no device but the host."""

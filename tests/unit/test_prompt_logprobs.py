@@ -8,17 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from mainspring.core.backend import AttentionMetadata
 from mainspring.core.batch import Batch, Buckets, PromptRange, StepResult
 from mainspring.core.errors import ErrorKind
 from mainspring.core.execution.scoring import plan_scoring, score
-from mainspring.core.layers.attention import AttentionStep
-from mainspring.core.ops.attention import PagedKV
 from mainspring.core.ops.logprobs import logprobs
 from mainspring.core.plan import SCORED_ROWS
 from mainspring.core.request import FinishReason, SamplingParams, Submit, TokenLogprobs
 from mainspring.core.scheduling.prompt_scores import PromptScores
-from tests.support.tiny_model import NAN_TOKEN, VOCAB, TinyModel, spec
+from tests.support.tiny_model import NAN_TOKEN, VOCAB, TinyModel, all_logits
 from tests.unit.test_scheduled_execution import BLOCK_SIZE, BUCKETS, LENGTH, REQUESTS, SHARED, Loop, submit
 
 TOLERANCE = 1e-5
@@ -40,19 +37,7 @@ SCORED = [
 
 def distribution(tokens: list[int]) -> Tensor:
     """[T, V] log-probabilities of the next token at each position, in one pass without an executor."""
-    length, model = len(tokens), TinyModel()
-    metadata = AttentionMetadata(
-        query_start=torch.tensor([0, length]),
-        kv_length=torch.tensor([length]),
-        block_table=torch.arange(1, 20)[None],
-        slot=torch.arange(length) + BLOCK_SIZE,
-        max_query=length,
-        max_kv=length,
-        num_decodes=0,
-    )
-    kv = PagedKV.allocate(spec(BLOCK_SIZE), 20, "cpu")
-    hidden_TE = model.forward(torch.tensor(tokens), torch.arange(length), AttentionStep(kv, metadata))
-    return model.logits(hidden_TE).log_softmax(-1)
+    return all_logits(tokens, BLOCK_SIZE).log_softmax(-1)
 
 
 def check(found: list[TokenLogprobs], tokens: list[int], top: int) -> None:

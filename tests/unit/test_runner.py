@@ -23,12 +23,11 @@ from mainspring.core.execution.table import StateTable
 from mainspring.core.execution.warmup import FLOOR_SECONDS, dummy_batches
 from mainspring.core.layers.attention import AttentionStep
 from mainspring.core.ops import Ops
-from mainspring.core.ops.attention import PagedKV
 from mainspring.core.processors.loading import load_processors
 from mainspring.core.request import LogitsProcessing, SamplingParams
 from tests.support.by_hand import Running, plan, run
 from tests.support.plain_device import DYNAMIC, PlainDevice
-from tests.support.tiny_model import GREEDY_TOKEN, NAN_TOKEN, VOCAB, TinyModel, spec
+from tests.support.tiny_model import GREEDY_TOKEN, NAN_TOKEN, VOCAB, TinyModel, all_logits, spec
 
 ROWS, LENGTH, BLOCKS, BLOCK_SIZE = 6, 40, 64, 4
 BUCKETS = Buckets(
@@ -77,21 +76,9 @@ def make() -> Iterator[Make]:
 
 def reference(prompt: list[int], num_tokens: int) -> list[int]:
     """Greedy tokens by recomputing everything for each of them, without an executor."""
-    model, tokens = TinyModel(), list(prompt)
+    tokens = list(prompt)
     for _ in range(num_tokens):
-        length = len(tokens)
-        metadata = AttentionMetadata(
-            query_start=torch.tensor([0, length]),
-            kv_length=torch.tensor([length]),
-            block_table=torch.arange(1, 20)[None],
-            slot=torch.arange(length) + BLOCK_SIZE,
-            max_query=length,
-            max_kv=length,
-            num_decodes=0,
-        )
-        kv = PagedKV.allocate(spec(BLOCK_SIZE), 20, "cpu")
-        hidden = model.forward(torch.tensor(tokens), torch.arange(length), AttentionStep(kv, metadata))
-        tokens.append(int(model.logits(hidden[-1:]).argmax()))
+        tokens.append(int(all_logits(tokens, BLOCK_SIZE)[-1].argmax()))
     return tokens[len(prompt) :]
 
 
@@ -460,9 +447,9 @@ class Counting(PlainDevice):
 
 def test_results_come_back_in_one_contiguous_copy() -> None:
     staging = Staging(torch.zeros(4, dtype=torch.int32), torch.zeros(32, dtype=torch.int32))
-    enqueued = Enqueued(2, PlainDevice().event())
+    enqueued = Enqueued(2, PlainDevice().event(), staging)
     # Four rows ran, of which two are padding; the second of the others is bad.
-    enqueued.take(torch.tensor([[5, 6, 7, 8], [0, 1, 1, 1]], dtype=torch.int32), staging)
+    enqueued.take(torch.tensor([[5, 6, 7, 8], [0, 1, 1, 1]], dtype=torch.int32))
     assert staging.results[:8].tolist() == [5, 6, 7, 8, 0, 1, 1, 1]
     result = enqueued.collect()
     assert (result.tokens, result.bad) == ([5, 6], (1,))

@@ -38,18 +38,40 @@ class CannotRecordError(Exception):
 
 @dataclass(slots=True)
 class Arena:
-    """Memory of results, which the tapes of one device share: they play one after another, and keep nothing."""
+    """Memory of results, which the tapes of one device share: they play one after another, and keep nothing.
+
+    That holds for what a step returns, too, which may be overwritten when any program runs next.
+    """
 
     _rooms: list[Tensor] = field(default_factory=list)
+    _lent: list[Tensor] = field(default_factory=list)
+    """The same memory, in tensors that only the latest recording has taken parts of."""
+
+    def begin(self) -> None:
+        """A recording begins, to which all rooms are free."""
+        self._lent = [_again(room) for room in self._rooms]
 
     def take(self, shape: Sequence[int]) -> Tensor:
-        """The smallest room that nobody uses. Sizes are powers of two, so that tapes of many lengths fit the same."""
+        """The smallest room that the recording does not use. Sizes are powers of two, so that tapes of many lengths fit
+        the same.
+        """
         size = max(1, prod(shape))
-        free = [room for room in self._rooms if len(room) >= size and _users(room) == 1]
+        free = [room for room in self._lent if len(room) >= size and _users(room) == 1]
         if not free:
-            free = [torch.empty(1 << (size - 1).bit_length())]
-            self._rooms += free
+            self._rooms.append(torch.empty(1 << (size - 1).bit_length()))
+            free = [_again(self._rooms[-1])]
+            self._lent += free
         return min(free, key=len)[: prod(shape)].view(tuple(shape))
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all rooms."""
+        return sum(room.nbytes for room in self._rooms)
+
+
+def _again(room: Tensor) -> Tensor:
+    """Another tensor over the same memory, whose users are counted apart."""
+    return torch.from_numpy(room.numpy())
 
 
 def _users(room: Tensor) -> int:
@@ -159,7 +181,7 @@ class TapedProgram:
     def __init__(self, program: Program, kernels: Kernels, arena: Arena) -> None:
         self._program = program
         self._kernels = kernels
-        self._arena = arena
+        self.arena = arena
         self._tapes: dict[tuple[int, int], Tape | None] = {}
         self._eager = False
 
@@ -177,7 +199,8 @@ class TapedProgram:
 
     def _record(self, key: tuple[int, int], inputs: StepTensors, plan: NativePlan) -> Any:
         fixed = _fixed(inputs)
-        recording = Recording(plan, self._arena)
+        self.arena.begin()
+        recording = Recording(plan, self.arena)
         self._kernels.recorder = recording
         try:
             with recording:

@@ -19,7 +19,7 @@ from torch import Tensor
 from mainspring.core.batch import Batch
 from mainspring.core.execution.drafters.contract import Drafter, DraftPlan, Ran
 from mainspring.core.execution.inputs import StepTensors
-from mainspring.core.execution.sampling import Upload
+from mainspring.core.execution.upload import Upload
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,8 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from mainspring.core.execution.sampling import Rows, SamplingTable, Upload
+from mainspring.core.execution.sampling import Rows, SamplingTable
+from mainspring.core.execution.upload import Upload
 from mainspring.core.ops import Ops
 from mainspring.core.ops.sample import SamplingTensors
 

@@ -16,8 +16,8 @@ from mainspring.core.batch import Batch, Buckets
 from mainspring.core.execution.drafters.choosing import Drawing
 from mainspring.core.execution.drafters.places import Scratch
 from mainspring.core.execution.inputs import StepTensors
-from mainspring.core.execution.sampling import Upload
 from mainspring.core.execution.table import StateTable
+from mainspring.core.execution.upload import Upload
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,8 @@ from mainspring.core.models.llama import LlamaAttention
 
 
 class EagleLayer(nn.Module):
+    """A Llama layer without the norm in front: [T, E] to [T, E]."""
+
     def __init__(self, config: EagleConfig, make: LayerFactory) -> None:
         super().__init__()
         model = config.model
@@ -36,6 +38,8 @@ class EagleLayer(nn.Module):
 
 
 class Eagle(Recurrent):
+    """Embedding and output projection are the target's, but for checkpoints that bring their own."""
+
     convention = Convention(renamed=EAGLE, ignored=EAGLE_IGNORED)
 
     def __init__(self, config: EagleConfig, make: LayerFactory, target: Shared) -> None:

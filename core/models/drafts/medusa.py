@@ -20,6 +20,8 @@ from mainspring.core.models.drafts.contract import Choose, Heads, Shared
 
 
 class MedusaBlock(nn.Module):
+    """A residual step of a head: [R, E] to [R, E]."""
+
     def __init__(self, config: MedusaConfig, make: LayerFactory) -> None:
         super().__init__()
         self.linear = make.linear(config.hidden_size, config.hidden_size, config.bias)
@@ -29,6 +31,8 @@ class MedusaBlock(nn.Module):
 
 
 class MedusaHead(nn.Module):
+    """Blocks and what scores behind them: an output projection of its own, or the target's."""
+
     def __init__(self, config: MedusaConfig, make: LayerFactory, shared_logits: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(MedusaBlock(config, make) for _ in range(config.num_layers))
@@ -43,6 +47,8 @@ class MedusaHead(nn.Module):
 
 
 class Medusa(Heads):
+    """All heads, each for a place further on."""
+
     convention = Convention(renamed=MEDUSA)
 
     def __init__(self, config: MedusaConfig, make: LayerFactory, target: Shared) -> None:

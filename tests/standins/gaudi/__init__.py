@@ -1,0 +1,1 @@
+"""Run in the stand-in for Habana's bridge: `STANDIN=gaudi pytest tests/standins/gaudi`."""
