@@ -16,6 +16,7 @@ def cells(tmp_path_factory: pytest.TempPathFactory) -> dict[Pair, str | Exceptio
     with served(tmp_path_factory.mktemp("matrix")) as servers:
         found = try_all(servers)
         assert servers.guesses_taken() > 0
+        assert servers.drafting.get("/info").json()["speculate"] == 3
     return found
 
 
