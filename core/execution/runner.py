@@ -192,8 +192,11 @@ class GraphExecutor:
             began = time.monotonic()
             self.execute(batch).result()
             self._pace = self._pace.seen(batch.num_tokens, time.monotonic() - began)
-        for batch in drafting_batches(batches) if self._drafter is not None else ():
-            self.execute(batch).result()
+        if self._drafter is not None:
+            drafting = list(drafting_batches(batches, every=self._static))
+            for batch in drafting:
+                self.execute(batch).result()
+            batches = drafting if self._static else batches
         if self._static:
             for batch in shaped_batches(batches, self._table):
                 self.execute(batch).result()
@@ -207,9 +210,8 @@ class GraphExecutor:
         nobody = self._table.nobody
         for params in (*variants, SamplingParams()):
             self._table.sampling.admit(nobody, params, seed=0, num_prompt_tokens=0)
-            self._selected = None
+            self._table.admissions += 1  # so that nobody keeps what was selected before
             self.execute(batch).result()
-        self._selected = None
 
     # --- host side: where execute() was called ---
 
@@ -226,7 +228,9 @@ class GraphExecutor:
         chosen = fill(staging.words, batch, self._table, shape)
         selection = self._select(chosen, shape) if self._selects(chosen, shape) else None
         scoring = plan_scoring(batch, self._upload, padded=self._static) if batch.prompt_logprobs else None
-        drafting = None if self._drafter is None else Drafting.of(self._drafter, batch)
+        drafting = None
+        if self._drafter is not None:
+            drafting = Drafting.of(self._drafter, batch, rows=shape.sequences if self._static else None)
         return PlannedStep(batch, shape, staging, selection, len(chosen), scoring, drafting)
 
     def _selects(self, chosen: Rows, shape: StepShape) -> bool:
@@ -301,6 +305,7 @@ class GraphExecutor:
         if self._drafter is not None and step.drafting is not None:
             # Last, for its programs may overwrite what the step's returned.
             drafts_RK = step.drafting.run(self._drafter, inputs, hidden_TE, self._table.tokens, self._upload)
+            self._device.flush()
             results.take_drafts(batch.wanting, step.drafting.plan.places, drafts_RK, self._device.pinned)
         results.event.record()
         return results

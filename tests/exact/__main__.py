@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from mainspring.core.architectures import read_model_config
 from mainspring.core.config import EngineConfig
 from mainspring.core.grammar.store import Grammars
 from mainspring.core.metrics import Stats
@@ -28,11 +29,11 @@ AT_ONCE = 32
 Served = tuple[list[Answer], Stats]
 
 
-def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
+def vocabulary_of(tokenizer: Tokenizer, ends: tuple[int, ...]) -> Vocabulary:
     """As the server tells it to the engine."""
     ids = range(tokenizer.vocab_size)
     special = tuple(token for token in ids if tokenizer.is_special(token))
-    return Vocabulary(tuple(map(tokenizer.token_bytes, ids)), special, (2,))
+    return Vocabulary(tuple(map(tokenizer.token_bytes, ids)), special, ends)
 
 
 def served(path: Path, speculator: str | None, asked: Sequence[Question], of: Asked, quantize: str | None) -> Served:
@@ -60,7 +61,7 @@ def main() -> int:
     options = parser.parse_args()
     path = resolve("demo").path
     tokenizer = load_tokenizer(path)
-    of = Asked(tokenizer.encode, vocabulary_of(tokenizer))
+    of = Asked(tokenizer.encode, vocabulary_of(tokenizer, read_model_config(path).eos_token_ids))
     asked = questions(options.prompts, seed=options.seed, greedy=not options.draw, of=of)
     plain, _ = served(path, None, asked, of, options.quantize)
     print("| guesses by | answers | tokens | guessed | right | answers that differ |")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from mainspring.core.errors import BackendError
 from mainspring.core.ops.quantized import quantize_weight
 from tests.standins.habana import GaudiStandIn, bridge
 from tests.standins.served import Served
+from tests.support import tiny_drafts
 
 # The host's own word about one of its ops.
 pytestmark = pytest.mark.filterwarnings("ignore:index_reduce:UserWarning")
@@ -36,6 +39,14 @@ def test_generations_are_those_of_transformers(served: Served) -> None:
 
 def test_nothing_is_compiled_after_warm_up(served: Served) -> None:
     served.compiles_nothing_after_warm_up()
+
+
+@pytest.mark.parametrize("kind", [tiny_drafts.medusa, partial(tiny_drafts.mlp_speculator, tied=False, scale_input=True)])
+def test_heads_guess_in_compiled_programs(kind: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kind(tmp_path / "heads")
+    served = Served(GaudiStandIn(), tmp_path / "model", monkeypatch, speculator=str(tmp_path / "heads"), speculate=3)
+    served.guesses_in_compiled_programs()
+    served.served.executor.close()
 
 
 @pytest.mark.parametrize("options", [{"kernels": "off"}, {"hpu_graphs": "on"}], ids=["composed", "captured"])
