@@ -20,6 +20,7 @@ from mainspring.core.grammar.store import Grammars
 from mainspring.core.metrics import Stats
 from mainspring.core.request import FinishReason
 from mainspring.core.scheduling import verifying
+from mainspring.core.speculation import speculation
 from mainspring.server.text.tokenizer import load_tokenizer
 from tests.support import tiny_drafts, tiny_models
 from tests.support.answering import Answer, Question, answer, differences
@@ -66,6 +67,12 @@ def served(root: Path, speculator: str | None, asked: Sequence[Question], num_bl
         loop.executor.close()
         grammars.close()
     return answers, loop.scheduler.stats()
+
+
+@pytest.fixture(autouse=True)
+def _everybody_guesses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However unlikely it is to be right."""
+    monkeypatch.setattr(speculation, "LIKELY", 0.0)
 
 
 @pytest.fixture(scope="module")
