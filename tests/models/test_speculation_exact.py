@@ -24,13 +24,13 @@ from mainspring.core.speculation import speculation
 from mainspring.server.text.tokenizer import load_tokenizer
 from tests.support import tiny_drafts, tiny_models
 from tests.support.answering import Answer, Question, answer, differences
-from tests.support.byte_model import VOCABULARY, write_byte_model
-from tests.support.everything import questions
+from tests.support.byte_model import MAX_LENGTH, VOCABULARY, write_byte_model
+from tests.support.everything import Asked, questions
 from tests.support.in_process import open_in_process
 from tests.support.open_gate import open_gate
 
 ROWS, BATCH_TOKENS = 32, 96
-SCARCE, AMPLE = 90, 400
+SCARCE, AMPLE = 40, 400
 """Blocks of 16 tokens for 32 sequences of about 100."""
 Found = tuple[list[Answer], Stats]
 
@@ -46,7 +46,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny_models.save(model, root / "near")
     shutil.copy(root / "model" / "tokenizer.json", root / "near")
     tiny_drafts.medusa(root / "medusa", own_scores=False, num_layers=1)
-    tiny_drafts.eagle(root / "eagle", own_ends=False)
+    tiny_drafts.eagle(root / "eagle", own_ends=False, vocabulary=len(VOCABULARY.tokens), length=MAX_LENGTH)
     return root
 
 
@@ -54,7 +54,7 @@ def served(root: Path, speculator: str | None, asked: Sequence[Question], num_bl
     """Answers to all questions, asked at once, and what the scheduler counted."""
     path = speculator if speculator in (None, "ngram") else str(root / str(speculator))
     config = EngineConfig(
-        model=str(root / "model"), backend="cpu", dtype="float32", threads=1, num_blocks=num_blocks,
+        model=str(root / "model"), backend="cpu", dtype="float32", threads=1, block_size=16, num_blocks=num_blocks,
         max_sequences=ROWS, max_batch_tokens=BATCH_TOKENS, speculator=path, speculate=3 if speculator else None,
     )  # fmt: skip
     grammars = Grammars(len(VOCABULARY.tokens))
@@ -99,13 +99,13 @@ def test_greedy_with_any_speculation_is_greedy_without(
 ) -> None:
     answers, stats = served(models, kind, greedy)
     assert differences(answers, plain) == []
-    assert stats.draft_tokens > 300
+    assert stats.draft_tokens > 200
     assert 0 < stats.accepted_tokens < stats.draft_tokens
 
 
 @pytest.mark.parametrize("kind", ["ngram", "near"])
 def test_likewise_for_those_that_draw_and_those_that_give_way(models: Path, kind: str) -> None:
-    asked = questions(60, seed=1, greedy=False)
+    asked = questions(40, seed=1, greedy=False, of=Asked(longest=100))
     answers, stats = served(models, kind, asked, SCARCE)
     assert differences(answers, served(models, None, asked)[0]) == []
     assert stats.preemptions > 0

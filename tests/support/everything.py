@@ -33,7 +33,6 @@ GRAMMARS = (
     GrammarSpec("regex", "((ab|cd)-){4,12}[0-9]{2,5}"),
 )
 EXAMPLES = ('{"word":"tree","count":7,"tags":["red","blue"]}', "[true,false,null,true,false,null]", "ab-cd-ab-cd-ab-12")
-LONGEST = 40
 Draws = random.Random
 Wish = Callable[[Draws], dict[str, Any]]
 
@@ -69,27 +68,27 @@ class Asked:
 
     encode: Callable[[str], list[int]] = ids_of
     vocabulary: Vocabulary = VOCABULARY
+    longest: int = 40
+    """Tokens of an answer, at most."""
 
 
 def questions(count: int, *, seed: int = 0, greedy: bool = True, of: Asked = Asked()) -> list[Question]:  # noqa: B008
     """So many, each with a prompt of its own; not greedy: every other one draws."""
     draws, known = random.Random(seed), wishes(grammars(of.vocabulary), len(of.vocabulary.tokens))
-    return [_question(number, draws, known, of.encode, greedy=greedy) for number in range(count)]
+    return [_question(number, draws, known, of, greedy=greedy) for number in range(count)]
 
 
-def _question(
-    number: int, draws: Draws, known: Mapping[str, Wish], encode: Callable[[str], list[int]], *, greedy: bool
-) -> Question:
+def _question(number: int, draws: Draws, known: Mapping[str, Wish], of: Asked, *, greedy: bool) -> Question:
     together = number % 4 == 0
     chosen = TOGETHER if together else [name for name in known if draws.random() < 0.4]
-    params: dict[str, Any] = {"max_tokens": draws.randint(12, LONGEST)}
+    params: dict[str, Any] = {"max_tokens": draws.randint(12, of.longest)}
     for name in chosen:
         params |= known[name](draws)
     if not greedy and number % 2:
         params |= {"temperature": draws.choice([0.4, 1.0]), "top_p": 0.95, "seed": number}
     stops = tuple(_stop(draws) for _ in range(3)) if together or draws.random() < 0.3 else ()
     several = 2 if not together and draws.random() < 0.2 else 1
-    return Question(encode(_prompt(number, draws)), SamplingParams(**params), stops, several)
+    return Question(of.encode(_prompt(number, draws)), SamplingParams(**params), stops, several)
 
 
 def _stop(draws: Draws) -> str:

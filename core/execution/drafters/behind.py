@@ -55,9 +55,10 @@ def last_good(spans_RW: Tensor, inputs: StepTensors, tokens: Tensor) -> Tensor:
     most = drafts_RD.shape[1]
     if not most:
         return first_R
-    behind_RD = inputs.positions[first_R][:, None] + 1 + torch.arange(most, device=spans_RW.device)
+    behind_RD = inputs.positions[first_R][:, None] + 1 + torch.arange(most, dtype=torch.int32, device=spans_RW.device)
     chosen_RD = tokens[inputs.token_rows[first_R][:, None], behind_RD.clamp(max=tokens.shape[1] - 1)]
-    return first_R + (chosen_RD == drafts_RD).long().cumprod(dim=1).sum(dim=1)
+    wrong_RD = (chosen_RD != drafts_RD).long().cumsum(dim=1)
+    return first_R + (wrong_RD == 0).sum(dim=1)
 
 
 def _spans(batch: Batch, places: Sequence[int], shape: tuple[int, int] | None) -> npt.NDArray[np.int64]:
