@@ -109,8 +109,8 @@ class Enqueued:
             entries = (entry for _, entry in self._prompt_logprobs.entries())
             result.prompt_logprobs = [list(islice(entries, asked.count)) for asked in self._ranges]
         if self._wanting:
-            lines = [] if self._drafts is None else self._drafts[: len(self._drafted)].tolist()
-            found = dict(zip(self._drafted, lines, strict=True))
+            lines = [] if self._drafts is None else self._drafts.tolist()
+            found = dict(zip(self._drafted, lines, strict=False))  # padding may stand at the end
             result.drafts = [found.get(place, []) for place in self._wanting]
         return result
 

@@ -14,7 +14,6 @@ from torch import Tensor
 from mainspring.core.batch import Batch
 from mainspring.core.execution.drafters.choosing import Drawing
 from mainspring.core.execution.drafters.contract import DraftPlan, Ran
-from mainspring.core.execution.sampling import Upload
 from mainspring.core.execution.table import StateTable
 from mainspring.core.models.drafts.contract import Heads
 
@@ -29,12 +28,11 @@ class HeadsDrafter:
         drawing: Drawing,
         count: int,
         *,
-        upload: Upload,
         flush: Callable[[], None],
         static: bool,
     ) -> None:
         """`static`: as many rows draft as the step's bucket has, nobody's among them."""
-        self._heads, self._table, self._drawing, self._upload = heads, table, drawing, upload
+        self._heads, self._table, self._drawing = heads, table, drawing
         self._count, self._flush, self._static = count, flush, static
 
     @property
@@ -57,7 +55,7 @@ class HeadsDrafter:
         rows, admissions = plan.details
         sampling = self._drawing.of(rows, admissions)
         places_R = ran.inputs.positions[ran.last] + 1
-        tokens_R, hidden_RE = self._table.tokens[self._upload(rows), places_R], ran.hidden[ran.last]
+        tokens_R, hidden_RE = self._table.tokens[ran.inputs.token_rows[ran.last], places_R], ran.hidden[ran.last]
         self._flush()
 
         def choose(scores_RV: Tensor) -> Tensor:

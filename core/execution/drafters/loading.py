@@ -98,7 +98,7 @@ def build_drafter(module: Module, plan: SpeculatorPlan, around: Surroundings, ro
     drawing = Drawing(room.table.sampling, around.ops, upload, partition=not room.static)
     if isinstance(module, Heads):
         flush = around.device.flush
-        return HeadsDrafter(module, room.table, drawing, plan.count, upload=upload, flush=flush, static=room.static)
+        return HeadsDrafter(module, room.table, drawing, plan.count, flush=flush, static=room.static)
     if plan.kv is None or room.kv is None:
         raise ValueError(f"{type(module).__name__} needs a cache of its own")
     beside = Beside(
