@@ -14,7 +14,6 @@ from tests.support import tiny_drafts, tiny_models
 from tests.support.in_process import open_in_process
 from tests.support.open_gate import open_gate
 
-
 GREEDY = SamplingParams(max_tokens=40)
 DRAWN = SamplingParams(max_tokens=40, temperature=1.0, top_p=0.9, seed=7)
 PENALISED = SamplingParams(max_tokens=40, repetition_penalty=1.2, logprobs=2)

@@ -49,7 +49,10 @@ def wishes(known: list[Grammar], words: int) -> Mapping[str, Wish]:
     return {
         "grammar": lambda draws: {"grammar": draws.choice(known)},
         "repetition": lambda draws: {"repetition_penalty": draws.uniform(1.05, 1.6)},
-        "penalties": lambda draws: {"frequency_penalty": draws.uniform(0.1, 1), "presence_penalty": draws.uniform(0, 1)},
+        "penalties": lambda draws: {
+            "frequency_penalty": draws.uniform(0.1, 1),
+            "presence_penalty": draws.uniform(0, 1),
+        },
         "logprobs": lambda draws: {"logprobs": draws.randint(0, 5)},
         "prompt_logprobs": lambda draws: {"prompt_logprobs": draws.randint(0, 3)},
         "bias": lambda draws: {"logit_bias": {draws.randrange(1, words): draws.uniform(-4, 4) for _ in range(5)}},
@@ -72,7 +75,7 @@ class Asked:
     """Tokens of an answer, at most."""
 
 
-def questions(count: int, *, seed: int = 0, greedy: bool = True, of: Asked = Asked()) -> list[Question]:  # noqa: B008
+def questions(count: int, *, seed: int = 0, greedy: bool = True, of: Asked = Asked()) -> list[Question]:
     """So many, each with a prompt of its own; not greedy: every other one draws."""
     draws, known = random.Random(seed), wishes(grammars(of.vocabulary), len(of.vocabulary.tokens))
     return [_question(number, draws, known, of, greedy=greedy) for number in range(count)]

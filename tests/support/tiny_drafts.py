@@ -96,7 +96,12 @@ def eagle(
     if own_ends:
         tensors["embed_tokens.weight"] = matrix(20, vocabulary, HIDDEN)
         tensors["lm_head.weight"] = matrix(21, vocabulary, HIDDEN)
-    save(directory, _LAYER_CONFIG | {"vocab_size": vocabulary, "max_position_embeddings": length}, tensors, "model.safetensors")
+    save(
+        directory,
+        _LAYER_CONFIG | {"vocab_size": vocabulary, "max_position_embeddings": length},
+        tensors,
+        "model.safetensors",
+    )
     return tensors
 
 
