@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from mainspring.core.execution.sampling import Selection, adjust
 from mainspring.core.grammar.guides import Guides
 from mainspring.core.grammar.store import Grammars
 from mainspring.core.metrics import Stats
-from mainspring.core.request import FinishReason
+from mainspring.core.request import FinishReason, SamplingParams
 from mainspring.core.scheduling import verifying
 from mainspring.core.speculation import speculation
 from mainspring.server.text.tokenizer import load_tokenizer
@@ -33,6 +34,7 @@ ROWS, BATCH_TOKENS = 32, 96
 SCARCE, AMPLE = 40, 400
 """Blocks of 16 tokens for 32 sequences of about 100."""
 Found = tuple[list[Answer], Stats]
+Ask = Callable[[Sequence[Question]], Found]
 
 
 @pytest.fixture(scope="module")
@@ -50,23 +52,29 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def served(root: Path, speculator: str | None, asked: Sequence[Question], num_blocks: int = AMPLE) -> Found:
-    """Answers to all questions, asked at once, and what the scheduler counted."""
+@contextmanager
+def opened(root: Path, speculator: str | None, num_blocks: int = AMPLE) -> Iterator[Ask]:
+    """Answers questions that are asked at once, and says what the scheduler counted so far."""
     path = speculator if speculator in (None, "ngram") else str(root / str(speculator))
     config = EngineConfig(
         model=str(root / "model"), backend="cpu", dtype="float32", threads=1, block_size=16, num_blocks=num_blocks,
         max_sequences=ROWS, max_batch_tokens=BATCH_TOKENS, speculator=path, speculate=3 if speculator else None,
     )  # fmt: skip
-    grammars = Grammars(len(VOCABULARY.tokens))
+    grammars, tokenizer = Grammars(len(VOCABULARY.tokens)), load_tokenizer(root / "model")
     grammars.learn(VOCABULARY)
     loop = open_in_process(config, grammars=grammars)
     open_gate(loop.scheduler)
     try:
-        answers = answer(loop, load_tokenizer(root / "model"), asked)
+        yield lambda asked: (answer(loop, tokenizer, asked), loop.scheduler.stats())
     finally:
         loop.executor.close()
         grammars.close()
-    return answers, loop.scheduler.stats()
+
+
+def served(root: Path, speculator: str | None, asked: Sequence[Question], num_blocks: int = AMPLE) -> Found:
+    """By an engine of its own."""
+    with opened(root, speculator, num_blocks) as ask:
+        return ask(asked)
 
 
 @pytest.fixture(autouse=True)
@@ -110,6 +118,25 @@ def test_likewise_for_those_that_draw_and_those_that_give_way(models: Path, kind
     assert differences(answers, served(models, None, asked)[0]) == []
     assert stats.preemptions > 0
     assert stats.accepted_tokens > 0
+
+
+@pytest.mark.parametrize("kind", ["near", "eagle"])
+def test_blocks_that_were_guessed_into_are_good_for_others(models: Path, kind: str) -> None:
+    """Keys and values of wrong guesses stood in them before the right ones did."""
+    length, known = 60, 33
+    prompts = [question.tokens for question in questions(16, seed=2)]
+    whole = [Question(prompt, SamplingParams(max_tokens=length, ignore_eos=True)) for prompt in prompts]
+    with opened(models, kind) as ask:
+        answers, before = ask(whole)
+        rest = SamplingParams(max_tokens=length - known, ignore_eos=True)
+        longer = [
+            Question([*prompt, *one.tokens[:known]], rest) for prompt, one in zip(prompts, answers, strict=True)
+        ]
+        found, after = ask(longer)
+    assert [one.tokens for one in found] == [one.tokens[known:] for one in answers]
+    assert before.accepted_tokens < before.draft_tokens
+    # Blocks that hold generated tokens, of nearly every prompt.
+    assert after.prefix_hits - before.prefix_hits > sum(len(prompt) + 16 for prompt in prompts)
 
 
 # What these tests would see. Each of these is a mistake that a speculator invites.
