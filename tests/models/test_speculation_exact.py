@@ -113,7 +113,7 @@ def test_greedy_with_any_speculation_is_greedy_without(
 
 @pytest.mark.parametrize("kind", ["ngram", "near"])
 def test_likewise_for_those_that_draw_and_those_that_give_way(models: Path, kind: str) -> None:
-    asked = questions(40, seed=1, greedy=False, of=Asked(longest=100))
+    asked = questions(32, seed=1, greedy=False, of=Asked(longest=100))
     answers, stats = served(models, kind, asked, SCARCE)
     assert differences(answers, served(models, None, asked)[0]) == []
     assert stats.preemptions > 0
@@ -129,9 +129,7 @@ def test_blocks_that_were_guessed_into_are_good_for_others(models: Path, kind: s
     with opened(models, kind) as ask:
         answers, before = ask(whole)
         rest = SamplingParams(max_tokens=length - known, ignore_eos=True)
-        longer = [
-            Question([*prompt, *one.tokens[:known]], rest) for prompt, one in zip(prompts, answers, strict=True)
-        ]
+        longer = [Question([*prompt, *one.tokens[:known]], rest) for prompt, one in zip(prompts, answers, strict=True)]
         found, after = ask(longer)
     assert [one.tokens for one in found] == [one.tokens[known:] for one in answers]
     assert before.accepted_tokens < before.draft_tokens
