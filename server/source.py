@@ -58,10 +58,9 @@ def _find(model: str, revision: str | None, hub_cache: Path | None) -> ModelSour
 
 
 def located(config: EngineConfig, source: ModelSource, hub_cache: Path | None = None) -> EngineConfig:
-    """The config with paths in the place of names: of the model, and of a speculator, which is found as models are; of heads
-    it does not matter here which model their config names.
+    """The config with paths in the place of names: of the model, and of a speculator, which is found as models are.
 
-    Raises ModelError.
+    Heads are meant themselves here, whichever model their config names. Raises ModelError.
     """
     speculator = config.speculator
     if speculator is None:
