@@ -1,5 +1,5 @@
-# make serve | test | coverage | test-clients | verify-guided | verify-quant | verify-rocm | verify-xpu | verify-tpu | check | bench | report
-# | size. Each target installs what it needs into .venv.
+# make serve | test | coverage | test-clients | verify-guided | verify-speculation | verify-quant | verify-rocm
+# | verify-xpu | verify-tpu | check | bench | report | size. Each target installs what it needs into .venv.
 MODEL ?= demo
 BACKEND ?= auto
 HOST ?= 127.0.0.1
@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 WORKERS ?= 2
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: serve test coverage test-clients verify-guided verify-quant verify-rocm verify-xpu verify-tpu check lint bench report size
+.PHONY: serve test coverage test-clients verify-guided verify-speculation verify-quant verify-rocm verify-xpu verify-tpu check lint bench report size
 .DEFAULT_GOAL := serve
 
 $(BIN)/mainspring: pyproject.toml constraints.txt
@@ -41,6 +41,10 @@ test-clients: $(VENV)/dev ## real clients, each in an environment of its own und
 verify-guided: $(VENV)/dev ## SmolLM2 answers 200 schemas and 100 regular expressions, by each engine: minutes
 	for engine in llguidance xgrammar; do $(BIN)/python -m tests.guided --engine $$engine || exit 1; done
 	$(BIN)/python -m tests.guided.keywords > docs/guided-keywords.md
+
+verify-speculation: $(VENV)/dev ## SmolLM2 with everything on, by each speculator and by none: minutes
+	$(BIN)/python -m tests.exact
+	$(BIN)/python -m tests.exact --quantize none --draw
 
 TPU := .tpu/bin
 TPU_SWITCHES := PJRT_DEVICE=CPU JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 TOKENIZERS_PARALLELISM=false

@@ -1,10 +1,13 @@
 """What guessing tokens gains where text is copied, and costs where it is not: decoding with a speculator and without.
 
     python benchmarks/speculation.py [--model demo] [--backend cpu] [--speculator ngram] [--rounds 5] [--json FILE]
+    python benchmarks/speculation.py --backend cuda --memory-fraction 0.3 --rounding --json FILE
 
-Two engines of one model, one with `--speculator` and one without, take turns in one run. *Copy*: a text is to be said
-again with a word changed, one request at a time. *Chat*: questions with sampled answers, 1, 8 and 32 at a time. Answers
-must be equal, token for token. Told are medians of tokens a second over the rounds.
+Two engines of one model, one with `--speculator` and one without, take turns in one run; on a device of its own memory
+each needs a `--memory-fraction`. *Copy*: a text is to be said again with a word changed, one request at a time. *Chat*:
+questions with sampled answers, 1, 8 and 32 at a time. Told are medians of tokens a second over the rounds. Answers must
+be equal, token for token. `--rounding` is for devices on which a token's numbers depend on how many others its step
+computes, where two tokens may tie one way and the other: then it is told how many answers are equal.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import statistics
 import sys
 import time
 from dataclasses import dataclass
+from operator import eq
 from pathlib import Path
 
 from mainspring.core.config import EngineConfig
@@ -80,17 +84,23 @@ def main() -> None:
     parser.add_argument("--speculate", type=int)
     parser.add_argument("--tokens", type=int, default=96)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--memory-fraction", type=float)
+    parser.add_argument("--rounding", action="store_true")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     facts = []
-    common = {"model": given.model, "backend": given.backend, "max_length": 2048, "max_sequences": 32}
+    common = {
+        "model": given.model, "backend": given.backend, "max_length": 2048, "max_sequences": 32,
+        "memory_fraction": given.memory_fraction,
+    }  # fmt: skip
     with (
         LLM.of(EngineConfig(**common)) as plain,
         LLM.of(EngineConfig(**common, speculator=given.speculator, speculate=given.speculate)) as drafting,
     ):
-        print(f"{'case':18} {'without':>9} {'with':>9} {'ratio':>7}  tokens/s, medians of {given.rounds}")
+        print(f"{'case':18} {'without':>9} {'with':>9} {'ratio':>7}  equal; tokens/s, medians of {given.rounds}")
         for case in cases(given.tokens):
             rates: dict[str, list[float]] = {"without": [], "with": []}
+            equal = answers = 0
             for turn in range(given.rounds + 1):
                 said = {}
                 for name, llm in (("without", plain), ("with", drafting)):
@@ -98,11 +108,14 @@ def main() -> None:
                     said[name] = tokens
                     if turn:  # the first fills the prefix caches, and is what the gate learns from
                         rates[name].append(sum(map(len, tokens)) / seconds)
-                if said["with"] != said["without"]:
-                    sys.exit(f"{case.name}: the answers differ")
+                equal += sum(map(eq, said["with"], said["without"]))
+                answers += len(said["with"])
             without, with_ = (statistics.median(rates[name]) for name in ("without", "with"))
-            print(f"{case.name:18} {without:9.1f} {with_:9.1f} {with_ / without:7.2f}", flush=True)
-            facts.append({"case": case.name, "rates": rates, "ratio": with_ / without})
+            shown = f"{equal} of {answers}"
+            print(f"{case.name:18} {without:9.1f} {with_:9.1f} {with_ / without:7.2f}  {shown}", flush=True)
+            facts.append({"case": case.name, "rates": rates, "ratio": with_ / without, "equal answers": shown})
+            if equal < answers and not given.rounding:
+                sys.exit(f"{case.name}: answers differ")
     if given.json is not None:
         given.json.write_text(json.dumps(facts, indent=1))
 

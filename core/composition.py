@@ -103,4 +103,5 @@ def describe(setting: Setting, plan: Plan, executor: Executor, grammars: Grammar
         eos_token_ids=tuple(setting.model.eos_token_ids),
         follows_grammars=grammars.followed and bool(installed()) and bool(setting.model.eos_token_ids),
         processors=processors.offered,
+        speculate=drafts_at_once(setting.config, setting.speculator),
     )

@@ -239,6 +239,8 @@ class Ready(msgspec.Struct, frozen=True, tag="ready", array_like=True):
     """Whether `SamplingParams.grammar` is understood."""
     processors: tuple[ProcessorForm, ...] = ()
     """What `SamplingParams.processors` may name, in the order in which they apply."""
+    speculate: int = 0
+    """Tokens that are guessed at once for a sequence; 0 where nothing is."""
 
 
 class StartupFailed(msgspec.Struct, frozen=True, tag="failed", array_like=True):

@@ -89,12 +89,12 @@ def speculator_needs(plan: SpeculatorPlan, capabilities: Capabilities, max_lengt
     most = plan.config.most_drafts
     shown = f"at most {most} drafted tokens"
     yield Need(f"{plan.count} drafted tokens", shown, _unless(plan.count <= most, f"use --speculate {most} or less"))
-    eager = capabilities.shapes == "dynamic"
-    remedy = "use --speculator ngram, which needs no steps of its own"
-    yield Need("steps of any shape", capabilities.shapes, _unless(eager, remedy))
     model = cached_model(plan.config)
     if model is None:
         return
+    eager = capabilities.shapes == "dynamic"
+    remedy = "use --speculator ngram or heads without a cache (Medusa, MLP), which need no steps of their own"
+    yield Need("steps of any shape", capabilities.shapes, _unless(eager, remedy))
     if capabilities.head_dims:
         fits = model.head_dim in capabilities.head_dims
         yield Need(

@@ -38,30 +38,35 @@ def resolve(model: str, revision: str | None = None, hub_cache: Path | None = No
 
     Downloads are kept in `hub_cache`; None takes the hub library's own place.
     """
+    return _behind_heads(_find(model, revision, hub_cache), hub_cache)
+
+
+def _find(model: str, revision: str | None, hub_cache: Path | None) -> ModelSource:
+    """What a name means, whatever lies there."""
     if model == "demo":
         return ModelSource(_demo_file(), DEMO_MODEL_ID)
     path = Path(model).expanduser()
     if path.is_dir():
-        return _behind_heads(ModelSource(path, model), hub_cache)
+        return ModelSource(path, model)
     if path.is_file():
         if path.suffix != ".gguf":
             raise ModelError(f"{model} is a file but not a .gguf file; name the model's directory instead")
         return ModelSource(path, path.stem)
     if path.suffix == ".gguf" or path.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1:
         raise ModelError(f"{model} does not exist; give a directory, a .gguf file, a hub id (owner/name), or `demo`")
-    return _behind_heads(ModelSource(_download(model, revision, hub_cache), model), hub_cache)
+    return ModelSource(_download(model, revision, hub_cache), model)
 
 
 def located(config: EngineConfig, source: ModelSource, hub_cache: Path | None = None) -> EngineConfig:
     """The config with paths in the place of names: of the model, and of a speculator, which is found as models are.
 
-    Raises ModelError.
+    Heads are meant themselves here, whichever model their config names. Raises ModelError.
     """
     speculator = config.speculator
     if speculator is None:
         speculator = None if source.speculator is None else str(source.speculator)
     elif speculator not in WEIGHTLESS_SPECULATORS:
-        speculator = str(resolve(speculator, hub_cache=hub_cache).path)
+        speculator = str(_find(speculator, None, hub_cache).path)
     return msgspec.structs.replace(config, model=str(source.path), speculator=speculator)
 
 

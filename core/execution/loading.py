@@ -87,7 +87,7 @@ def build_executor(
         own = (
             None if speculator.kv is None else _allocate(device, speculator.kv, num_blocks + speculator.scratch_blocks)
         )
-        room = Room(table, num_blocks, own, buckets, config.max_batch_tokens)
+        room = Room(table, num_blocks, own, buckets, config.max_batch_tokens, static=capabilities.shapes == "bucketed")
         built, drafter = tapped(built, speculator, model.hidden_size), build_drafter(module, speculator, around, room)
     executor = GraphExecutor(
         built,

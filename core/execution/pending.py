@@ -111,7 +111,7 @@ class Enqueued:
             result.prompt_logprobs = [list(islice(entries, asked.count)) for asked in self._ranges]
         if self._wanting:
             lines = [] if self._drafts is None else self._drafts.tolist()
-            found = dict(zip(self._drafted, lines, strict=True))
+            found = dict(zip(self._drafted, lines, strict=False))  # padding may stand at the end
             result.drafts = [found.get(place, []) for place in self._wanting]
         return result
 

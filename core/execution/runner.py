@@ -165,7 +165,9 @@ class GraphExecutor:
         chosen = fill(staging.words, batch, self._table, shape)
         choice = self._choosing.plan(batch, chosen, shape)
         scoring = plan_scoring(batch, self._upload, padded=self._static) if batch.prompt_logprobs else None
-        drafting = None if self._drafter is None else Drafting.of(self._drafter, batch)
+        drafting = None
+        if self._drafter is not None:
+            drafting = Drafting.of(self._drafter, batch, rows=shape.sequences if self._static else None)
         return PlannedStep(batch, shape, staging, choice, len(chosen), scoring, drafting)
 
     def _take_staging(self, shape: StepShape) -> Staging:
@@ -207,6 +209,7 @@ class GraphExecutor:
         if self._drafter is not None and step.drafting is not None:
             # Last, for its programs may overwrite what the step's returned.
             drafts_RK = step.drafting.run(self._drafter, inputs, hidden_TE, self._table.tokens, self._upload)
+            self._device.flush()
             results.take_drafts(step.batch.wanting, step.drafting.plan.places, drafts_RK, self._device.pinned)
         event.record()
         return results

@@ -203,9 +203,9 @@ class SamplingTable:
             processing=self.processors.select(rows, columns["num_prompt_tokens"], upload, partition=partition),
         )
 
-    def drawn(self, rows: Rows, upload: Upload) -> SamplingTensors:
-        """How tokens are drawn for these rows, whatever else they ask for."""
-        return _sampling_tensors(self._columns[rows], upload, partition=True)
+    def drawn(self, rows: Rows, upload: Upload, *, partition: bool = True) -> SamplingTensors:
+        """How tokens are drawn for these rows, whatever else they ask for; `partition` as in `select`."""
+        return _sampling_tensors(self._columns[rows], upload, partition)
 
     def _select_bias(self, rows: Rows, upload: Upload, partition: bool) -> Bias | None:
         entries = [(index, token, value) for index, bias in _present(rows, self._bias) for token, value in bias.items()]

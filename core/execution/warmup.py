@@ -70,8 +70,11 @@ def warm_up(
         began = time.monotonic()
         execute(batch).result()
         pace = pace.seen(batch.num_tokens, time.monotonic() - began)
-    for batch in drafting_batches(batches) if drafts else ():
-        execute(batch).result()
+    if drafts:
+        drafting = list(drafting_batches(batches, every=static))
+        for batch in drafting:
+            execute(batch).result()
+        batches = drafting if static else batches
     if static:
         for batch in shaped_batches(batches, table):
             execute(batch).result()
@@ -112,8 +115,13 @@ def dummy_batches(buckets: Buckets | None, table: StateTable, max_tokens: int) -
     return prefills + [_decode(table, bucket.sequences, bucket) for bucket in descending[1]]
 
 
-def drafting_batches(batches: Sequence[Batch]) -> Iterator[Batch]:
-    """Of these steps the largest decode and the small ones, drafts wanted for all rows; large ones draft rarely."""
+def drafting_batches(batches: Sequence[Batch], *, every: bool) -> Iterator[Batch]:
+    """These steps with drafts wanted for all rows: each where shapes must not vary, else the largest decode and the
+    small ones, for large ones draft rarely.
+    """
+    if every:
+        yield from (replace(batch, wanting=list(range(len(batch.rows)))) for batch in batches)
+        return
     decodes = [batch for batch in batches if batch.num_tokens == len(batch.rows)]
     for place, batch in enumerate(decodes):
         if place == 0 or len(batch.rows) <= FEW_DRAFTING:

@@ -36,6 +36,9 @@ class Offers:
         return self._average
 
     def propose(self, most: int) -> list[int]:
-        """The guesses, as long as they are likely; none where the sequence went on without them."""
-        offered, self._offered = self._offered, ()
-        return list(offered[: worthwhile(self._average, most)]) if len(self._tokens) == self._behind else []
+        """The guesses, as long as they are likely; none where the sequence went on without them.
+
+        They stay until it goes on: a step that takes no guesses may come first.
+        """
+        fitting = len(self._tokens) == self._behind
+        return list(self._offered[: worthwhile(self._average, most)]) if fitting else []

@@ -66,6 +66,7 @@ async def info(request: Request) -> Response:
             model_dtype=service.ready.dtype,
             model_device_type=service.ready.backend,
             num_shard=service.ready.num_shard,
+            speculate=service.ready.speculate,
         )
     )
 

@@ -149,3 +149,5 @@ class Info(msgspec.Struct, frozen=True, kw_only=True):
     model_dtype: str
     model_device_type: str
     num_shard: int
+    speculate: int
+    """Tokens guessed at once, 0 for none."""

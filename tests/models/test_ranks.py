@@ -20,6 +20,7 @@ from mainspring.core.errors import StartupError
 from mainspring.core.grammar.messages import GrammarSpec
 from mainspring.core.request import FinishReason, LogitsProcessing, SamplingParams
 from mainspring.server.offline import LLM, Output
+from tests.support.in_process import open_in_process
 from tests.support.tiny_models import build, save
 from tests.support.tiny_tokenizers import write_word_tokenizer
 
@@ -119,6 +120,19 @@ def test_two_ranks_choose_the_same_tokens_under_a_grammar(tmp_path: Path) -> Non
     assert [one.token_ids for one in alone] == [two.token_ids for two in together]
     ended = [two.text for two in together if two.finish_reason is FinishReason.EOS]
     assert sum(re.fullmatch("[0-9]{12,15}", text) is not None for text in ended) >= 3
+
+
+def test_two_ranks_guess_the_same(tmp_path: Path) -> None:
+    """Each has the whole of a draft model, here the target itself, beside its part of the target."""
+    save(build(llama(num_key_value_heads=2)()), tmp_path)
+    write_word_tokenizer(tmp_path, VOCABULARY)
+    sizes: dict[str, Any] = {"model": str(tmp_path), "backend": "cpu", "num_blocks": 40, "max_batch_tokens": 32}
+    alone = open_in_process(EngineConfig(**sizes, threads=1))
+    expected = alone.generate(PROMPTS, GREEDY)
+    alone.executor.close()
+    with LLM.of(EngineConfig(**sizes, num_shard=2, speculator=str(tmp_path), speculate=3)) as llm:
+        assert [output.token_ids for output in llm.generate(PROMPTS, GREEDY)] == expected
+        assert llm.stats.accepted_tokens > 0
 
 
 def test_a_model_that_cannot_be_dealt_out_says_to_how_many_it_can(tmp_path: Path) -> None:

@@ -10,17 +10,9 @@ import pytest
 from mainspring.core.config import EngineConfig
 from mainspring.core.errors import StartupError
 from mainspring.core.request import SamplingParams
-from mainspring.core.speculation.gate import Gate
 from tests.support import tiny_drafts, tiny_models
 from tests.support.in_process import open_in_process
-
-
-class Open(Gate):
-    """Drafts always, whether or not it pays in a model that is as quick as its drafters."""
-
-    def open(self, rows: int) -> bool:
-        return True
-
+from tests.support.open_gate import open_gate
 
 GREEDY = SamplingParams(max_tokens=40)
 DRAWN = SamplingParams(max_tokens=40, temperature=1.0, top_p=0.9, seed=7)
@@ -52,8 +44,7 @@ def served(root: Path, speculator: str | None) -> tuple[list[list[int]], int, in
     prompts = [[generator.randrange(tiny_models.VOCABULARY) for _ in range(length)] for length in (20, 3)]
     prompts.append([*prompts[0], 4])
     loop = open_in_process(config)
-    if (speculation := loop.scheduler._speculation) is not None:
-        speculation.gate = Open()
+    open_gate(loop.scheduler)
     answers = [answer for params in (GREEDY, DRAWN, PENALISED) for answer in loop.generate(prompts, params)]
     loop.executor.close()
     stats = loop.scheduler.stats()

@@ -185,6 +185,7 @@ def test_info(client: httpx.Client) -> None:
     assert {"model_sha", "model_pipeline_tag", "sha", "docker_label"} <= info.keys()
     assert info["max_input_tokens"] == info["max_total_tokens"] - 1 == 2047
     assert info["num_shard"] == 1
+    assert info["speculate"] == 0
 
 
 REFUSED = [

@@ -15,6 +15,7 @@ from mainspring.core.plugins import Choice
 from mainspring.core.request import SamplingParams
 from tests.support import in_process
 from tests.support.in_process import InProcess
+from tests.support.open_gate import open_gate
 from tests.support.tiny_models import CASES, VOCABULARY, build, reference_greedy, save, sequence
 
 NEW_TOKENS = 12
@@ -73,3 +74,16 @@ class Served:
             assert all(self.served.generate(prompts, params))
         assert self.device.compilations() == before
         assert {batch.bucket for batch in self.served.batches} <= {*buckets.decode, *buckets.prefill}
+
+    def guesses_in_compiled_programs(self) -> None:
+        """The speculator that it was opened with changes no token, and what it computes was compiled at start-up."""
+        open_gate(self.served.scheduler)
+        before = self.device.compilations()
+        self.generates_what_transformers_does()
+        numbers = random.Random(1)
+        for index, wishes in enumerate(WISHES):
+            prompts = [[numbers.randrange(VOCABULARY) for _ in range(length)] for length in (3, 17)[: 1 + index % 2]]
+            assert all(self.served.generate(prompts, SamplingParams(max_tokens=8, seed=index, **wishes)))
+        stats = self.served.scheduler.stats()
+        assert stats.draft_tokens > 20
+        assert self.device.compilations() == before

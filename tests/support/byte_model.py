@@ -11,6 +11,7 @@ import transformers
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 
+from mainspring.core.request import Vocabulary
 from mainspring.server.text.tokenizer import byte_level_alphabet
 from tests.support import tiny_models
 from tests.support.tiny_tokenizers import TINY_CHAT_TEMPLATE
@@ -20,6 +21,7 @@ CHAT_TEMPLATE = "{% if tools %}[tools]{% endif %}" + TINY_CHAT_TEMPLATE
 MAX_LENGTH = 512
 END = 0
 """The end of a text; character c is token 1 + ord(c)."""
+VOCABULARY = Vocabulary((b"</s>", *(bytes([byte]) for byte in range(128))), (END,), (END,))
 LOUDNESS = 0.25
 """Logits are so small that a penalty of 4 outweighs any of them."""
 

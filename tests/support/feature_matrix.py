@@ -6,13 +6,14 @@ All requests go to one server with one engine, several at a time; those that spe
 from __future__ import annotations
 
 import os
+import random
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import chain, combinations
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from mainspring.server.app import ServerOptions
 from mainspring.server.source import ModelSource
 from tests.server.conftest import RunningServer
 from tests.support.byte_model import LOUDNESS, write_byte_model
-from tests.support.features import BATCH_TOKENS, FEATURES, RefusedError, ask, body_of
+from tests.support.features import BATCH_TOKENS, FEATURES, Choice, RefusedError, ask, body_of
 
 Pair = frozenset[str]
 PAIRS: tuple[Pair, ...] = tuple(frozenset(pair) for pair in combinations(FEATURES, 2))
@@ -158,6 +159,34 @@ def try_all(servers: Servers) -> dict[Pair, str | Exception]:
 
     with ThreadPoolExecutor(AT_ONCE) as threads:
         return dict(zip(PAIRS, threads.map(one, PAIRS), strict=True))
+
+
+def speculated(servers: Servers, count: int, seed: int = 0) -> Iterator[str]:
+    """What guessing changed of answers to so many requests for several features at once, chosen at random."""
+    draws, others = random.Random(seed), [name for name in FEATURES if name != "speculation"]
+    impossible = {*REFUSED, *APART}
+    asked: list[Pair] = []
+    while len(asked) < count:
+        names = frozenset(draws.sample(others, draws.randint(3, 7)))
+        if not any(pair <= names for pair in impossible):
+            asked.append(names)
+
+    def one(number: int) -> list[str]:
+        names, body = asked[number], body_of(asked[number], 1000 + number)
+        with_, without = (ask(client, names, body).choices for client in (servers.drafting, servers.plain))
+        pairs = zip(with_, without, strict=True)
+        return [f"{_named(names)}: {mine} and {its}" for mine, its in pairs if not _alike(mine, its)]
+
+    with ThreadPoolExecutor(AT_ONCE) as threads:
+        yield from chain.from_iterable(threads.map(one, range(count)))
+
+
+def _alike(one: Choice, other: Choice) -> bool:
+    """But for the last digits of log-probabilities."""
+    same = (one.text, one.arguments, one.tokens) == (other.text, other.arguments, other.tokens)
+    return same and all(
+        abs(mine - its) < 1e-3 for mine, its in zip(one.logprobs, other.logprobs, strict=True) if mine != its
+    )
 
 
 def table(cells: Mapping[Pair, str]) -> str:

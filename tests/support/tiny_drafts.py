@@ -88,13 +88,20 @@ def layer(prefix: str, inputs: int, seed: int) -> dict[str, Tensor]:
     }
 
 
-def eagle(directory: Path, *, own_ends: bool) -> dict[str, Tensor]:
+def eagle(
+    directory: Path, *, own_ends: bool, vocabulary: int = VOCABULARY, length: int = SMALL["max_position_embeddings"]
+) -> dict[str, Tensor]:
     """An EAGLE head, with or without its own copies of the target's embedding and projection; returns its tensors."""
     tensors = {"fc.weight": matrix(1, HIDDEN, 2 * HIDDEN), "fc.bias": vector(2, HIDDEN), **layer("layers.0", HIDDEN, 3)}
     if own_ends:
-        tensors["embed_tokens.weight"] = matrix(20, VOCABULARY, HIDDEN)
-        tensors["lm_head.weight"] = matrix(21, VOCABULARY, HIDDEN)
-    save(directory, _LAYER_CONFIG, tensors, "model.safetensors")
+        tensors["embed_tokens.weight"] = matrix(20, vocabulary, HIDDEN)
+        tensors["lm_head.weight"] = matrix(21, vocabulary, HIDDEN)
+    save(
+        directory,
+        _LAYER_CONFIG | {"vocab_size": vocabulary, "max_position_embeddings": length},
+        tensors,
+        "model.safetensors",
+    )
     return tensors
 
 

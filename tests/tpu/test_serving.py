@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,8 +13,9 @@ from torch_xla.debug import metrics
 from mainspring.backends.tpu.device import TpuBackend, TpuDevice
 from mainspring.core.config import EngineConfig
 from mainspring.core.request import SamplingParams
-from tests.support import smollm2
+from tests.support import smollm2, tiny_drafts
 from tests.support.in_process import InProcess, open_in_process
+from tests.support.open_gate import open_gate
 from tests.support.tiny_models import CASES, VOCABULARY, build, reference_greedy, save, sequence
 
 SIZES = {"backend": "tpu", "dtype": "float32", "max_sequences": 8}
@@ -75,6 +77,26 @@ def test_nothing_is_compiled_after_warm_up(tiny: tuple[InProcess, TpuDevice, obj
         assert all(served.generate(prompts, params))
     assert device.vendor.compilations() == before
     assert fallbacks() == elsewhere == []
+
+
+def test_heads_guess_in_compiled_programs(tmp_path: Path) -> None:
+    """Medusa's: transformers' tokens still, and nothing compiled after warm-up."""
+    model = build(CASES["llama"].config())
+    tiny_drafts.medusa(tmp_path / "heads")
+    served, device = serve(
+        model=str(save(model, tmp_path / "model")), max_length=60, max_batch_tokens=32, num_blocks=60, block_size=16,
+        speculator=str(tmp_path / "heads"), speculate=3,
+    )  # fmt: skip
+    open_gate(served.scheduler)
+    before, elsewhere = device.vendor.compilations(), fallbacks()
+    prompt = sequence()
+    for wishes in WISHES:
+        first, _ = served.generate([prompt, prompt[:9]], SamplingParams(max_tokens=12, ignore_eos=True, **wishes))  # type: ignore[arg-type]
+        assert wishes or first == reference_greedy(model, prompt, 12)
+    assert served.scheduler.stats().draft_tokens > 20
+    assert device.vendor.compilations() == before
+    assert fallbacks() == elsewhere
+    served.executor.close()
 
 
 def test_smollm2_says_what_it_says_in_transformers() -> None:

@@ -21,9 +21,9 @@ from mainspring.core.ops import Ops
 from mainspring.core.request import SamplingParams
 from mainspring.core.scheduling.blocks import BlockPool
 from mainspring.core.scheduling.scheduler import Scheduler
-from mainspring.core.speculation.gate import Gate
 from mainspring.core.speculation.speculation import Speculation
 from tests.support.engine_loop import EngineLoop, Outputs
+from tests.support.open_gate import Open
 from tests.support.plain_device import DYNAMIC, PlainDevice
 from tests.support.tiny_model import VOCAB, TinyModel, spec
 from tests.unit.test_scheduled_execution import BLOCK_SIZE, EOS, LENGTH, REQUESTS, SHARED, Loop, submit
@@ -31,13 +31,6 @@ from tests.unit.test_scheduled_execution import BLOCK_SIZE, EOS, LENGTH, REQUEST
 COUNT = 5
 ROWS = 48
 """Room for what all of them guess."""
-
-
-class Open(Gate):
-    """Lets everybody draft."""
-
-    def open(self, rows: int) -> bool:
-        return True
 
 
 class Stubborn(CausalLM):

@@ -21,6 +21,7 @@ from mainspring.core.processors.stage import process
 from mainspring.core.processors.watermark import DEFAULT_KEY
 from mainspring.core.request import LogitsProcessing, SamplingParams
 from mainspring.server.watermark import is_green
+from tests.support import chi_square
 
 LOGITS = (1.3, -0.4, 0.9, 2.1, -1.7, 0.2, 1.6, -0.8, 0.5, -2.4)
 PROMPT, OUTPUT = [3, 6], [0, 0, 8]
@@ -107,11 +108,9 @@ def _nucleus(kept: list[int], order: list[int], scores: list[float], mass: float
 
 def p_value(counts: Counter[int], shares: list[float]) -> float:
     """Pearson's chi-square test of the tokens that can be drawn at all."""
-    expected = {token: share * DRAWS for token, share in enumerate(shares) if share > 0}
-    assert set(counts) <= set(expected), "a token was drawn that is impossible"
-    statistic = sum((counts[token] - mean) ** 2 / mean for token, mean in expected.items())
-    freedom = torch.tensor((len(expected) - 1) / 2, dtype=torch.float64)
-    return float(torch.special.gammaincc(freedom, torch.tensor(statistic / 2, dtype=torch.float64)))
+    possible = {token: share for token, share in enumerate(shares) if share > 0}
+    assert set(counts) <= set(possible), "a token was drawn that is impossible"
+    return chi_square.p_value(chi_square.against_shares(counts, possible))
 
 
 STAGES: dict[str, dict[str, Any]] = {

@@ -83,6 +83,12 @@ def test_heads_in_the_place_of_their_model_bring_it_along(tmp_path: Path, config
     assert located(EngineConfig(model="x", speculator="none"), source).speculator == "none"
 
 
+def test_heads_that_are_named_as_a_speculator_are_meant_themselves(tmp_path: Path) -> None:
+    directory = heads(tmp_path / "heads", base_model_name_or_path="somebody/model", medusa_num_heads=3)
+    source = resolve(str(tmp_path))
+    assert located(EngineConfig(model="m", speculator=str(directory)), source).speculator == str(directory)
+
+
 def test_a_model_that_was_made_from_another_is_itself(tmp_path: Path) -> None:
     directory = heads(tmp_path / "model", base_model_name_or_path="somebody/model", model_type="llama")
     assert resolve(str(directory)).path == directory

@@ -76,7 +76,7 @@ def test_offers_are_taken_while_they_are_right() -> None:
     offers = Offers([1, 2, 3])
     offers.take([1, 2, 3], behind=3)
     assert offers.propose(2) == [1, 2]
-    assert offers.propose(2) == []
+    assert offers.propose(2) == [1, 2], "the step took no guesses"
     for _ in range(6):
         offers.verified(right=0, drafted=3)
     assert offers.likelihood() < LIKELY

@@ -59,7 +59,7 @@ def test_what_it_cannot_do_is_said_at_once() -> None:
     reasons = "\n".join(raised.value.reasons)
     for words in (
         "needs 17 drafted tokens, has at most 16 drafted tokens; use --speculate 16 or less",
-        "needs steps of any shape, has bucketed; use --speculator ngram",
+        "needs steps of any shape, has bucketed; use --speculator ngram or heads without a cache",
         "needs head dimension 32, has 64",
         "needs attention sliding_window",
         "needs 8192 tokens of context, has 512; use --max-total-tokens 512 or less",

@@ -32,10 +32,14 @@ class Drafting:
     filled up with what nobody chooses."""
 
     @classmethod
-    def of(cls, drafter: Drafter, batch: Batch) -> Drafting:
-        """On the host, for every step: the state table must be up to date."""
+    def of(cls, drafter: Drafter, batch: Batch, *, rows: int | None = None) -> Drafting:
+        """On the host, for every step: the state table must be up to date.
+
+        With `rows`, steps of one bucket have one shape: so many rows, and as many drafts as the drafter ever makes.
+        """
         plan = drafter.plan(batch, batch.wanting)
-        return cls(plan, _spans(batch, plan.places))
+        shape = (rows, drafter.count) if rows is not None and plan.places else None
+        return cls(plan, _spans(batch, plan.places, shape))
 
     def run(
         self, drafter: Drafter, inputs: StepTensors, hidden_TF: Tensor, tokens: Tensor, upload: Upload
@@ -51,16 +55,19 @@ def last_good(spans_RW: Tensor, inputs: StepTensors, tokens: Tensor) -> Tensor:
     most = drafts_RD.shape[1]
     if not most:
         return first_R
-    behind_RD = inputs.positions[first_R][:, None] + 1 + torch.arange(most, device=spans_RW.device)
+    behind_RD = inputs.positions[first_R][:, None] + 1 + torch.arange(most, dtype=torch.int32, device=spans_RW.device)
     chosen_RD = tokens[inputs.token_rows[first_R][:, None], behind_RD.clamp(max=tokens.shape[1] - 1)]
-    return first_R + (chosen_RD == drafts_RD).long().cumprod(dim=1).sum(dim=1)
+    wrong_RD = (chosen_RD != drafts_RD).long().cumsum(dim=1)
+    return first_R + (wrong_RD == 0).sum(dim=1)
 
 
-def _spans(batch: Batch, places: Sequence[int]) -> npt.NDArray[np.int64]:
+def _spans(batch: Batch, places: Sequence[int], shape: tuple[int, int] | None) -> npt.NDArray[np.int64]:
     drafts = {draft.index: draft.tokens for draft in batch.drafts}
     past = np.cumsum(batch.counts)
     most = max((len(drafts.get(place, ())) for place in places), default=0)
-    words = np.full((len(places), 1 + most), -1, dtype=np.int64)
+    rows, most = (len(places), most) if shape is None else shape
+    words = np.full((rows, 1 + most), -1, dtype=np.int64)
+    words[len(places) :, 0] = 0
     for row, place in enumerate(places):
         own = drafts.get(place, ())
         words[row, 0] = past[place] - 1 - len(own)

@@ -23,15 +23,15 @@ from mainspring.core.ops.sample import SamplingTensors
 class Drawing:
     """Sampling parameters of the rows that draft, on the device, kept while the same rows do."""
 
-    def __init__(self, sampling: SamplingTable, ops: Ops, upload: Upload) -> None:
-        self._sampling, self._ops, self._upload = sampling, ops, upload
+    def __init__(self, sampling: SamplingTable, ops: Ops, upload: Upload, *, partition: bool = True) -> None:
+        self._sampling, self._ops, self._upload, self._partition = sampling, ops, upload, partition
         self._kept: tuple[tuple[int, bytes], SamplingTensors] | None = None
 
     def of(self, rows: Rows, admissions: int) -> SamplingTensors:
         """How these rows of the state table choose; `admissions` counts those that the table has seen."""
         key = (admissions, rows.tobytes())
         if self._kept is None or self._kept[0] != key:
-            self._kept = (key, self._sampling.drawn(rows, self._upload))
+            self._kept = (key, self._sampling.drawn(rows, self._upload, partition=self._partition))
         return self._kept[1]
 
     def draw(self, scores_RV: Tensor, sampling: SamplingTensors, positions_R: Tensor) -> Tensor:

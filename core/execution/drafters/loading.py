@@ -88,14 +88,17 @@ class Room:
     buckets: Buckets | None
     max_tokens: int
     """What a draft model reads behind one step, at most."""
+    static: bool = False
+    """Whether all that runs must have the shape of one of the buckets."""
 
 
 def build_drafter(module: Module, plan: SpeculatorPlan, around: Surroundings, room: Room) -> Drafter:
     """The drafter of loaded modules."""
     upload = uploading(around.device)
-    drawing = Drawing(room.table.sampling, around.ops, upload)
+    drawing = Drawing(room.table.sampling, around.ops, upload, partition=not room.static)
     if isinstance(module, Heads):
-        return HeadsDrafter(module, room.table, drawing, plan.count, upload)
+        flush = around.device.flush
+        return HeadsDrafter(module, room.table, drawing, plan.count, flush=flush, static=room.static)
     if plan.kv is None or room.kv is None:
         raise ValueError(f"{type(module).__name__} needs a cache of its own")
     beside = Beside(

@@ -16,6 +16,7 @@ from mainspring.core.errors import BackendError
 from mainspring.core.ops.quantized import quantize_weight
 from tests.standins.habana import GaudiStandIn, bridge
 from tests.standins.served import Served
+from tests.support import tiny_drafts
 
 # The host's own word about one of its ops.
 pytestmark = pytest.mark.filterwarnings("ignore:index_reduce:UserWarning")
@@ -36,6 +37,13 @@ def test_generations_are_those_of_transformers(served: Served) -> None:
 
 def test_nothing_is_compiled_after_warm_up(served: Served) -> None:
     served.compiles_nothing_after_warm_up()
+
+
+def test_heads_guess_in_compiled_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny_drafts.mlp_speculator(tmp_path / "heads", tied=False, scale_input=True)
+    served = Served(GaudiStandIn(), tmp_path / "model", monkeypatch, speculator=str(tmp_path / "heads"), speculate=3)
+    served.guesses_in_compiled_programs()
+    served.served.executor.close()
 
 
 @pytest.mark.parametrize("options", [{"kernels": "off"}, {"hpu_graphs": "on"}], ids=["composed", "captured"])

@@ -11,6 +11,7 @@ import torch
 
 from tests.standins.aws import NeuronStandIn, runtime
 from tests.standins.served import Served
+from tests.support import tiny_drafts
 
 LEGACY = os.environ["STANDIN"] == "neuron-xla"
 
@@ -29,6 +30,13 @@ def test_generations_are_those_of_transformers(served: Served) -> None:
 
 def test_nothing_is_compiled_after_warm_up(served: Served) -> None:
     served.compiles_nothing_after_warm_up()
+
+
+def test_heads_guess_in_compiled_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny_drafts.medusa(tmp_path / "heads")
+    served = Served(NeuronStandIn(), tmp_path / "model", monkeypatch, speculator=str(tmp_path / "heads"), speculate=3)
+    served.guesses_in_compiled_programs()
+    served.served.executor.close()
 
 
 def test_without_nki_prefills_are_composed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
