@@ -25,7 +25,7 @@ class AWQ(Format):
     def quantizes(self, names: frozenset[str]) -> bool:
         return "qweight" in names
 
-    def shape(self, shapes: Mapping[str, Shape], value: Callable[[str], Tensor]) -> Shape:
+    def shape(self, module: str, shapes: Mapping[str, Shape], value: Callable[[str], Tensor]) -> Shape:
         features, words = shapes["qweight"]
         return 8 * words, features
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from mainspring.core.backend import WeightScheme
 
-Reader = Literal["gptq", "awq", "compressed", "fp8", "bitsandbytes"]
+Reader = Literal["gptq", "marlin", "awq", "compressed", "fp8", "bitsandbytes", "torchao", "hqq", "mxfp4"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
