@@ -21,7 +21,7 @@ from mainspring.core.backend import (
     WeightScheme,
 )
 from mainspring.core.batch import Bucket, Buckets
-from mainspring.core.conformance import elementwise, heads, linear, sampling
+from mainspring.core.conformance import elementwise, heads, linear, quantized, sampling
 from mainspring.core.conformance.attention import AttentionChecks
 from mainspring.core.conformance.checks import check_device, run
 from mainspring.core.conformance.report import Finding
@@ -88,7 +88,7 @@ def op_failures(device: Device) -> set[str]:
 
 
 def linear_failures(device: Device) -> set[str]:
-    return failed(run(list(linear.checks(CAPABILITIES)), device))
+    return failed(run([*linear.checks(CAPABILITIES), *quantized.checks(CAPABILITIES)], device))
 
 
 def failed(findings: Iterable[Finding]) -> set[str]:
@@ -325,14 +325,15 @@ class RefusesItsOwn(ReferenceDevice):
 
 
 INT8_SUBJECT, INT4_SUBJECT = "linear, int8", "linear, int4 in groups of 32, asymmetric"
+OTHERS = quantized.OTHER_SIZES
 
 
 @pytest.mark.parametrize(
     ("device", "caught"),
     [
         (ScaleLeftOut(), {INT8_SUBJECT}),
-        (NeighboursScale(), {INT8_SUBJECT, INT4_SUBJECT}),
-        (ZeroPointOffByOne(), {INT4_SUBJECT}),
+        (NeighboursScale(), {INT8_SUBJECT, INT4_SUBJECT, OTHERS}),
+        (ZeroPointOffByOne(), {INT4_SUBJECT, OTHERS}),
         (BiasLeftOut(), {INT8_SUBJECT, INT4_SUBJECT, "linear, float32"}),
         (RefusesItsOwn(), {INT4_SUBJECT}),
     ],
