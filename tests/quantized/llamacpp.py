@@ -1,6 +1,6 @@
 """GGUF files of every kind of block that is kept, by llama.cpp's own quantizer:
 
-    python -m tests.quantized.llamacpp SOURCE.gguf OUT
+    python -m tests.quantized.llamacpp SOURCE.gguf OUT [KIND ...]
 
 In an environment with llama-cpp-python (0.3.36 here); nothing else of this project's is needed. Where a row does not
 divide into a block's values llama.cpp takes another kind of block, as it does for everybody.
@@ -31,11 +31,11 @@ def make(source: Path, out: Path, kind: str) -> None:
         raise OSError(f"llama.cpp does not make {kind} of {source}")
 
 
-def main(source: Path, directory: Path) -> None:
+def main(source: Path, directory: Path, kinds: list[str]) -> None:
     directory.mkdir(parents=True, exist_ok=True)
-    for kind in KINDS:
+    for kind in kinds or KINDS:
         make(source, directory / f"{kind}.gguf", kind)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])
