@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from mainspring.core.prequantized.awq import AWQ
+from mainspring.core.prequantized.awq import AWQ, AWQByOutput
 from mainspring.core.prequantized.bitsandbytes import BitsAndBytes
 from mainspring.core.prequantized.compressed import Compressed
 from mainspring.core.prequantized.format import Format
@@ -26,6 +26,8 @@ def find(layout: Layout, notes: Mapping[str, str]) -> Format:
             return Marlin()
         case "awq":
             return AWQ()
+        case "awq-gemv":
+            return AWQByOutput(layout.scheme)
         case "compressed":
             return Compressed(layout)
         case "fp8":

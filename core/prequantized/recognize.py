@@ -77,11 +77,11 @@ def _awq(config: Config) -> Layout:
         raise Unreadable(f"bits {bits}")
     if version == "marlin":
         return _marlin(config)
-    if version != "gemm":
+    if version not in ("gemm", "gemv"):
         raise Unreadable(f"version {version}")
     size = config.get("group_size", config.get("q_group_size", 128))
     scheme = WeightScheme(weight="int4", bits=4, group_size=size if size > 0 else None, symmetric=False)
-    return Layout(reader="awq", scheme=scheme)
+    return Layout(reader="awq" if version == "gemm" else "awq-gemv", scheme=scheme)
 
 
 def _fp8(config: Config) -> Layout:

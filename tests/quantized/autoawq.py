@@ -1,4 +1,4 @@
-"""AWQ in the `gemm` layout and in Marlin's, packed by AutoAWQ. Its search for scales needs a transformers of its time, so
+"""AWQ in the `gemm` and `gemv` layouts and in Marlin's, packed by AutoAWQ. Its search for scales needs a transformers of its time, so
 weights are rounded by its `pseudo_quantize_tensor` as they are; the layout does not depend on that.
 
 AutoGPTQ's Marlin checkpoints are AutoAWQ's under other names; both call the order's one reference, Marlin's `Layer.pack`.
@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from awq.modules.linear.gemm import WQLinear_GEMM
+from awq.modules.linear.gemv import WQLinear_GEMV
 from awq.modules.linear.marlin import WQLinear_Marlin
 from awq.quantize.quantizer import AwqQuantizer
 from awq.utils.packing_utils import dequantize_gemm
@@ -52,6 +53,23 @@ def gemm(model: Path, out: Path) -> Mapping[str, Tensor]:
     return weights
 
 
+def gemv(model: Path, out: Path) -> Mapping[str, Tensor]:
+    """The same; nothing of AutoAWQ unpacks this one but its kernel, so weights are as they were rounded."""
+    loaded: Any = LlamaForCausalLM.from_pretrained(model, dtype=torch.float16)
+    weights, stored = dict(loaded.state_dict()), dict(loaded.state_dict())
+    for name, module in loaded.named_modules():
+        if not isinstance(module, nn.Linear) or name == "lm_head":
+            continue
+        module.float()
+        module.weight.data, scales, zeros = _Rounding().pseudo_quantize_tensor(module.weight.data)
+        packed = WQLinear_GEMV.from_linear(module, 4, GROUP, scales=scales, zeros=zeros)
+        del stored[f"{name}.weight"]
+        stored |= {f"{name}.{part}": tensor.contiguous() for part, tensor in packed.state_dict().items()}
+        weights[f"{name}.weight"] = module.weight.data
+    _save(model, out, stored, {"quant_method": "awq", "bits": 4, "group_size": GROUP, "version": "gemv"})
+    return weights
+
+
 def _marlin(model: Path, out: Path, *, group_size: int, names: Mapping[str, str], describes: Any) -> Mapping[str, Tensor]:
     """Layers of a multiple of 64 outputs, which a tile has; weights as they were rounded, before they were packed."""
     loaded: Any = LlamaForCausalLM.from_pretrained(model, dtype=torch.float16)
@@ -86,6 +104,7 @@ def _save(model: Path, out: Path, stored: Mapping[str, Tensor], quantization: Ma
 
 MAKES: Mapping[str, Callable[[Path, Path], Mapping[str, Tensor]]] = {
     "awq-gemm": gemm,
+    "awq-gemv": gemv,
     "awq-marlin": partial(
         _marlin,
         group_size=GROUP,
