@@ -16,7 +16,7 @@ from mainspring.core.errors import ModelError
 from mainspring.core.prequantized.recognize import recognize
 
 OLDER_FILES: Mapping[str, str] = MappingProxyType({"quantize_config.json": "gptq", "quant_config.json": "awq"})
-"""Where AutoGPTQ and AutoAWQ described quantized weights before `config.json` had a place for it: the `quant_method`."""
+"""Where AutoGPTQ and AutoAWQ described weights before `config.json` had a place for it, and their `quant_method`."""
 
 
 def read_model_config(path: Path, plugins: Mapping[str, str] = NO_PLUGINS) -> ModelConfig:

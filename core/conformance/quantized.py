@@ -1,8 +1,8 @@
 """Checks of quantized linear layers: every scheme that the capabilities declare, and groups of other sizes where the
 device takes them; in shapes that fill tiles and in such that do not. GGUF's blocks are `blocks.py`.
 
-Weights are rounded to nearest by the reference, and what that does not make is made of it: groups in any order are given
-an index, and last blocks that are short are cut. Legend: T tokens, K input features, N output features.
+Weights are rounded to nearest by the reference, and what that does not make is made of it: groups in any order get an
+index, and last blocks that are short are cut. Legend: T tokens, K input features, N output features.
 """
 
 from __future__ import annotations

@@ -23,8 +23,8 @@ class Format(ABC):
 
     @abstractmethod
     def shape(self, module: str, shapes: Mapping[str, Shape], value: Callable[[str], Tensor]) -> Shape:
-        """[N, K] of a quantized module's weight, from its tensors' shapes, or from the value of a small one. `module` is
-        its name in the checkpoint.
+        """[N, K] of a quantized module's weight, from its tensors' shapes, or from the value of a small one; `module`
+        is its name in the checkpoint.
         """
 
     @abstractmethod

@@ -1,9 +1,9 @@
 """HQQ as transformers serializes it: all that a layer needs to know of itself lies beside it as a tensor of one value.
 
-`W_q`, packed by `packing` (bytes of its name); `scale` and `zero` of its groups; `shape`, `group_size`, `axis`, `nbits`.
-A value is (code - zero) * scale with zeros that need not be whole. The weight was quantized as a matrix of
-[N * K / group_size, group_size] with a group a row (`axis` 1) or of its transpose's shape with a group a column (0), and
-packed along that matrix's first dimension: its first rows lie in the highest bits. `view_as_float` calls the bytes
+`W_q`, packed by `packing` (bytes of its name); `scale` and `zero` of its groups; `shape`, `group_size`, `axis`. A value
+is (code - zero) * scale with zeros that need not be whole. The weight was quantized as a matrix of
+[N * K / group_size, group_size] with a group a row (`axis` 1), or of the transpose's shape with a group a column (0),
+and packed along that matrix's first dimension: its first rows lie in the highest bits. `view_as_float` calls the bytes
 another type.
 
 Groups of `axis` 0 lie across output features, and where `group_size` does not divide K groups run on over rows: no

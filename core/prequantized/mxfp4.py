@@ -1,8 +1,8 @@
 """MXFP4 as OpenAI writes it (gpt-oss), of linear layers: codes in blocks of 32 inputs, each with a power of two.
 
-`weight_blocks` uint8 [N, G, 16], two codes a byte, the first in the low bits; `weight_scales` uint8 [N, G], exponents of
-2, 127 for 1 (OCP Microscaling Formats 1.0). Experts fused into one tensor (`gate_up_proj_blocks`) belong to a model that
-is not served yet.
+`weight_blocks` uint8 [N, G, 16], two codes a byte, the first in the low bits; `weight_scales` uint8 [N, G], exponents
+of 2, 127 for 1 (OCP Microscaling Formats 1.0). Experts fused into one tensor (`gate_up_proj_blocks`) belong to a model
+that is not served yet.
 """
 
 from __future__ import annotations

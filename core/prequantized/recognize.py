@@ -132,8 +132,11 @@ def _hqq(config: Config) -> Layout:
         return Layout(reader="hqq", scheme=unquantized("float32"))
     eight = weights.get("nbits", 4) > 4
     scheme = WeightScheme(
-        weight="int8" if eight else "int4", bits=8 if eight else 4, group_size=weights.get("group_size"), symmetric=False
-    )  # fmt: skip
+        weight="int8" if eight else "int4",
+        bits=8 if eight else 4,
+        group_size=weights.get("group_size"),
+        symmetric=False,
+    )
     return Layout(reader="hqq", scheme=scheme)
 
 

@@ -5,11 +5,11 @@ name, in JSON, the class (`_type`) and its attributes (`_data`). The classes:
 
 * `Int8Tensor`, `IntxUnpackedToInt8Tensor`, `Float8Tensor`: `qdata` [N, K], a value for each; `scale`, `zero_point`
   [N / r, K / c] in blocks of `block_size` [r, c]; a value is (q - zero) * scale;
-* `Int4Tensor`: `qdata` int8 [N, K / 2], signed, the first value in the low bits; `scale`, `zero_point` [G, N]; a value is
-  q * scale + zero;
-* `Int4TilePackedTo4dTensor`: `qdata` int32 [N / 8, K / 128, 32, 4], unsigned, in the order of NVIDIA's matrix units, both
-  dimensions filled up; `scale_and_zero` [G, N, 2]; a value is (q - 8) * scale + zero. AMD's order differs, and the file
-  does not tell.
+* `Int4Tensor`: `qdata` int8 [N, K / 2], signed, the first value in the low bits; `scale`, `zero_point` [G, N]; a value
+  is q * scale + zero;
+* `Int4TilePackedTo4dTensor`: `qdata` int32 [N / 8, K / 128, 32, 4], unsigned, in the order of NVIDIA's matrix units, N
+  and K filled up; `scale_and_zero` [G, N, 2]; a value is (q - 8) * scale + zero. AMD's order differs, and the file does
+  not tell.
 
 `act_pre_scale` [K] multiplies activations (AWQ, SmoothQuant): the weight becomes numbers, times that.
 
@@ -20,7 +20,7 @@ aten/src/ATen/native/cuda/int4mm.cu of https://github.com/pytorch/pytorch.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -71,7 +71,9 @@ class TorchAO(Format):
     def _note(self, module: str) -> _Note:
         name = f"{module}.weight"
         if name not in self.notes:
-            raise ModelError(f"the metadata of the files says nothing of {name}; save the model with transformers again")
+            raise ModelError(
+                f"the metadata of the files says nothing of {name}; save the model with transformers again"
+            )
         return msgspec.json.decode(self.notes[name], type=_Note)
 
 

@@ -1,7 +1,8 @@
-"""AWQ in the `gemm` and `gemv` layouts and in Marlin's, packed by AutoAWQ. Its search for scales needs a transformers of its time, so
-weights are rounded by its `pseudo_quantize_tensor` as they are; the layout does not depend on that.
+"""AWQ in the `gemm` and `gemv` layouts and in Marlin's, packed by AutoAWQ.
 
-AutoGPTQ's Marlin checkpoints are AutoAWQ's under other names; both call the order's one reference, Marlin's `Layer.pack`.
+Its search for scales needs a transformers of its time, so weights are rounded by its `pseudo_quantize_tensor` as they
+are; the layout does not depend on that. AutoGPTQ's Marlin checkpoints are AutoAWQ's under other names: both have the
+order of Marlin's own `Layer.pack`.
 """
 
 from __future__ import annotations
@@ -70,7 +71,9 @@ def gemv(model: Path, out: Path) -> Mapping[str, Tensor]:
     return weights
 
 
-def _marlin(model: Path, out: Path, *, group_size: int, names: Mapping[str, str], describes: Any) -> Mapping[str, Tensor]:
+def _marlin(
+    model: Path, out: Path, *, group_size: int, names: Mapping[str, str], describes: Any
+) -> Mapping[str, Tensor]:
     """Layers of a multiple of 64 outputs, which a tile has; weights as they were rounded, before they were packed."""
     loaded: Any = LlamaForCausalLM.from_pretrained(model, dtype=torch.float16)
     weights, stored = dict(loaded.state_dict()), dict(loaded.state_dict())

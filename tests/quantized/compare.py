@@ -15,9 +15,7 @@ from tests.support.model_driver import ModelDriver, Track
 from tests.support.reference_device import ReferenceDevice
 
 TOLERANCE = 3e-3
-"""Of the largest logit: tools de-quantise in float16 and bfloat16. One group's scale taken for its neighbour's is 50 times
-that.
-"""
+"""Of the largest logit: tools de-quantise in 16 bits. One group's scale taken for its neighbour's is 50 times that."""
 TOKENS = [(7 * place * place + 3) % 64 for place in range(1, 25)]
 
 

@@ -17,7 +17,6 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
 from torchao.quantization import (
-    Float8DynamicActivationFloat8WeightConfig,
     Float8WeightOnlyConfig,
     Int4Tensor,
     Int4TilePackedTo4dTensor,
@@ -27,7 +26,6 @@ from torchao.quantization import (
     IntxWeightOnlyConfig,
     MappingType,
     PerGroup,
-    PerRow,
 )
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, TorchAoConfig
 
@@ -36,27 +34,29 @@ GROUP = 32
 
 def _make(model: Path, out: Path, *, config: Callable[[], Any]) -> Mapping[str, Tensor]:
     options = TorchAoConfig(config())
-    loaded: Any = AutoModelForCausalLM.from_pretrained(model, quantization_config=options, dtype=torch.bfloat16)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(model, quantization_config=options, dtype=torch.float16)
     loaded.save_pretrained(out)
-    weights = dict(LlamaForCausalLM.from_pretrained(model, dtype=torch.bfloat16).state_dict())
+    weights = dict(LlamaForCausalLM.from_pretrained(model, dtype=torch.float16).state_dict())
     for name, module in loaded.named_modules():
         if isinstance(module, nn.Linear) and hasattr(module.weight, "dequantize"):
             weights[f"{name}.weight"] = module.weight.dequantize()
     return weights
 
 
-def _pack(model: Path, out: Path, *, packing: str, modules: tuple[str, ...]) -> Mapping[str, Tensor]:
+def _pack(model: Path, out: Path, *, tiles: tuple[str, ...]) -> Mapping[str, Tensor]:
+    """`tiles` end the names of weights in the order of matrix units; the others have two values a byte."""
     loaded: Any = LlamaForCausalLM.from_pretrained(model, dtype=torch.bfloat16)
     weights, stored = dict(loaded.state_dict()), dict(loaded.state_dict())
-    for name in [name for name in weights if name.endswith(modules)]:
+    for name in [name for name in weights if name.endswith("proj.weight")]:
         codes, scales, offsets = _rounded(weights[name])
         spread = [values.float().repeat_interleave(GROUP, 1) for values in (scales, offsets)]
-        pack = _plain if packing == "plain" else _tiles
+        pack = _tiles if name.endswith(tiles) else _plain
         stored[name] = pack(codes, scales, offsets)
         weights[name] = (codes - 8) * spread[0] + spread[1]
     tensors, notes = flatten_tensor_state_dict(stored)
     out.mkdir()
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, out / "model.safetensors", notes)
+    packing = "tile_packed_to_4d" if tiles else "plain"
     options = TorchAoConfig(Int4WeightOnlyConfig(group_size=GROUP, int4_packing_format=packing))
     config = json.loads((model / "config.json").read_text()) | {"quantization_config": options.to_dict()}
     (out / "config.json").write_text(json.dumps(config, indent=2))
@@ -80,8 +80,8 @@ def _plain(codes: Tensor, scales: Tensor, offsets: Tensor) -> Any:
 
 
 def _tiles(codes: Tensor, scales: Tensor, offsets: Tensor) -> Any:
-    """What `matrix_to_m16n8k16_Bint4_layout` of torch's int4mm.cu does, with eight inner tiles, lane by lane; inputs are
-    filled up to 1024, as torchao does.
+    """What `matrix_to_m16n8k16_Bint4_layout` of torch's int4mm.cu does, with eight inner tiles, lane by lane; inputs
+    are filled up to 1024, as torchao does.
     """
     outputs, inputs = codes.shape
     padded = torch.zeros(outputs, 1024, dtype=torch.int32)
@@ -111,9 +111,6 @@ MAKES: Mapping[str, Callable[[Path, Path], Mapping[str, Tensor]]] = {
     "int8-dynamic": partial(_make, config=Int8DynamicActivationInt8WeightConfig),
     "intx4": partial(_make, config=partial(_groups, 4)),
     "float8": partial(_make, config=Float8WeightOnlyConfig),
-    "float8-dynamic": partial(
-        _make, config=partial(Float8DynamicActivationFloat8WeightConfig, granularity=PerRow())
-    ),
-    "int4": partial(_pack, packing="plain", modules=("proj.weight",)),
-    "int4-tiles": partial(_pack, packing="tile_packed_to_4d", modules=("o_proj.weight",)),
+    "int4": partial(_pack, tiles=()),
+    "int4-tiles": partial(_pack, tiles=("layers.0.self_attn.o_proj.weight",)),
 }

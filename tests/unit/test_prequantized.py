@@ -11,6 +11,7 @@ import pytest
 from mainspring.core.architectures import read_model_config
 from mainspring.core.errors import ModelError
 from mainspring.core.prequantized.recognize import recognize
+from mainspring.core.prequantized.torchao_config import activation_of
 from tests.unit.test_architectures import LLAMA_32_1B
 
 HQQ = {"nbits": 4, "channel_wise": True, "group_size": 64, "optimize": True, "round_zero": True, "axis": 1}
@@ -72,6 +73,23 @@ def hqq(**changes: object) -> dict[str, Any]:
 def test_layouts(config: dict[str, Any], reader: str, scheme: str) -> None:
     layout = recognize(config, "config.json")
     assert (layout.reader, str(layout.scheme)) == (reader, scheme)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (None, (None, None)),
+        ({"granularity": {"_type": "PerRow", "_data": {"dim": -1}}}, ("float8_e4m3fn", "token")),
+        ({"granularity": {"_type": "PerTensor", "_data": {}}}, ("float8_e4m3fn", "tensor")),
+        ({"granularity": {"_type": "PerBlock", "_data": {"block_size": [1, 128]}}}, ("float8_e4m3fn", "block")),
+        ({"mapping_type": {"_type": "MappingType", "_data": "ASYMMETRIC"}}, (None, None)),
+    ],
+)
+def test_activations_of_torchaos_weights(
+    options: dict[str, Any] | None, expected: tuple[str | None, str | None]
+) -> None:
+    wrapped = None if options is None else {"_type": "QuantizeTensorToFloat8Kwargs", "_data": options}
+    assert activation_of(wrapped, "float8_e4m3fn") == expected
 
 
 @pytest.mark.parametrize(

@@ -73,11 +73,15 @@ def test_names_of_formats_are_explained_where_there_is_none(tmp_path: Path, name
     assert EXPLAINED[name] in str(raised.value)
 
 
-@pytest.mark.parametrize(("method", "name"), [(method, name) for method, (_, names) in CHECKPOINTS.items() for name in names])
+@pytest.mark.parametrize(
+    ("method", "name"), [(method, name) for method, (_, names) in CHECKPOINTS.items() for name in names]
+)
 def test_the_name_of_a_checkpoints_own_format_changes_nothing(tmp_path: Path, method: str, name: str) -> None:
     assert resolve_name(name, model(tmp_path, CHECKPOINTS[method][0])) is None
 
 
 def test_the_name_of_another_format_says_which_it_is(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="--quantize awq reads a checkpoint of that format, and this one is quantized by 'gptq'"):
+    with pytest.raises(
+        ModelError, match="--quantize awq reads a checkpoint of that format, and this one is quantized by 'gptq'"
+    ):
         resolve_name("awq", model(tmp_path, CHECKPOINTS["gptq"][0]))
