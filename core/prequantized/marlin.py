@@ -1,8 +1,8 @@
 """Marlin's order of 4-bit codes, as AutoGPTQ (`is_marlin_format`) and AutoAWQ (`version: marlin`) save it.
 
 Codes, moved to unsigned, lie as the lanes of a warp fetch them: AutoGPTQ's `B` or AutoAWQ's `qweight`, int32
-[K / 16, 2 N]; scales as lanes need them: `s` or `scales`, float16 [G, N]. Both are dealt out in tiles of 16 inputs by 64
-outputs, so putting them back is one permutation of dimensions. There are no zero points: weights are symmetric.
+[K / 16, 2 N]; scales as lanes need them: `s` or `scales`, float16 [G, N]. Both are dealt out in tiles of 16 inputs by
+64 outputs, so putting them back is one permutation of dimensions. There are no zero points: weights are symmetric.
 
 Source: Frantar et al. 2024, https://github.com/IST-DASLab/marlin (`gen_weight_perm`, `Layer.pack`).
 """

@@ -60,7 +60,7 @@ def reference(file: Path) -> None:
     state = {}
     for name, parameter in model.state_dict().items():
         stored = tensors[gguf_name(name, "llama")]
-        values = torch.from_numpy(dequantize(stored.data, stored.tensor_type)).reshape(parameter.shape)
+        values = torch.from_numpy(dequantize(stored.data, stored.tensor_type).copy()).reshape(parameter.shape)
         if ".q_proj." in name or ".k_proj." in name:
             # llama.cpp has neighbours rotate with each other, transformers halves.
             values = values.reshape(-1, 8, 2, HIDDEN).transpose(1, 2).reshape(parameter.shape)
