@@ -50,7 +50,9 @@ def shapes(scheme: WeightScheme) -> tuple[tuple[int, int], ...]:
     if not size:
         return (64, 64), (200, 80), (96, 33), (576, 192)
     if rows > 1:
-        return (size, rows), (3 * size, rows + 64), (2 * size + size // 2, 80), (2 * size, 33)
+        # Activations that are rounded in blocks have whole ones.
+        short = 0 if scheme.activation_granularity == "block" else size // 2
+        return (size, rows), (3 * size, rows + 64), (2 * size + short, 80), (2 * size, 33)
     return (size, 64), (3 * size, 80), (2 * size, 33), (512 // size * size + size, 192)
 
 

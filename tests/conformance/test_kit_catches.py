@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from mainspring.backends.torch_gpu.schemes import SCHEMES
 from mainspring.core.backend import (
     AttentionMetadata,
     Capabilities,
@@ -28,7 +29,7 @@ from mainspring.core.conformance.report import Finding
 from mainspring.core.ops import Ops
 from mainspring.core.ops.attention import PagedKV, attention
 from mainspring.core.ops.heads import HeadNorms, HeadsStep, rotate_and_store
-from mainspring.core.ops.quantized import quantize_weight, quantized_linear
+from mainspring.core.ops.quantized import quantize_activation, quantize_weight, quantized_linear
 from mainspring.core.ops.sample import SamplingTensors
 
 INT8 = WeightScheme(weight="int8", bits=8)
@@ -68,10 +69,13 @@ class ReferenceDevice(Device):
 
     def pack(self, scheme: WeightScheme, tensors: Mapping[str, Tensor]) -> PackedLinear:
         neutral = dict(tensors)
-        if scheme.bits < 16 and neutral["weight"].is_floating_point():
+        if scheme.bits < 16 and "scales" not in neutral:
             neutral |= quantize_weight(neutral["weight"], scheme)
         out_features, in_features = neutral["weight"].shape
         return PackedLinear(scheme, in_features, out_features, neutral, neutral.get("bias"))
+
+    def quantize_activation(self, x: Tensor, scheme: WeightScheme) -> tuple[Tensor, Tensor]:
+        return quantize_activation(x, scheme)
 
     def quantized_linear(self, x: Tensor, packed: PackedLinear) -> Tensor:
         if packed.scheme.bits >= 16:
@@ -99,6 +103,13 @@ def test_the_reference_conforms() -> None:
     findings = list(check_device(ReferenceDevice(), CAPABILITIES))
     assert failed(findings) == set()
     assert {finding.origin for finding in findings if finding.subject in elementwise.CASES} == {"falls back"}
+
+
+def test_the_reference_conforms_in_every_scheme_of_gpus() -> None:
+    capabilities = replace(CAPABILITIES, weight_schemes=SCHEMES)
+    findings = run(list(quantized.checks(capabilities)), ReferenceDevice())
+    assert failed(findings) == set()
+    assert all(finding.cases for finding in findings if not finding.subject.endswith("activations"))
 
 
 # --- attention ---
