@@ -49,6 +49,11 @@ OWN: Mapping[str, Mapping[str, Any]] = {
 }
 """What `mainspring quantize` makes, in groups of 64: 576 input features do not divide into more."""
 
+ROUND_ACTIVATIONS = frozenset({"compressed-w8a8-int8"})
+"""Served with activations rounded to int8, as the checkpoint says: transformers runs the checkpoint itself, which rounds
+them too.
+"""
+
 Weights = Mapping[str, Tensor] | None
 """As the format's tool, or transformers, de-quantises them; None where neither does."""
 
@@ -84,7 +89,10 @@ class Bench:
         directory = self.out / name
         shutil.rmtree(directory, ignore_errors=True)
         weights = self._made(name, directory)
-        theirs = None if weights is None else self._theirs(weights)
+        if name in ROUND_ACTIVATIONS:
+            theirs: float | None = self._score(AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32))
+        else:
+            theirs = None if weights is None else self._theirs(weights)
         del weights
         gc.collect()
         for file in self.model.glob("tokenizer*"):
@@ -109,6 +117,9 @@ class Bench:
         """Perplexity by transformers, in float32."""
         loaded: Any = LlamaForCausalLM.from_pretrained(self.model, dtype=torch.float32).eval()
         loaded.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
+        return self._score(loaded)
+
+    def _score(self, loaded: Any) -> float:
         total, count = 0.0, 0
         with torch.inference_mode():
             for piece in self.pieces:
