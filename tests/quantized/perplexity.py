@@ -50,9 +50,7 @@ OWN: Mapping[str, Mapping[str, Any]] = {
 """What `mainspring quantize` makes, in groups of 64: 576 input features do not divide into more."""
 
 ROUND_ACTIVATIONS = frozenset({"compressed-w8a8-int8"})
-"""Served with activations rounded to int8, as the checkpoint says: transformers runs the checkpoint itself, which rounds
-them too.
-"""
+"""Served with activations rounded to int8, as the checkpoint says; transformers runs the checkpoint, and rounds too."""
 
 Weights = Mapping[str, Tensor] | None
 """As the format's tool, or transformers, de-quantises them; None where neither does."""
