@@ -50,7 +50,7 @@ def activation_of(options: object, kind: Rounded) -> tuple[Rounded | None, Granu
 
 
 def _scheme(config: Mapping[str, Any]) -> WeightScheme:
-    kind, fields = str(config.get("_type")), config.get("_data") or {}
+    kind, fields = str(config.get("_type", "a configuration without _type")), config.get("_data") or {}
     match kind:
         case "FqnToConfig" | "ModuleFqnToConfig":
             by_name = fields.get("fqn_to_config") or fields.get("module_fqn_to_config") or {}
@@ -59,7 +59,7 @@ def _scheme(config: Mapping[str, Any]) -> WeightScheme:
                 raise UnreadableConfig(f"{kind} names no configuration")
             return _scheme(found[0])
         case "AWQConfig" | "SmoothQuantConfig":
-            return _scheme(fields["base_config"])
+            return _scheme(fields.get("base_config") or {})
         case "Int4WeightOnlyConfig" | "Float8DynamicActivationInt4WeightConfig":
             packing = named(fields.get("int4_packing_format"), "PLAIN").upper()
             if packing not in PACKINGS:
