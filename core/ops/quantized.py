@@ -124,7 +124,8 @@ def quantize_activation(x_TK: Tensor, scheme: WeightScheme, input_scale: Tensor 
     levels = _RANGES[scheme.activation, True]
     x32 = x_TK.float()
     if scheme.activation_granularity == "block":
-        blocks_TGk = x32.unflatten(-1, (-1, scheme.group_size or x32.shape[-1]))
+        size = scheme.group_size or x32.shape[-1]
+        blocks_TGk = x32.reshape(len(x32), x32.shape[-1] // size, size)
         scales = (blocks_TGk.abs().amax(-1) / levels.highest).clamp(min=SMALLEST_SCALE)
         scaled = (blocks_TGk / scales.unsqueeze(-1)).flatten(-2)
     else:
