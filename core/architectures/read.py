@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -14,6 +15,9 @@ from mainspring.core.config import ModelConfig
 from mainspring.core.errors import ModelError
 from mainspring.core.prequantized.recognize import recognize
 
+OLDER_FILES: Mapping[str, str] = MappingProxyType({"quantize_config.json": "gptq", "quant_config.json": "awq"})
+"""Where AutoGPTQ and AutoAWQ described weights before `config.json` had a place for it, and their `quant_method`."""
+
 
 def read_model_config(path: Path, plugins: Mapping[str, str] = NO_PLUGINS) -> ModelConfig:
     """The config of the model in a directory (`config.json`) or a `.gguf` file.
@@ -22,7 +26,7 @@ def read_model_config(path: Path, plugins: Mapping[str, str] = NO_PLUGINS) -> Mo
     value that cannot be used; it names the file.
     """
     if path.is_dir():
-        values, source = read_json(path / "config.json"), str(path / "config.json")
+        values, source = _with_quantization(path, read_json(path / "config.json")), str(path / "config.json")
         ending = path / "generation_config.json"
         generation = read_json(ending) if ending.exists() else {}
     elif path.suffix == ".gguf":
@@ -48,6 +52,18 @@ def _read(fields: Fields, generation: Mapping[str, Any], plugins: Mapping[str, s
     config = find(names[0], fields.source, plugins).read(fields)
     eos = _token_ids(generation.get("eos_token_id")) or _token_ids(fields.values.get("eos_token_id"))
     return msgspec.structs.replace(config, architecture=names[0], eos_token_ids=eos, quantization=quantization)
+
+
+def _with_quantization(directory: Path, values: dict[str, Any]) -> dict[str, Any]:
+    """The config, with what older tools said of quantized weights elsewhere in the place that it has today."""
+    if values.get("quantization_config"):
+        return values
+    if values.get("compression_config"):
+        return values | {"quantization_config": {"quant_method": "compressed-tensors", **values["compression_config"]}}
+    for name, method in OLDER_FILES.items():
+        if (directory / name).exists():
+            return values | {"quantization_config": {"quant_method": method, **read_json(directory / name)}}
+    return values
 
 
 def _token_ids(value: object) -> tuple[int, ...]:

@@ -23,6 +23,7 @@ from mainspring.core.conformance import (
     linear,
     model,
     own_executor,
+    quantized,
     sampling,
     speed,
 )
@@ -89,6 +90,7 @@ def checks(capabilities: Capabilities) -> Iterator[Check]:
     yield from heads.checks(capabilities)
     yield from large.checks(capabilities)
     yield from linear.checks(capabilities)
+    yield from quantized.checks(capabilities)
     yield from blocks.checks(capabilities)
     yield from sampling.checks(capabilities)
     yield from model.checks(capabilities)

@@ -124,12 +124,12 @@ def quantize_activation(x_TK: Tensor, scheme: WeightScheme, input_scale: Tensor 
     levels = _RANGES[scheme.activation, True]
     x32 = x_TK.float()
     if scheme.activation_granularity == "block":
-        blocks_TGk = x32.reshape(len(x32), -1, scheme.group_size or x32.shape[-1])
+        size = scheme.group_size or x32.shape[-1]
+        blocks_TGk = x32.reshape(len(x32), x32.shape[-1] // size, size)
         scales = (blocks_TGk.abs().amax(-1) / levels.highest).clamp(min=SMALLEST_SCALE)
         scaled = (blocks_TGk / scales.unsqueeze(-1)).flatten(-2)
     else:
-        dims = [-1] if scheme.activation_granularity == "token" else [-2, -1]
-        scales = input_scale if input_scale is not None else x32.abs().amax(dims, keepdim=True) / levels.highest
+        scales = _activation_scales(x32, scheme, levels) if input_scale is None else input_scale
         scales = scales.clamp(min=SMALLEST_SCALE)
         scaled = x32 / scales
     if not levels.dtype.is_floating_point:
@@ -149,6 +149,13 @@ def quantized_linear(
         x32 = quantized.float() * scales
     out_TN = F.linear(x32, dequantize(scheme, tensors), None if bias_N is None else bias_N.float())
     return out_TN.to(x_TK.dtype)
+
+
+def _activation_scales(x32: Tensor, scheme: WeightScheme, levels: _Range) -> Tensor:
+    """[T, 1] a token, or [1, 1]; a step without tokens has any."""
+    if scheme.activation_granularity == "token":
+        return x32.abs().amax(-1, keepdim=True) / levels.highest
+    return x32.abs().amax([-2, -1], keepdim=True) / levels.highest if len(x32) else x32.new_zeros(1, 1)
 
 
 def _round_to_codes(weight_NK: Tensor, scheme: WeightScheme) -> dict[str, Tensor]:

@@ -40,7 +40,7 @@ class BitsAndBytes(Format):
     def quantizes(self, names: frozenset[str]) -> bool:
         return "weight.absmax" in names or "SCB" in names
 
-    def shape(self, shapes: Mapping[str, Shape], value: Callable[[str], Tensor]) -> Shape:
+    def shape(self, module: str, shapes: Mapping[str, Shape], value: Callable[[str], Tensor]) -> Shape:
         if "SCB" in shapes:
             return shapes["weight"]
         return _state(value(next(name for name in shapes if name.startswith(STATE)))).shape

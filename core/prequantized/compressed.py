@@ -33,7 +33,7 @@ class Compressed(Format):
     def quantizes(self, names: frozenset[str]) -> bool:
         return "weight_scale" in names
 
-    def shape(self, shapes: Mapping[str, Shape], value: Callable[[str], Tensor]) -> Shape:
+    def shape(self, module: str, shapes: Mapping[str, Shape], value: Callable[[str], Tensor]) -> Shape:
         if "weight_shape" in shapes:
             rows, columns = value("weight_shape").tolist()
             return rows, columns

@@ -22,8 +22,10 @@ class Format(ABC):
         """Whether a module with these stored tensors is quantized."""
 
     @abstractmethod
-    def shape(self, shapes: Mapping[str, Shape], value: Callable[[str], Tensor]) -> Shape:
-        """[N, K] of a quantized module's weight, from its tensors' shapes, or from the value of a small one."""
+    def shape(self, module: str, shapes: Mapping[str, Shape], value: Callable[[str], Tensor]) -> Shape:
+        """[N, K] of a quantized module's weight, from its tensors' shapes, or from the value of a small one; `module`
+        is its name in the checkpoint.
+        """
 
     @abstractmethod
     def read(self, module: str, parts: Parts) -> Stored:

@@ -29,7 +29,7 @@ class FP8(Format):
     def quantizes(self, names: frozenset[str]) -> bool:
         return not names.isdisjoint(SCALES)
 
-    def shape(self, shapes: Mapping[str, Shape], value: Callable[[str], Tensor]) -> Shape:
+    def shape(self, module: str, shapes: Mapping[str, Shape], value: Callable[[str], Tensor]) -> Shape:
         return shapes["weight"]
 
     def read(self, module: str, parts: Parts) -> Stored:

@@ -2,7 +2,7 @@
 
 The layout of AutoGPTQ and GPTQModel: `qweight` int32 [K * bits / 32, N], `qzeros` int32 [G, N * bits / 32], `scales`
 [G, N], and `g_idx` [K], the group of each input feature. The first layout stores zero points less one, subtracted from
-words, borrows and all; `gptq_v2` as they are. 2 and 3 bits become 4: the values are the same.
+words, borrows and all; `gptq_v2` as they are. 2 and 3 bits become 4: the values are the same, the memory is not.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class GPTQ(Format):
     def quantizes(self, names: frozenset[str]) -> bool:
         return "qweight" in names
 
-    def shape(self, shapes: Mapping[str, Shape], value: Callable[[str], Tensor]) -> Shape:
+    def shape(self, module: str, shapes: Mapping[str, Shape], value: Callable[[str], Tensor]) -> Shape:
         outputs = shapes["qweight"][1]
         return outputs, shapes["qweight"][0] * 32 // self._bits(shapes)
 
@@ -39,8 +39,8 @@ class GPTQ(Format):
         features, groups = values_NK.shape[1], scales_NG.shape[1]
         size = None if groups == 1 else -(-features // groups)
         width = max(bits, 4)
-        # Symmetric weights have the middle for their zero point everywhere; 2 and 3 bits have one of their own.
-        symmetric = bits == width and bool((zeros_NG == 1 << (bits - 1)).all())
+        # Symmetric weights have the middle for their zero point everywhere.
+        symmetric = bool((zeros_NG == 1 << (bits - 1)).all())
         tensors = {"weight": signed(values_NK, bits) if symmetric else values_NK, "scales": scales_NG}
         if not symmetric:
             tensors["zeros"] = zeros_NG.float().contiguous()

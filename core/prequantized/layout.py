@@ -9,7 +9,9 @@ from typing import Any, Literal
 
 from mainspring.core.backend import WeightScheme
 
-Reader = Literal["gptq", "awq", "compressed", "fp8", "bitsandbytes"]
+Reader = Literal[
+    "gptq", "marlin", "awq", "awq-gemv", "compressed", "fp8", "bitsandbytes", "torchao", "hqq", "mxfp4"
+]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

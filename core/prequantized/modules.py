@@ -36,7 +36,7 @@ class QuantizedModules:
         self._last: tuple[str, Stored] | None = None
         self._format: Format | None = None
         if quantization:
-            self._format = find(recognize(quantization, source))
+            self._format = find(recognize(quantization, source), _notes(files))
             self._gather(entries, self._format)
 
     def __contains__(self, weight: str) -> bool:
@@ -75,8 +75,15 @@ class QuantizedModules:
         self._stored[weight] = {part: entry.stored for part, entry in taken.items()}
         self._at |= {entry.stored: parts[part] for part, entry in taken.items()}
         shapes: dict[str, Shape] = {part: entry.shape for part, entry in taken.items()}
-        shape = form.shape(shapes, lambda part: self._tensor(taken[part].stored))
-        entries[weight] = Entry(taken[next(iter(taken))].stored, shape, prod(shape))
+        stored = next(iter(taken.values())).stored
+        shape = form.shape(_split(stored)[0], shapes, lambda part: self._tensor(taken[part].stored))
+        entries[weight] = Entry(stored, shape, prod(shape))
+
+
+def _notes(files: Mapping[str, Any]) -> Mapping[str, str]:
+    """The metadata of all files in one; `files` has each once for each of its tensors."""
+    opened = {id(file): file for file in files.values()}
+    return {key: text for file in opened.values() for key, text in (file.metadata() or {}).items()}
 
 
 def _split(name: str) -> tuple[str, str]:

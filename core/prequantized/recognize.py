@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from mainspring.core.backend import WeightScheme
+from mainspring.core.backend import WeightScheme, unquantized
 from mainspring.core.errors import ModelError
-from mainspring.core.prequantized import compressed_config
+from mainspring.core.prequantized import compressed_config, torchao_config
 from mainspring.core.prequantized.layout import Layout
 
 Config = Mapping[str, Any]
@@ -39,19 +39,17 @@ def recognize(config: Config, source: str) -> Layout:
         raise _unsupported(source, repr(method))
     try:
         return METHODS[method](config)
-    except Unreadable as error:
-        raise _unsupported(source, f"{method!r} ({error})") from None
-    except compressed_config.UnreadableRule as error:
+    except (Unreadable, compressed_config.UnreadableRule, torchao_config.UnreadableConfig) as error:
         raise _unsupported(source, f"{method!r} ({error})") from None
 
 
 def _gptq(config: Config) -> Layout:
     bits = config.get("bits", 4)
-    if bits not in (4, 8):
+    if bits not in (2, 3, 4, 8):
         raise Unreadable(f"bits {bits}")
     layout = config.get("checkpoint_format") or config.get("format") or "gptq"
-    if config.get("is_marlin_format"):
-        layout = "marlin"
+    if config.get("is_marlin_format") or layout == "marlin":
+        return _marlin(config)
     if layout not in ("gptq", "gptq_v2"):
         raise Unreadable(f"checkpoint_format {layout}; save it as gptq, from which kernels pack at load")
     if config.get("pack_dtype", "int32") != "int32":
@@ -66,15 +64,24 @@ def _gptq(config: Config) -> Layout:
     return Layout(reader="gptq", scheme=scheme, zero_offset=0 if layout == "gptq_v2" else 1)
 
 
+def _marlin(config: Config) -> Layout:
+    bits = config.get("bits", 4)
+    if bits != 4 or config.get("is_marlin_24") or config.get("checkpoint_format") == "marlin_24":
+        raise Unreadable(f"Marlin's order of {bits} bits, or of 2:4 sparsity; save it as gptq")
+    return Layout(reader="marlin", scheme=WeightScheme(weight="int4", bits=4, group_size=_group_size(config)))
+
+
 def _awq(config: Config) -> Layout:
     bits, version = config.get("bits", config.get("w_bit", 4)), str(config.get("version", "gemm")).lower()
     if bits != 4:
         raise Unreadable(f"bits {bits}")
-    if version != "gemm":
+    if version == "marlin":
+        return _marlin(config)
+    if version not in ("gemm", "gemv"):
         raise Unreadable(f"version {version}")
     size = config.get("group_size", config.get("q_group_size", 128))
     scheme = WeightScheme(weight="int4", bits=4, group_size=size if size > 0 else None, symmetric=False)
-    return Layout(reader="awq", scheme=scheme)
+    return Layout(reader="awq" if version == "gemm" else "awq-gemv", scheme=scheme)
 
 
 def _fp8(config: Config) -> Layout:
@@ -109,6 +116,34 @@ def _bitsandbytes(config: Config) -> Layout:
     return Layout(reader="bitsandbytes", scheme=WeightScheme(weight=kind, bits=4, group_size=64))
 
 
+def _torchao(config: Config) -> Layout:
+    return Layout(reader="torchao", scheme=torchao_config.scheme_of(config))
+
+
+def _hqq(config: Config) -> Layout:
+    options: Config = config.get("quant_config") or {}
+    if "weight_quant_params" not in options:  # by the layer's name, where those differ
+        options = next((found for found in options.values() if found), {})
+    weights = options.get("weight_quant_params") or {}
+    if not weights:
+        raise Unreadable("quant_config without weight_quant_params")
+    if weights.get("axis") == 0:
+        # Groups across outputs, which no scheme has.
+        return Layout(reader="hqq", scheme=unquantized("float32"))
+    eight = weights.get("nbits", 4) > 4
+    scheme = WeightScheme(
+        weight="int8" if eight else "int4",
+        bits=8 if eight else 4,
+        group_size=weights.get("group_size"),
+        symmetric=False,
+    )
+    return Layout(reader="hqq", scheme=scheme)
+
+
+def _mxfp4(config: Config) -> Layout:
+    return Layout(reader="mxfp4", scheme=WeightScheme(weight="mxfp4", bits=4, group_size=32))
+
+
 def _group_size(config: Config) -> int | None:
     size = int(config.get("group_size", 128))
     return size if size > 0 else None
@@ -122,11 +157,15 @@ def _compressed(config: Config) -> Layout:
 METHODS: Mapping[str, Callable[[Config], Layout]] = MappingProxyType(
     {
         "gptq": _gptq,
+        "marlin": _marlin,
         "awq": _awq,
         "compressed-tensors": _compressed,
         "fp8": _fp8,
         "fbgemm_fp8": _fbgemm,
         "bitsandbytes": _bitsandbytes,
+        "torchao": _torchao,
+        "hqq": _hqq,
+        "mxfp4": _mxfp4,
     }
 )
 """By `quant_method`."""

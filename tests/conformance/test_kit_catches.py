@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from mainspring.backends.torch_gpu.schemes import SCHEMES
 from mainspring.core.backend import (
     AttentionMetadata,
     Capabilities,
@@ -21,14 +22,14 @@ from mainspring.core.backend import (
     WeightScheme,
 )
 from mainspring.core.batch import Bucket, Buckets
-from mainspring.core.conformance import elementwise, heads, linear, sampling
+from mainspring.core.conformance import elementwise, heads, linear, quantized, sampling
 from mainspring.core.conformance.attention import AttentionChecks
 from mainspring.core.conformance.checks import check_device, run
 from mainspring.core.conformance.report import Finding
 from mainspring.core.ops import Ops
 from mainspring.core.ops.attention import PagedKV, attention
 from mainspring.core.ops.heads import HeadNorms, HeadsStep, rotate_and_store
-from mainspring.core.ops.quantized import quantize_weight, quantized_linear
+from mainspring.core.ops.quantized import quantize_activation, quantize_weight, quantized_linear
 from mainspring.core.ops.sample import SamplingTensors
 
 INT8 = WeightScheme(weight="int8", bits=8)
@@ -68,10 +69,13 @@ class ReferenceDevice(Device):
 
     def pack(self, scheme: WeightScheme, tensors: Mapping[str, Tensor]) -> PackedLinear:
         neutral = dict(tensors)
-        if scheme.bits < 16 and neutral["weight"].is_floating_point():
+        if scheme.bits < 16 and "scales" not in neutral:
             neutral |= quantize_weight(neutral["weight"], scheme)
         out_features, in_features = neutral["weight"].shape
         return PackedLinear(scheme, in_features, out_features, neutral, neutral.get("bias"))
+
+    def quantize_activation(self, x: Tensor, scheme: WeightScheme) -> tuple[Tensor, Tensor]:
+        return quantize_activation(x, scheme)
 
     def quantized_linear(self, x: Tensor, packed: PackedLinear) -> Tensor:
         if packed.scheme.bits >= 16:
@@ -88,7 +92,7 @@ def op_failures(device: Device) -> set[str]:
 
 
 def linear_failures(device: Device) -> set[str]:
-    return failed(run(list(linear.checks(CAPABILITIES)), device))
+    return failed(run([*linear.checks(CAPABILITIES), *quantized.checks(CAPABILITIES)], device))
 
 
 def failed(findings: Iterable[Finding]) -> set[str]:
@@ -99,6 +103,13 @@ def test_the_reference_conforms() -> None:
     findings = list(check_device(ReferenceDevice(), CAPABILITIES))
     assert failed(findings) == set()
     assert {finding.origin for finding in findings if finding.subject in elementwise.CASES} == {"falls back"}
+
+
+def test_the_reference_conforms_in_every_scheme_of_gpus() -> None:
+    capabilities = replace(CAPABILITIES, weight_schemes=SCHEMES)
+    findings = run(list(quantized.checks(capabilities)), ReferenceDevice())
+    assert failed(findings) == set()
+    assert all(finding.cases for finding in findings if not finding.subject.endswith("activations"))
 
 
 # --- attention ---
@@ -325,14 +336,15 @@ class RefusesItsOwn(ReferenceDevice):
 
 
 INT8_SUBJECT, INT4_SUBJECT = "linear, int8", "linear, int4 in groups of 32, asymmetric"
+OTHERS = quantized.OTHER_SIZES
 
 
 @pytest.mark.parametrize(
     ("device", "caught"),
     [
         (ScaleLeftOut(), {INT8_SUBJECT}),
-        (NeighboursScale(), {INT8_SUBJECT, INT4_SUBJECT}),
-        (ZeroPointOffByOne(), {INT4_SUBJECT}),
+        (NeighboursScale(), {INT8_SUBJECT, INT4_SUBJECT, OTHERS}),
+        (ZeroPointOffByOne(), {INT4_SUBJECT, OTHERS}),
         (BiasLeftOut(), {INT8_SUBJECT, INT4_SUBJECT, "linear, float32"}),
         (RefusesItsOwn(), {INT4_SUBJECT}),
     ],

@@ -138,6 +138,14 @@ def test_a_part_of_a_weight_is_cut_at_whole_blocks(path: Path) -> None:
     assert file.schemes(name, Cut(columns=(0, half))) == ()
 
 
+def test_the_cpu_holds_no_more_than_the_file(path: Path, cpu: Device) -> None:
+    model, config = loaded(path, cpu)
+    held = {id(packed.data): packed.data for packed in _packed(model)}
+    num_bytes = sum(weights.num_bytes() for weights in held.values() if isinstance(weights, BlockWeights))
+    stored = sum(weights.num_bytes for weights in config.stored)
+    assert stored <= num_bytes < 1.1 * stored
+
+
 def test_smollm2_takes_the_bytes_of_its_file(cpu: Device) -> None:
     file = smollm2.path()
     model, config = loaded(file, cpu, 64)

@@ -15,6 +15,7 @@ os.cpu_count = lambda: 4
 
 from gptqmodel import BACKEND, GPTQModel, QuantizeConfig  # noqa: E402
 from gptqmodel.nn_modules.qlinear.torch import TorchLinear  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
 from torch import Tensor  # noqa: E402
 from transformers import LlamaForCausalLM  # noqa: E402
 
@@ -30,10 +31,13 @@ def _make(model: Path, out: Path, *, options: Mapping[str, Any]) -> Mapping[str,
     ]
     working.quantize(rows, batch_size=1)
     working.save(str(out))
-    loaded: Any = GPTQModel.load(str(out), backend=BACKEND.TORCH, device="cpu")
+    loaded: Any = GPTQModel.load(str(out), backend=BACKEND.TORCH, device="cpu", dtype=torch.float16)
     weights = dict(LlamaForCausalLM.from_pretrained(model).state_dict())
+    # It saves the rest in bfloat16.
+    weights |= {name: tensor for name, tensor in load_file(out / "model.safetensors").items() if name in weights}
     for name, module in loaded.model.named_modules():
         if isinstance(module, TorchLinear):
+            module.scales = module.scales.float()  # or the sum is rounded to bfloat16
             weights[f"{name}.weight"] = module.dequantize_weight().t().float()
     return weights
 

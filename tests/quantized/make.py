@@ -20,7 +20,17 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tests.quantized import autoawq, bnb, gptqmodel_tool, llmcompressor_tool, source, transformers_fp8
+from tests.quantized import (
+    autoawq,
+    bnb,
+    gptqmodel_tool,
+    hqq_tool,
+    llmcompressor_tool,
+    source,
+    torchao_tool,
+    transformers_fp8,
+    transformers_mxfp4,
+)
 
 Make = Callable[[Path, Path], Mapping[str, Tensor]]
 """From the model's directory to a checkpoint's: all weights as the tool de-quantises them."""
@@ -31,7 +41,10 @@ TOOLS: Mapping[str, tuple[str, Make]] = MappingProxyType(
         **{f"bnb-{name}": ("bitsandbytes", make) for name, make in bnb.MAKES.items()},
         **{f"gptq-{name}": ("gptqmodel", make) for name, make in gptqmodel_tool.MAKES.items()},
         **{f"fp8-{name}": ("transformers", make) for name, make in transformers_fp8.MAKES.items()},
-        "awq-gemm": ("autoawq", autoawq.make),
+        **{f"hqq-{name}": ("hqq", make) for name, make in hqq_tool.MAKES.items()},
+        **{f"torchao-{name}": ("torchao", make) for name, make in torchao_tool.MAKES.items()},
+        **{name: ("autoawq", make) for name, make in autoawq.MAKES.items()},
+        "mxfp4": ("transformers", transformers_mxfp4.make),
     }
 )
 """By the checkpoint's name: whose it is."""
