@@ -128,7 +128,7 @@ def test_experts_are_dealt_out_whole_or_not_at_all() -> None:
     model = msgspec.structs.replace(shape(4, 2), experts=ExpertsConfig(count=6, chosen=2, size=17, normalized=True))
     asked = msgspec.structs.replace(config(2), expert_parallel=True)
     assert [Shard(rank, 2, whole_experts=True).experts(6) for rank in (0, 1)] == [(0, 3), (3, 6)]
-    assert draft(asked, model, CARDS, DEVICE).reasons == ()
+    assert not draft(asked, model, CARDS, DEVICE).reasons
     (reason,) = draft(msgspec.structs.replace(asked, num_shard=4), model, CARDS, DEVICE).reasons
     assert "has 6 experts; this model takes --num-shard 1, 2" in reason
     (reason,) = draft(config(2), model, CARDS, DEVICE).reasons
