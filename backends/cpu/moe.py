@@ -13,7 +13,10 @@ from mainspring.core.ops.activation import silu_mul
 
 
 def moe(x_TE: Tensor, gate_up_X2IE: Tensor, down_XEI: Tensor, weights_TC: Tensor, experts_TC: Tensor) -> Tensor:
-    """As `core.ops.moe.moe`; choices without weight cost nothing. Which experts there are to compute is asked for, so such a step is never recorded."""
+    """As `core.ops.moe.moe`; choices without weight cost nothing.
+
+    Which experts there are to compute is asked for, so such a step is never recorded.
+    """
     out_TE = torch.zeros(x_TE.shape, dtype=torch.float32)
     chosen_TC = torch.where(weights_TC != 0, experts_TC, -1)
     for expert in chosen_TC.unique().tolist():
