@@ -146,7 +146,7 @@ def draft(
     num_blocks = config.num_blocks or max(0, min(wanted, (usable - fixed) // block))
     fitting, length_note = _fitting_length(config, max_length, num_blocks, spec)
     needs = [*unknown_scheme, *_capability_needs(config, model, capabilities, scheme, dtype, spec)]
-    needs += _rank_needs(model, capabilities, scheme, world)
+    needs += _rank_needs(model, capabilities, scheme, config)
     needs += _speculator_needs(beside, capabilities, fitting)
     needs += _memory_needs(usable, fixed + 2 * block, (num_blocks - 1) * spec.block_size, fitting)
     return Plan(
@@ -299,16 +299,20 @@ def _capability_needs(
 
 
 def _rank_needs(
-    model: ModelConfig, capabilities: Capabilities, scheme: WeightScheme, world: int
+    model: ModelConfig, capabilities: Capabilities, scheme: WeightScheme, config: EngineConfig
 ) -> Iterator[Requirement]:
+    world, whole_experts = config.num_shard or 1, config.expert_parallel
+    if whole_experts and (model.experts is None or world == 1):
+        offered = "none" if model.experts is None else "one device, which holds all of them"
+        yield Requirement("--enable-expert-parallel", "experts to deal out", offered, "leave it out")
     if world == 1:
         return
     what = f"--num-shard {world}"
     remedy = None if capabilities.collectives else "leave it out or use another backend"
     yield Requirement(what, "collectives among ranks", capabilities.collectives or "none", remedy)
     group_size = scheme.group_size or 1
-    found = obstacles(model, world, group_size)
-    fitting = ", ".join(map(str, worlds(model, group_size)))
+    found = obstacles(model, world, group_size, whole_experts=whole_experts)
+    fitting = ", ".join(map(str, worlds(model, group_size, whole_experts=whole_experts)))
     remedy = f"this model takes --num-shard {fitting}" if found else None
     yield Requirement(what, "equal parts for all ranks", ", ".join(found) or "them", remedy)
 

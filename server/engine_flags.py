@@ -37,6 +37,11 @@ _ENGINE_FLAGS = [
         help="Devices that hold a part of the model each, from --device-index on.  [default: 1; all with --sharded]",
     ),
     flag("--sharded", type=click.BOOL, help="`true` without --num-shard: all devices of the backend hold a part."),
+    flag(
+        "--enable-expert-parallel",
+        is_flag=True,
+        help="Deal experts out whole to the devices of --num-shard, not by their features.",
+    ),
     flag("--revision", help="Branch, tag or commit of a hub model."),
     flag("--dtype", type=click.Choice(["auto", "float32", "float16", "bfloat16"]), default="auto"),
     flag(
@@ -93,6 +98,7 @@ def engine_config(model: str, flags: Mapping[str, Any]) -> EngineConfig:
         backend=flags["backend"],
         device_index=flags["device_index"],
         num_shard=_num_shard(flags["num_shard"], sharded=flags["sharded"]),
+        expert_parallel=flags["enable_expert_parallel"],
         dtype=flags["dtype"],
         kv_dtype=kv_dtype.replace("fp8", "float8"),
         quantize=flags["quantize"],

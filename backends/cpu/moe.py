@@ -13,10 +13,16 @@ from mainspring.core.ops.activation import silu_mul
 
 
 def moe(x_TE: Tensor, gate_up_X2IE: Tensor, down_XEI: Tensor, weights_TC: Tensor, experts_TC: Tensor) -> Tensor:
-    """As `core.ops.moe.moe`. Which experts there are to compute is asked for, so such a step is never recorded."""
+    """As `core.ops.moe.moe`; choices without weight cost nothing.
+
+    Which experts there are to compute is asked for, so such a step is never recorded.
+    """
     out_TE = torch.zeros(x_TE.shape, dtype=torch.float32)
-    for expert in experts_TC.unique().tolist():
-        token, place = (experts_TC == expert).nonzero(as_tuple=True)
+    chosen_TC = torch.where(weights_TC != 0, experts_TC, -1)
+    for expert in chosen_TC.unique().tolist():
+        if expert < 0:
+            continue
+        token, place = (chosen_TC == expert).nonzero(as_tuple=True)
         hidden = silu_mul(F.linear(x_TE[token], gate_up_X2IE[expert]))
         part = F.linear(hidden, down_XEI[expert]).float() * weights_TC[token, place, None]
         out_TE.index_add_(0, token, part)

@@ -25,7 +25,8 @@ def route(scores_TX: Tensor, chosen: int, normalized: bool) -> tuple[Tensor, Ten
 def moe(x_TE: Tensor, gate_up_X2IE: Tensor, down_XEI: Tensor, weights_TC: Tensor, experts_TC: Tensor) -> Tensor:
     """The sum over a token's experts of weight * down(silu(gate(x)) * up(x)), [T, E] in x's dtype.
 
-    Gate and up lie one behind the other. This computes all experts for all tokens, so that shapes depend on no value.
+    Gate and up lie one behind the other. A choice of weight 0 adds nothing, whatever its expert would say.
+    This computes all experts for all tokens, so that shapes depend on no value.
     """
     out_TE = torch.zeros(x_TE.shape, dtype=torch.float32, device=x_TE.device)
     for expert in range(gate_up_X2IE.shape[0]):

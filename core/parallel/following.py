@@ -126,7 +126,7 @@ def build_executor(start: RankStart) -> Executor:
 
     setting = settle(start.config)
     config, backend, info = setting.config, setting.choice.backend, setting.devices[start.rank]
-    shard = Shard(start.rank, len(setting.devices))
+    shard = Shard(start.rank, len(setting.devices), setting.config.expert_parallel)
     plan = make_plan(config, setting.model, backend, setting.smallest, setting.speculator)
     device = backend.open(info.index, shard.rank, shard.world, config)
     capabilities = backend.capabilities(info)

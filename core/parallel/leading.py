@@ -110,7 +110,7 @@ def build_executor(
 
     A rank that stands still for `grace_seconds` counts as lost, as one that ended does.
     """
-    shard = Shard(0, len(setting.devices))
+    shard = Shard(0, len(setting.devices), setting.config.expert_parallel)
     serving = threading.Event()
     with meeting.listening() as listener:
         port = listener.getsockname()[1]
@@ -152,7 +152,11 @@ def _load(
     """This rank's part."""
     from mainspring.core.execution import loading  # imports torch, while the other ranks do
 
-    backend, info, shard = setting.choice.backend, setting.devices[0], Shard(0, len(setting.devices))
+    backend, info, shard = (
+        setting.choice.backend,
+        setting.devices[0],
+        Shard(0, len(setting.devices), setting.config.expert_parallel),
+    )
     capabilities = backend.capabilities(info)
     device = backend.open(info.index, shard.rank, shard.world, setting.config)
     try:

@@ -1,8 +1,8 @@
 """Which part of a model a rank holds: arithmetic, for the start-up plan as for the layers. No torch.
 
 Heads and the MLP's features are dealt out whole, so that a layer adds over ranks twice: behind attention and behind the
-MLP. Key and value heads that are fewer than the ranks are held more than once. The vocabulary is dealt out in equal
-parts, the last one filled up.
+MLP. Experts are dealt out by their features, or whole. Key and value heads that are fewer than the ranks are held more
+than once. The vocabulary is dealt out in equal parts, the last one filled up.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ class Shard:
 
     rank: int = 0
     world: int = 1
+    whole_experts: bool = False
+    """Each rank holds some experts, not some features of each."""
 
     def share(self, size: int) -> Span:
         """Of what is dealt out evenly: query heads, features."""
@@ -41,6 +43,14 @@ class Shard:
             return self.share(count)
         head = self.rank * count // self.world
         return head, head + 1
+
+    def expert_features(self, size: int) -> Span:
+        """Of the features of each expert that the rank holds."""
+        return (0, size) if self.whole_experts else self.share(size)
+
+    def experts(self, count: int) -> Span:
+        """Of a layer's experts."""
+        return self.share(count) if self.whole_experts else (0, count)
 
     def vocabulary(self, size: int) -> Span:
         """Of the vocabulary; the rows up to `part_of_vocabulary` that are missing are padding."""
@@ -60,7 +70,10 @@ def part_of_vocabulary(size: int, world: int) -> int:
 
 
 def part_of(model: ModelConfig, world: int) -> ModelConfig:
-    """The model that one rank's weights and cache are those of; its vocabulary counts the rows that are held."""
+    """The model that one rank's weights and cache are those of; its vocabulary counts the rows that are held.
+
+    Experts that are dealt out whole weigh as much as parts of all of them.
+    """
     if world == 1:
         return model
     experts = model.experts
@@ -70,11 +83,11 @@ def part_of(model: ModelConfig, world: int) -> ModelConfig:
         num_kv_heads=max(1, model.num_kv_heads // world),
         intermediate_size=model.intermediate_size // world,
         vocab_size=part_of_vocabulary(model.vocab_size, world),
-        experts=experts and msgspec.structs.replace(experts, size=experts.size // world),
+        experts=experts and msgspec.structs.replace(experts, size=-(-experts.size // world)),
     )
 
 
-def obstacles(model: ModelConfig, world: int, group_size: int = 1) -> list[str]:
+def obstacles(model: ModelConfig, world: int, group_size: int = 1, *, whole_experts: bool = False) -> list[str]:
     """What of the model cannot be dealt out to so many ranks; empty when all of it can.
 
     `group_size`: input features of linear layers that share a scale and stay together.
@@ -87,8 +100,12 @@ def obstacles(model: ModelConfig, world: int, group_size: int = 1) -> list[str]:
         found.append(f"{kv_heads} key and value heads")
     if features % world:
         found.append(f"{features} features of the MLP")
-    if model.experts is not None and model.experts.size % world:
-        found.append(f"{model.experts.size} features of each expert")
+    if model.experts is not None:
+        dealt, what = (
+            (model.experts.count, "experts") if whole_experts else (model.experts.size, "features of each expert")
+        )
+        if dealt % world:
+            found.append(f"{dealt} {what}")
     if not found:
         inputs = {"inputs of the attention output": heads * model.head_dim, "features of the MLP": features}
         found += [
@@ -97,6 +114,7 @@ def obstacles(model: ModelConfig, world: int, group_size: int = 1) -> list[str]:
     return found
 
 
-def worlds(model: ModelConfig, group_size: int = 1) -> list[int]:
+def worlds(model: ModelConfig, group_size: int = 1, *, whole_experts: bool = False) -> list[int]:
     """Numbers of ranks that the model can be dealt out to."""
-    return [world for world in range(1, MOST_RANKS + 1) if not obstacles(model, world, group_size)]
+    ranks = range(1, MOST_RANKS + 1)
+    return [world for world in ranks if not obstacles(model, world, group_size, whole_experts=whole_experts)]

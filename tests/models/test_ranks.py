@@ -94,6 +94,22 @@ CASES: Mapping[str, Case] = {
             mlp_only_layers=[1],
         )
     ),
+    "qwen3-moe, whole experts": Case(
+        lambda: transformers.Qwen3MoeConfig(
+            **SHAPE,
+            num_key_value_heads=2,
+            head_dim=32,
+            num_experts=6,
+            num_experts_per_tok=3,
+            moe_intermediate_size=17,
+            mlp_only_layers=[1],
+        ),
+        {"expert_parallel": True},
+    ),
+    "mixtral, whole experts": Case(
+        lambda: transformers.MixtralConfig(**SHAPE, num_key_value_heads=2, num_local_experts=4, num_experts_per_tok=2),
+        {"expert_parallel": True},
+    ),
     "gpt2, positions, transposed weights": Case(gpt2),
 }
 
@@ -103,7 +119,9 @@ def test_two_ranks_say_what_one_says(name: str, tmp_path: Path) -> None:
     case = CASES[name]
     save(build(case.config()), tmp_path)
     write_word_tokenizer(tmp_path, VOCABULARY)
-    alone, together = (answers(tmp_path, num_shard, case.engine) for num_shard in (1, 2))
+    alone, together = (
+        answers(tmp_path, *ranks) for ranks in ((1, {**case.engine, "expert_parallel": False}), (2, case.engine))
+    )
     for one, two in zip(alone, together, strict=True):
         assert two.token_ids == one.token_ids or case.tolerance > 0.1
         assert (two.prompt_logprobs is None) == (one.prompt_logprobs is None)

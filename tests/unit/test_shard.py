@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mainspring.core.backend import Capabilities, DeviceInfo
-from mainspring.core.config import EngineConfig, ModelConfig
+from mainspring.core.config import EngineConfig, ExpertsConfig, ModelConfig
 from mainspring.core.layers.weights import WHOLE, Cut
 from mainspring.core.ops.quantized import quantize_weight
 from mainspring.core.parallel.shard import Shard, obstacles, part_of, part_of_vocabulary, worlds
@@ -122,3 +122,18 @@ def test_a_plan_says_why_ranks_cannot_be_and_how_many_can() -> None:
     lonely = Capabilities(compute_dtypes=("float32",), kv_dtypes=("float32",))
     (reason,) = draft(config(2), shape(4, 2), lonely, DEVICE).reasons
     assert "needs collectives among ranks, has none" in reason
+
+
+def test_experts_are_dealt_out_whole_or_not_at_all() -> None:
+    model = msgspec.structs.replace(shape(4, 2), experts=ExpertsConfig(count=6, chosen=2, size=17, normalized=True))
+    asked = msgspec.structs.replace(config(2), expert_parallel=True)
+    assert [Shard(rank, 2, whole_experts=True).experts(6) for rank in (0, 1)] == [(0, 3), (3, 6)]
+    assert not draft(asked, model, CARDS, DEVICE).reasons
+    (reason,) = draft(msgspec.structs.replace(asked, num_shard=4), model, CARDS, DEVICE).reasons
+    assert "has 6 experts; this model takes --num-shard 1, 2" in reason
+    (reason,) = draft(config(2), model, CARDS, DEVICE).reasons
+    assert "has 17 features of each expert" in reason
+    (reason,) = draft(asked, shape(4, 2), CARDS, DEVICE).reasons
+    assert "--enable-expert-parallel: needs experts to deal out, has none; leave it out" in reason
+    (reason,) = draft(msgspec.structs.replace(asked, num_shard=1), model, CARDS, DEVICE).reasons
+    assert "has one device, which holds all of them; leave it out" in reason
