@@ -72,11 +72,11 @@ verify-tpu: .tpu/ready ## XLA on the host, the kernel in an interpreter, libtpu'
 
 .rocm/ready: tests/compiled/requirements.txt $(VENV)/dev
 	rm -rf .rocm
-	$(ASIDE) $(PIP) --no-deps --target .rocm --requirement tests/compiled/requirements.txt
+	$(PIP) --no-deps --target .rocm --requirement tests/compiled/requirements.txt
 	@touch $@
 
 verify-rocm: .rocm/ready ## every Triton kernel by AMD's and NVIDIA's code generators; no GPU needed
-	PYTHONPATH=.rocm:src:. OMP_NUM_THREADS=1 $(ASIDE) $(BIN)/python -m tests.compiled.report docs/verified/rocm.md
+	PYTHONPATH=.rocm:src:. OMP_NUM_THREADS=1 $(BIN)/python -m tests.compiled.report docs/verified/rocm.md
 
 OCLOC := $(CURDIR)/.xpu/ocloc/usr
 OCLOC_PACKAGES := intel-opencl-icd libigc1 libigdfcl1 libigdgmm12 libllvmspirvlib14 libopencl-clang14 libze1 libze-dev \
@@ -100,8 +100,9 @@ lint: $(VENV)/dev ## format, lint, types and the arrows between rooms
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-check: lint ## what CI runs: lint, then the tests, and in the time that they leave AMD's and NVIDIA's compilers
-	$(MAKE) --jobs 2 test verify-rocm ASIDE='nice -n 19'
+check: lint ## what CI runs: lint, AMD's and NVIDIA's compilers on all kernels, then the tests
+	$(MAKE) verify-rocm
+	$(MAKE) test
 
 bench: $(VENV)/dev ## the benchmarks that need no accelerator
 	$(BIN)/python benchmarks/startup.py
