@@ -9,6 +9,7 @@
 // Compiled with these macros:
 //   KIND    0 int4, 1 int8, 2 float8_e4m3fn, 3 e2m1 (the kinds of `backends/triton/codes.py`)
 //   GROUPS  scales to a block and row: 1, 2, 4; 0: one float32 a row, for all of K
+//   BLOCKS_EACH  blocks that one such word serves
 //   ZEROS   0 none, 1 whole numbers, 2 what is added to values instead (without groups: subtracted from codes)
 //   BFLOAT  whether scales and zeros are bfloat16, not float16
 //   TAKEN   what is subtracted from what a code is read as, a whole number
@@ -130,12 +131,12 @@ struct Held {
 struct Place {
   const uint4* words;
   const Shorts *scales, *zeros;
-  int blocks_each, width;
+  int width;
 
   __device__ __forceinline__ void take(Held& held, int block) const {
     held.words[0] = load_words(words + (long long)block * 256);
     held.words[1] = load_words(words + (long long)block * 256 + 128);
-    const long long group = (long long)(block / blocks_each) * width;
+    const long long group = (long long)(block / BLOCKS_EACH) * width;
 #if GROUPS
     held.scale[0] = load_shorts(scales + group);
     held.scale[1] = load_shorts(scales + group + 8);
@@ -199,13 +200,13 @@ __device__ __forceinline__ void scaled(float (&sum)[TILES][4], float (&part)[TIL
 
 extern "C" __global__ void __launch_bounds__(WARPS * 32) few_rows(
     const u16* x, const uint4* words, const void* scales, const Shorts* zeros, const u16* bias, u16* out, int num_rows,
-    int N, int K, int x_stride, int blocks, int blocks_each, int width) {
+    int N, int K, int x_stride, int blocks, int width) {
   asm volatile("griddepcontrol.launch_dependents;");
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, part = blockIdx.x;
   const int row = lane >> 2, pair = lane & 3, n = part * FEATURES + row;
   const Place place = {
       words + (long long)(part >> 2) * blocks * 256 + (part & 3) * 32 + lane, (const Shorts*)scales + n, zeros + n,
-      blocks_each, width};
+      width};
   Held held[DEPTH];
 #pragma unroll
   for (int i = 0; i < DEPTH; i++)
@@ -230,8 +231,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) few_rows(
     for (int i = 0; i < DEPTH; i++) {
       const int block = first + i * WARPS;
       if (block >= blocks) break;
-      const Held now = held[i];
-      if (block + WARPS * DEPTH < blocks) place.take(held[i], block + WARPS * DEPTH);
+      const Held& now = held[i];
       const int at = block * BLOCK, last = K - 2 * pair;
       plane<0>(into, now, rows, inside, at, last);
       if (GROUPS == PLANES) scaled(sum, unscaled, now, 0);
@@ -243,6 +243,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) few_rows(
       plane<3>(into, now, rows, inside, at, last);
 #endif
       scaled(sum, unscaled, now, GROUPS - 1);
+      if (block + WARPS * DEPTH < blocks) place.take(held[i], block + WARPS * DEPTH);
     }
   }
 

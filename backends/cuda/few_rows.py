@@ -53,15 +53,12 @@ class FewRows:
     def __call__(self, x_MK: Tensor, weight: WordWeight, bias_N: Tensor | None, tile: FewTile | None = None) -> Tensor:
         """[M, N] bfloat16. Features of a row lie side by side."""
         (num_rows, depth), size = x_MK.shape, weight.size
-        block = PLANES[weight.kind] * FEATURES
         strips, blocks = weight.words.shape[:2]
         tile = tile or tile_of(weight)
         kernel = self._kernel(weight, tile, biased=bias_N is not None, tiles=-(-num_rows // 8))
         out = torch.empty((num_rows, size), dtype=x_MK.dtype, device=x_MK.device)
-        group = weight.group_size
-        blocks_each = 1 << 30 if group is None else max(1, group // block)
         tensors = (x_MK, weight.words, weight.scales, weight.zeros, bias_N, out)
-        numbers = (num_rows, size, depth, x_MK.stride(0), blocks, blocks_each, strips * ROWS)
+        numbers = (num_rows, size, depth, x_MK.stride(0), blocks, strips * ROWS)
         arguments: list[Argument] = [c_void_p(None if tensor is None else tensor.data_ptr()) for tensor in tensors]
         arguments += [c_int(number) for number in numbers]
         stream = torch.cuda.current_stream().cuda_stream
@@ -82,6 +79,7 @@ def macros_of(weight: WordWeight, tile: FewTile, *, biased: bool, tiles: int) ->
     return {
         "KIND": KINDS[weight.kind],
         "GROUPS": 0 if group is None else max(1, block // group),
+        "BLOCKS_EACH": 1 << 30 if group is None else max(1, group // block),
         "ZEROS": 0 if weight.zeros is None else 1 if weight.whole else 2,
         "BFLOAT": int(weight.short == torch.bfloat16),
         "TAKEN": weight.bias + offset(weight.kind, torch.bfloat16),
