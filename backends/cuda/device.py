@@ -133,7 +133,8 @@ class CudaDevice(GpuDevice):
         few_rows = None
         if (card.major, card.minor) >= OLDEST:
             with suppress(CompileError):
-                few_rows = FewRows(Compiler(str(torch.version.cuda).partition(".")[0]), (card.major, card.minor))
+                compiler = Compiler(str(torch.version.cuda).partition(".")[0])
+                few_rows = FewRows(compiler, (card.major, card.minor), processors)
         cublas = None
         with suppress(CublasError):
             cublas = Cublas()

@@ -1,4 +1,4 @@
-// Products of at most sixteen rows with a weight of codes, read as `backends/triton/words.py` stores them: x[M, K] times
+// Products of at most eight rows with a weight of codes, read as `backends/triton/words.py` stores them: x[M, K] times
 // weight[N, K] transposed, bound by reading the weight once.
 //
 // A block of threads makes sixteen output features. Its warps share K, a block of codes at a time, and add up what they
@@ -15,7 +15,7 @@
 //   TAKEN   what is subtracted from what a code is read as, a whole number
 //   BIAS    whether there is one
 //   WARPS, DEPTH  of a block, and blocks of codes that a warp has under way
-//   TILES   of eight rows of x
+//   AHEAD   whether the rest of a block's words is fetched to the second-level cache meanwhile
 //   EVEN    whether K is a multiple of a block
 
 typedef unsigned int u32;
@@ -38,6 +38,11 @@ __device__ __forceinline__ uint4 load_words(const uint4* p) {
   asm volatile("ld.global.nc.L1::no_allocate.L2::256B.v4.u32 {%0, %1, %2, %3}, [%4];"
                : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
   return v;
+}
+
+// A step of sixteen rows: 512 bytes.
+__device__ __forceinline__ void fetch(const uint4* p) {
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], 512;" ::"l"(p) : "memory");
 }
 
 __device__ __forceinline__ Shorts load_shorts(const Shorts* p) {
@@ -155,9 +160,7 @@ __device__ __forceinline__ u32 load_pair(const u16* x, int k, int K, bool row) {
 }
 
 template <int PLANE>
-__device__ __forceinline__ void plane(
-    float (&sum)[TILES][4], const Held& held, const u16* const (&rows)[TILES], const bool (&inside)[TILES], int first,
-    int K) {
+__device__ __forceinline__ void plane(float (&sum)[4], const Held& held, const u16* x, bool inside, int first, int K) {
 #pragma unroll
   for (int step = 0; step < 2; step++) {
     u32 w[4] = {held.words[step].x, held.words[step].y, held.words[step].z, held.words[step].w};
@@ -178,23 +181,19 @@ __device__ __forceinline__ void plane(
 #endif
     }
     const int k = first + PLANE * 32 + step * 16;
-#pragma unroll
-    for (int tile = 0; tile < TILES; tile++)
-      add_product(sum[tile], w, load_pair(rows[tile], k, K, inside[tile]), load_pair(rows[tile], k + 8, K, inside[tile]));
+    add_product(sum, w, load_pair(x, k, K, inside), load_pair(x, k + 8, K, inside));
   }
 }
 
 // Sums of codes times the scale of their group.
-__device__ __forceinline__ void scaled(float (&sum)[TILES][4], float (&part)[TILES][4], const Held& held, int group) {
+__device__ __forceinline__ void scaled(float (&sum)[4], float (&part)[4], const Held& held, int group) {
 #if GROUPS && ZEROS != 2
   const float scale[2] = {number(held.scale[0], group), number(held.scale[1], group)};
 #pragma unroll
-  for (int tile = 0; tile < TILES; tile++)
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-      sum[tile][i] += scale[i >> 1] * part[tile][i];
-      part[tile][i] = 0;
-    }
+  for (int i = 0; i < 4; i++) {
+    sum[i] += scale[i >> 1] * part[i];
+    part[i] = 0;
+  }
 #endif
 }
 
@@ -211,20 +210,19 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) few_rows(
 #pragma unroll
   for (int i = 0; i < DEPTH; i++)
     if (warp + i * WARPS < blocks) place.take(held[i], warp + i * WARPS);
+#if AHEAD
+  for (int step = 2 * WARPS * DEPTH + threadIdx.x; step < 2 * blocks; step += WARPS * 32)
+    fetch(place.words - lane + step * 128ll);
+#endif
   asm volatile("griddepcontrol.wait;" ::: "memory");
 
-  const u16* rows[TILES];
-  bool inside[TILES];
-#pragma unroll
-  for (int tile = 0; tile < TILES; tile++) {
-    inside[tile] = tile * 8 + row < num_rows;
-    rows[tile] = x + (long long)(tile * 8 + row) * x_stride + pair * 2;
-  }
-  float sum[TILES][4] = {}, unscaled[TILES][4] = {};
+  x += (long long)row * x_stride + pair * 2;
+  const bool inside = row < num_rows;
+  float sum[4] = {}, unscaled[4] = {};
 #if GROUPS && ZEROS != 2
-  float(&into)[TILES][4] = unscaled;
+  float(&into)[4] = unscaled;
 #else
-  float(&into)[TILES][4] = sum;
+  float(&into)[4] = sum;
 #endif
   for (int first = warp; first < blocks; first += WARPS * DEPTH) {
 #pragma unroll
@@ -233,14 +231,14 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) few_rows(
       if (block >= blocks) break;
       const Held& now = held[i];
       const int at = block * BLOCK, last = K - 2 * pair;
-      plane<0>(into, now, rows, inside, at, last);
+      plane<0>(into, now, x, inside, at, last);
       if (GROUPS == PLANES) scaled(sum, unscaled, now, 0);
-      plane<1>(into, now, rows, inside, at, last);
+      plane<1>(into, now, x, inside, at, last);
 #if PLANES == 4
       if (GROUPS > 1) scaled(sum, unscaled, now, GROUPS == 4 ? 1 : 0);
-      plane<2>(into, now, rows, inside, at, last);
+      plane<2>(into, now, x, inside, at, last);
       if (GROUPS == 4) scaled(sum, unscaled, now, 2);
-      plane<3>(into, now, rows, inside, at, last);
+      plane<3>(into, now, x, inside, at, last);
 #endif
       scaled(sum, unscaled, now, GROUPS - 1);
       if (block + WARPS * DEPTH < blocks) place.take(held[i], block + WARPS * DEPTH);
@@ -248,11 +246,9 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) few_rows(
   }
 
   // Added up in the order of warps. Lines of 20 keep what a warp stores at once in different banks.
-  __shared__ float parts[WARPS][8 * TILES][20];
+  __shared__ float parts[WARPS][8][20];
 #pragma unroll
-  for (int tile = 0; tile < TILES; tile++)
-#pragma unroll
-    for (int i = 0; i < 4; i++) parts[warp][tile * 8 + pair * 2 + (i & 1)][row + (i >> 1) * 8] = sum[tile][i];
+  for (int i = 0; i < 4; i++) parts[warp][pair * 2 + (i & 1)][row + (i >> 1) * 8] = sum[i];
   __syncthreads();
   for (int i = threadIdx.x; i < num_rows * FEATURES; i += WARPS * 32) {
     const int m = i / FEATURES, f = i % FEATURES, where = part * FEATURES + f;

@@ -1,7 +1,7 @@
 """CUDA C++ compiled when it is needed, and launched on torch's streams.
 
-The calls and constants are those of NVRTC (docs.nvidia.com/cuda/nvrtc), which torch brings along, and of the CUDA driver
-API (docs.nvidia.com/cuda/cuda-driver-api: module management, execution control).
+The calls and constants are those of NVRTC (docs.nvidia.com/cuda/nvrtc), which torch brings along, and of the CUDA
+driver API (docs.nvidia.com/cuda/cuda-driver-api: module management, execution control).
 """
 
 from __future__ import annotations

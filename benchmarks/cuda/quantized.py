@@ -53,7 +53,7 @@ FLOAT8_BLOCKS = replace(FLOAT8_BOTH, activation_granularity="block", group_size=
 NF4 = WeightScheme(weight="nf4", bits=4, group_size=64)
 MXFP4 = WeightScheme(weight="mxfp4", bits=4, group_size=32)
 CASES: dict[str, tuple[WeightScheme, tuple[int, ...]]] = {
-    "int4 g128": (INT4, (1, 8, 16, 64, 256)),
+    "int4 g128": (INT4, (1, 2, 4, 8, 16, 64, 256)),
     "int4 g32 zeros": (INT4_ZEROS, (1, 16)),
     "int8": (INT8, (1, 16)),
     "float8": (FLOAT8, (1, 16)),
@@ -262,14 +262,17 @@ def try_scaled(quantized: Quantized, scheme: WeightScheme, tile: ScaledTile) -> 
     )
 
 
-FEW_TILES = tuple(FewTile(*sizes) for sizes in product((2, 4, 8, 16), (1, 2, 4, 8)))
+FEW_TILES = tuple(FewTile(*sizes) for sizes in product((4, 8, 16), (1, 2, 4), (False, True)))
+
+
+PROCESSORS = 132
 
 
 def sweep_few(few: FewRows) -> None:
     """The fastest tiles of the kernel for few rows."""
     for scheme, (name, (size, depth)) in product((INT4, INT4_ZEROS), LAYERS.items()):
         made = layer(Quantized(Tuning(1)), scheme, size, depth)
-        for rows in (1, 8, 16):
+        for rows in (1, 2, 4):
             x, results = normal(rows, depth), {}
             for tile in FEW_TILES:
 
@@ -277,10 +280,12 @@ def sweep_few(few: FewRows) -> None:
                     return few(x, made.copies[turn % len(made.copies)].data.words, None, tile)
 
                 results[tile] = seconds(run, turns_of(rows, len(made.copies)))
-            best = sorted(results, key=lambda tile: results[tile])[:4]
-            times = "  ".join(f"{1e6 * results[tile]:6.2f} ({tile.warps}, {tile.depth})" for tile in best)
-            print(f"g{scheme.group_size:<4} {name:8} {rows:3}  floor {1e6 * floor(made.bytes, rows, size, depth, 2):5.2f}"
-                  f"  chosen {1e6 * results[tile_of(made.copies[0].data.words)]:6.2f}  {times}", flush=True)
+            chosen = results[tile_of(made.copies[0].data.words, PROCESSORS)]
+            least = 1e6 * floor(made.bytes, rows, size, depth, 2)
+            print(f"g{scheme.group_size:<4} {name:8} {rows:3} floor {least:6.2f} chosen {1e6 * chosen:6.2f}", end="")
+            for tile in sorted(results, key=lambda tile: results[tile])[:4]:
+                print(f"  {1e6 * results[tile]:6.2f} ({tile.warps}, {tile.depth}, {int(tile.ahead)})", end="")
+            print(flush=True)
         del made
         torch.cuda.empty_cache()
 
@@ -339,8 +344,8 @@ def main() -> None:
     quantized = Quantized(
         Tuning(
             card.multi_processor_count, overlap=overlap_of(capability), reader=reader_of(capability), float8=True,
-            few_rows=FewRows(Compiler(str(torch.version.cuda).partition(".")[0]), capability), float8_library_rows=32,
-            words=word_tile, scaled=scaled_tile,
+            few_rows=FewRows(Compiler(str(torch.version.cuda).partition(".")[0]), capability, PROCESSORS),
+            float8_library_rows=32, words=word_tile, scaled=scaled_tile,
         )
     )  # fmt: skip
     print(f"{card.name}, torch {torch.__version__}")
