@@ -111,10 +111,12 @@ class CudaDevice(GpuDevice):
         import torch
         import triton
 
-        from mainspring.backends.cuda.codes import reader_of
+        from mainspring.backends.cuda.codes import OLDEST, reader_of
         from mainspring.backends.cuda.cublas import Cublas, CublasError
+        from mainspring.backends.cuda.few_rows import FewRows
         from mainspring.backends.cuda.linear import Linears
         from mainspring.backends.cuda.overlap import overlap_of
+        from mainspring.backends.cuda.runtime_compiler import CompileError, Compiler
         from mainspring.backends.cuda.tiles import experts_tile, prefill_tile
         from mainspring.backends.torch_gpu.quantized_tiles import (
             scaled_tile,
@@ -128,6 +130,11 @@ class CudaDevice(GpuDevice):
         card = torch.cuda.get_device_properties(index)
         processors, overlap = card.multi_processor_count, overlap_of((card.major, card.minor))
         reader = reader_of((card.major, card.minor))
+        few_rows = None
+        if (card.major, card.minor) >= OLDEST:
+            with suppress(CompileError):
+                compiler = Compiler(str(torch.version.cuda).partition(".")[0])
+                few_rows = FewRows(compiler, (card.major, card.minor), processors)
         cublas = None
         with suppress(CublasError):
             cublas = Cublas()
@@ -140,6 +147,7 @@ class CudaDevice(GpuDevice):
             prefill=prefill_tile,
             experts=experts_tile,
             overlap=overlap,
+            few_rows=few_rows,
             reader=reader,
             words=word_tile if measured else small_word_tile,
             scaled=scaled_tile if measured else small_scaled_tile,

@@ -33,34 +33,40 @@ class Gpu:
 
 def gpus() -> list[Gpu]:
     """All visible GPUs. Raises `DriverError` when there is no driver or it does not start."""
+    library = load()
+    call(library, "cuInit", 0)
+    count = ctypes.c_int()
+    call(library, "cuDeviceGetCount", ctypes.byref(count))
+    return [_gpu(library, index) for index in range(count.value)]
+
+
+def load() -> ctypes.CDLL:
+    """The library. Raises `DriverError`."""
     try:
-        library = ctypes.CDLL(LIBRARY)
+        return ctypes.CDLL(LIBRARY)
     except OSError as error:
         raise DriverError(f"the NVIDIA driver's {LIBRARY} cannot be loaded ({error})") from error
-    _call(library, "cuInit", 0)
-    count = ctypes.c_int()
-    _call(library, "cuDeviceGetCount", ctypes.byref(count))
-    return [_gpu(library, index) for index in range(count.value)]
 
 
 def _gpu(library: ctypes.CDLL, index: int) -> Gpu:
     device, size = ctypes.c_int(), ctypes.c_size_t()
-    _call(library, "cuDeviceGet", ctypes.byref(device), index)
+    call(library, "cuDeviceGet", ctypes.byref(device), index)
     name, identity = ctypes.create_string_buffer(256), ctypes.create_string_buffer(16)
-    _call(library, "cuDeviceGetName", name, len(name), device)
-    _call(library, "cuDeviceTotalMem_v2", ctypes.byref(size), device)
-    _call(library, "cuDeviceGetUuid", identity, device)
+    call(library, "cuDeviceGetName", name, len(name), device)
+    call(library, "cuDeviceTotalMem_v2", ctypes.byref(size), device)
+    call(library, "cuDeviceGetUuid", identity, device)
     major, minor = (_attribute(library, attribute, device) for attribute in (MAJOR, MINOR))
     return Gpu(index, name.value.decode(), (major, minor), size.value, f"GPU-{uuid.UUID(bytes=identity.raw)}")
 
 
 def _attribute(library: ctypes.CDLL, attribute: int, device: ctypes.c_int) -> int:
     value = ctypes.c_int()
-    _call(library, "cuDeviceGetAttribute", ctypes.byref(value), attribute, device)
+    call(library, "cuDeviceGetAttribute", ctypes.byref(value), attribute, device)
     return value.value
 
 
-def _call(library: ctypes.CDLL, function: str, *arguments: object) -> None:
+def call(library: ctypes.CDLL, function: str, *arguments: object) -> None:
+    """One of the library's functions that give a CUresult. Raises `DriverError` for any but success."""
     status = getattr(library, function)(*arguments)
     if status:
         message = ctypes.c_char_p()

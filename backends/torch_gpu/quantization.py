@@ -87,6 +87,8 @@ class CodedWeights:
             weight_NK = dequantize_words(self.words, x_TK.dtype, overlap=tuning.overlap, reader=reader)
             return F.linear(x_TK, weight_NK, bias_N)
         x_TK = x_TK if x_TK.stride(1) == 1 else x_TK.contiguous()
+        if tuning.few_rows is not None and tuning.few_rows.takes(x_TK, self.words):
+            return tuning.few_rows(x_TK, self.words, bias_N)
         tile = tuning.words(len(x_TK), self.words, tuning.processors)
         return word_linear(
             x_TK, self.words, bias_N, tile, arrived=on.arrived(x_TK.device), overlap=tuning.overlap, reader=reader

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from mainspring.backends.torch_gpu.quantized_tiles import small_scaled_tile, small_word_tile
 from mainspring.backends.triton.attention import Tile
@@ -14,6 +16,18 @@ from mainspring.backends.triton.launch import ALONE, Overlap
 from mainspring.backends.triton.moe import Tile as ExpertsTile
 from mainspring.backends.triton.scaled import ScaledTile, ScaledWeight
 from mainspring.backends.triton.words import WordTile, WordWeight
+
+
+class FewRows(Protocol):
+    """A kernel of the machine's own for products of so few rows that reading the weight is all that takes time."""
+
+    def takes(self, x_MK: Tensor, weight: WordWeight) -> bool:
+        """Whether it multiplies these."""
+        ...
+
+    def __call__(self, x_MK: Tensor, weight: WordWeight, bias_N: Tensor | None) -> Tensor:
+        """[M, N] in x's dtype; as `backends/triton/words.word_linear`."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +45,8 @@ class Tuning:
     overlap: Overlap = ALONE
     words: Callable[[int, WordWeight, int], WordTile] = small_word_tile
     """(rows, weight, processors) -> tile of a product with a quantized weight."""
+    few_rows: FewRows | None = None
+    """None: few rows are multiplied as many are."""
     reader: Reader = PLAIN
     """How bfloat16 numbers are made of codes."""
     scaled: Callable[[int, ScaledWeight, int], ScaledTile] = small_scaled_tile

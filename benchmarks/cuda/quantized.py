@@ -25,7 +25,9 @@ from torch import Tensor
 from triton.runtime.errors import OutOfResources
 
 from mainspring.backends.cuda.codes import reader_of
+from mainspring.backends.cuda.few_rows import FewRows, FewTile, tile_of
 from mainspring.backends.cuda.overlap import overlap_of
+from mainspring.backends.cuda.runtime_compiler import Compiler
 from mainspring.backends.torch_gpu.quantization import CodedWeights, Quantized, ScaledWeights
 from mainspring.backends.torch_gpu.quantized_tiles import scaled_tile, word_tile
 from mainspring.backends.torch_gpu.tuning import Tuning
@@ -51,7 +53,7 @@ FLOAT8_BLOCKS = replace(FLOAT8_BOTH, activation_granularity="block", group_size=
 NF4 = WeightScheme(weight="nf4", bits=4, group_size=64)
 MXFP4 = WeightScheme(weight="mxfp4", bits=4, group_size=32)
 CASES: dict[str, tuple[WeightScheme, tuple[int, ...]]] = {
-    "int4 g128": (INT4, (1, 8, 16, 64, 256)),
+    "int4 g128": (INT4, (1, 2, 4, 8, 16, 64, 256)),
     "int4 g32 zeros": (INT4_ZEROS, (1, 16)),
     "int8": (INT8, (1, 16)),
     "float8": (FLOAT8, (1, 16)),
@@ -260,9 +262,39 @@ def try_scaled(quantized: Quantized, scheme: WeightScheme, tile: ScaledTile) -> 
     )
 
 
+FEW_TILES = tuple(FewTile(*sizes) for sizes in product((4, 8, 16), (1, 2, 4), (False, True)))
+
+
+PROCESSORS = 132
+
+
+def sweep_few(few: FewRows) -> None:
+    """The fastest tiles of the kernel for few rows."""
+    for scheme, (name, (size, depth)) in product((INT4, INT4_ZEROS), LAYERS.items()):
+        made = layer(Quantized(Tuning(1)), scheme, size, depth)
+        for rows in (1, 2, 4):
+            x, results = normal(rows, depth), {}
+            for tile in FEW_TILES:
+
+                def run(turn: int, x: Tensor = x, tile: FewTile = tile, made: Layer = made) -> Tensor:
+                    return few(x, made.copies[turn % len(made.copies)].data.words, None, tile)
+
+                results[tile] = seconds(run, turns_of(rows, len(made.copies)))
+            chosen = results[tile_of(made.copies[0].data.words, PROCESSORS)]
+            least = 1e6 * floor(made.bytes, rows, size, depth, 2)
+            print(f"g{scheme.group_size:<4} {name:8} {rows:3} floor {least:6.2f} chosen {1e6 * chosen:6.2f}", end="")
+            for tile in sorted(results, key=lambda tile: results[tile])[:4]:
+                print(f"  {1e6 * results[tile]:6.2f} ({tile.warps}, {tile.depth}, {int(tile.ahead)})", end="")
+            print(flush=True)
+        del made
+        torch.cuda.empty_cache()
+
+
 def sweep(quantized: Quantized) -> None:
     """The fastest tiles of each shape."""
     tuning = quantized.tuning
+    if tuning.few_rows is not None:
+        sweep_few(tuning.few_rows)
     for name, (size, depth) in LAYERS.items():
         made = layer(quantized, INT4, size, depth)
         for rows in (1, 16, 64, 256):
@@ -284,14 +316,19 @@ def sweep(quantized: Quantized) -> None:
         torch.cuda.empty_cache()
 
 
-def serve(quantize: str) -> None:
+SERVED = {"none": (None, None), "int4": ("int4", None), "int4 g128": ("int4", INT4), "int8": ("int8", None)}
+"""Name to `--quantize`, and the scheme that takes the place of what it says."""
+
+
+def serve(name: str) -> None:
     """Decode steps of the whole model."""
     from shapes import MODELS, decode_step, serving
 
-    served, start = serving(MODELS["8b"], quantize=None if quantize == "none" else quantize, sequences=16)
-    print(f"{quantize}: start {start:.1f} s", flush=True)
-    for rows in (1, 16):
-        print(f"{quantize}: decode step, batch {rows}: {decode_step(served, rows)[0]:.3f} ms", flush=True)
+    quantize, scheme = SERVED[name]
+    served, start = serving(MODELS["8b"], quantize=quantize, scheme=scheme, sequences=16)
+    print(f"{name}: start {start:.1f} s", flush=True)
+    for rows in (1, 8, 16):
+        print(f"{name}: decode step, batch {rows}: {decode_step(served, rows)[0]:.3f} ms", flush=True)
     served.executor.close()
 
 
@@ -299,7 +336,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sweep", action="store_true")
     parser.add_argument("--compile", type=int, nargs=2, metavar=("PART", "PARTS"))
-    parser.add_argument("--serve")
+    parser.add_argument("--serve", choices=SERVED)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     torch.manual_seed(0)
@@ -307,8 +344,8 @@ def main() -> None:
     quantized = Quantized(
         Tuning(
             card.multi_processor_count, overlap=overlap_of(capability), reader=reader_of(capability), float8=True,
-            float8_library_rows=32,
-            words=word_tile, scaled=scaled_tile,
+            few_rows=FewRows(Compiler(str(torch.version.cuda).partition(".")[0]), capability, PROCESSORS),
+            float8_library_rows=32, words=word_tile, scaled=scaled_tile,
         )
     )  # fmt: skip
     print(f"{card.name}, torch {torch.__version__}")

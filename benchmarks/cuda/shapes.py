@@ -15,12 +15,12 @@ import random
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-from mainspring.core.backend import Executor
+from mainspring.core.backend import Executor, WeightScheme
 from mainspring.core.composition import build_executor, build_scheduler
 from mainspring.core.config import EngineConfig, ModelConfig
 from mainspring.core.plan import make_plan
@@ -110,10 +110,11 @@ def serving(
     kv_dtype: str = "auto",
     *,
     quantize: str | None = None,
+    scheme: WeightScheme | None = None,
     sequences: int = 256,
     **options: str,
 ) -> tuple[Serving, float]:
-    """The model with dummy weights, and the seconds until it served."""
+    """The model with dummy weights, and the seconds until it served. `scheme` is served instead of `quantize`'s."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "config.json").write_text(json.dumps(shape))
         config = EngineConfig(
@@ -124,6 +125,7 @@ def serving(
         setting = settle(config)
         began = time.perf_counter()
         plan = make_plan(setting.config, setting.model, setting.choice.backend, setting.choice.device)
+        plan = plan if scheme is None else replace(plan, scheme=scheme)
         executor = build_executor(setting, plan, lambda phase, done, total: None)
         seconds = time.perf_counter() - began
     return Serving(setting.model, executor, build_scheduler(setting, executor, 8192)), seconds
