@@ -15,7 +15,6 @@ from mainspring.core.batch import Batch
 from mainspring.core.execution.drafters.choosing import Drawing
 from mainspring.core.execution.drafters.contract import DraftPlan, Ran
 from mainspring.core.execution.table import StateTable
-from mainspring.core.execution.upload import Upload
 from mainspring.core.models.drafts.contract import Heads
 
 
