@@ -26,7 +26,7 @@ class FewRows(Protocol):
         ...
 
     def __call__(self, x_MK: Tensor, weight: WordWeight, bias_N: Tensor | None) -> Tensor:
-        """[M, N] in x's dtype; as `backends/triton/words.word_linear`."""
+        """[M, N] in x's dtype; as `word_linear` of `backends/triton/words.py`."""
         ...
 
 

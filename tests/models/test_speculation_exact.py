@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from mainspring.core.config import EngineConfig
-from mainspring.core.execution import runner
+from mainspring.core.execution import choosing
 from mainspring.core.execution.sampling import Selection, adjust
 from mainspring.core.grammar.guides import Guides
 from mainspring.core.grammar.store import Grammars
@@ -175,7 +175,7 @@ _masks = Guides.masks
     ("place", "name", "mistake"),
     [
         (verifying, "_held", one_too_many),
-        (runner, "adjust", blind_to_guesses),
+        (choosing, "adjust", blind_to_guesses),
         (Guides, "masks", unmasked_behind_guesses),
     ],
     ids=["a guess too many", "penalties without guesses", "grammars without guesses"],

@@ -20,7 +20,8 @@ HEADING = re.compile(r"^#+\s+(.*?)\s*$", re.MULTILINE)
 def documents() -> list[Path]:
     """Markdown of the project, what tools leave beside it left out."""
     folders = (ROOT, *(ROOT / name for name in ("docs", "benchmarks", "examples", "tests", *ROOMS)))
-    return sorted({file for folder in folders for file in (folder.glob if folder == ROOT else folder.rglob)("*.md")})
+    found = {file for folder in folders for file in (folder.glob if folder == ROOT else folder.rglob)("*.md")}
+    return sorted(file for file in found if "node_modules" not in file.parts)
 
 
 def anchors(text: str) -> set[str]:
