@@ -33,14 +33,14 @@ class Gpu:
 
 def gpus() -> list[Gpu]:
     """All visible GPUs. Raises `DriverError` when there is no driver or it does not start."""
-    library = load()
+    library = opened()
     call(library, "cuInit", 0)
     count = ctypes.c_int()
     call(library, "cuDeviceGetCount", ctypes.byref(count))
     return [_gpu(library, index) for index in range(count.value)]
 
 
-def load() -> ctypes.CDLL:
+def opened() -> ctypes.CDLL:
     """The library. Raises `DriverError`."""
     try:
         return ctypes.CDLL(LIBRARY)

@@ -86,7 +86,7 @@ class Kernel:
 
     def __init__(self, code: bytes, name: str) -> None:
         """Raises `driver.DriverError`."""
-        self._library = driver.load()
+        self._library = driver.opened()
         self._module, self._function = c_void_p(), c_void_p()
         driver.call(self._library, "cuModuleLoadData", byref(self._module), code)
         driver.call(self._library, "cuModuleGetFunction", byref(self._function), self._module, name.encode())

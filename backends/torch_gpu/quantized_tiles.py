@@ -29,7 +29,10 @@ def word_tile(rows: int, weight: WordWeight, processors: int) -> WordTile:
     tiles = triton.cdiv(strips, 2) * triton.cdiv(rows, 128)
     if tiles > 3 * processors:
         return WordTile(2, min(padded, 256), 1, 8, 3)
-    return WordTile(2, min(padded, 128), max(1, min(blocks // 8, processors // tiles)), 8, 3)
+    # Two strips cut along K give wrong sums where codes are read by PTX: Triton 3.6 does not wait for them.
+    row_tile = min(padded, 128)
+    programs = strips * triton.cdiv(rows, row_tile)
+    return WordTile(1, row_tile, max(1, min(blocks // 8, processors // programs)), 4, 4)
 
 
 def small_word_tile(rows: int, weight: WordWeight, processors: int) -> WordTile:
