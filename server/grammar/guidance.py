@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 import sys
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -31,7 +31,7 @@ MEMORY_BYTES = 512 << 20
 KEPT_BYTES = 64 << 20
 """Of grammars that passed, to answer for again."""
 MOST_WAITING = 64
-"""Requests whose grammars wait for the process; more are told to come again."""
+"""Grammars that wait for the process, however many requests have the same; more are told to come again."""
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -59,7 +59,7 @@ class Guidance:
         self._process: asyncio.subprocess.Process | None = None
         self._vocabulary: Vocabulary | None = None
         self._turn = asyncio.Lock()
-        self._num_waiting = 0
+        self._waiting: Counter[GrammarSpec] = Counter()
         self._kept: OrderedDict[GrammarSpec, Checked] = OrderedDict()
         self._kept_bytes = 0
 
@@ -67,15 +67,17 @@ class Guidance:
         """What the engine takes. Raises RequestError, also for what would not be enforced."""
         check_limits(spec)
         if (kept := self._kept.get(spec)) is None:
-            if self._num_waiting >= MOST_WAITING:
+            if spec not in self._waiting and len(self._waiting) >= MOST_WAITING:
                 message = "too many grammars wait to be read; try again later"
                 raise RequestError(ErrorKind.OVERLOADED, message, retry_after=self._seconds)
-            self._num_waiting += 1
+            self._waiting[spec] += 1
             try:
                 async with self._turn:
                     kept = self._kept.get(spec) or await self._check(spec)
             finally:
-                self._num_waiting -= 1
+                self._waiting[spec] -= 1
+                if not self._waiting[spec]:
+                    del self._waiting[spec]
         if spec in self._kept:
             self._kept.move_to_end(spec)
         if kept.grammar is None:

@@ -23,7 +23,7 @@ from pydantic import BaseModel
 from mainspring.core.errors import RequestError
 from mainspring.core.grammar.messages import GrammarSpec
 from mainspring.core.request import Ready, Vocabulary
-from mainspring.server.grammar.guidance import Guidance
+from mainspring.server.grammar.guidance import MOST_WAITING, Guidance
 from mainspring.server.text.tokenizer import load_tokenizer
 from tests.server.conftest import RunningServer, options_for
 from tests.support.model_directory import write_tiny_model
@@ -226,6 +226,25 @@ def test_f13_p20_a_grammar_that_takes_too_long_costs_its_sender_alone(byte_model
             with pytest.raises(RequestError, match=r"takes more than 0.3 seconds"):  # remembered: no process for it
                 await asyncio.wait_for(guidance.grammar(GrammarSpec("regex", "a")), 0.1)
             assert len(engine.learnt) == 1
+        finally:
+            await guidance.aclose()
+
+    asyncio.run(ask())
+
+
+def test_many_requests_with_one_grammar_wait_as_one(byte_model: Path) -> None:
+    ready = Ready(64, 1000, 16, 9, 4, "sim", "sim", "float32", eos_token_ids=(2,), follows_grammars=True)
+
+    async def ask() -> None:
+        engine: Any = _Engine()
+        guidance = Guidance(engine, load_tokenizer(byte_model), ready)
+        try:
+            same = GrammarSpec("regex", "[ab]{3}")
+            found = await asyncio.gather(*(guidance.grammar(same) for _ in range(2 * MOST_WAITING)))
+            assert len(set(map(id, found))) == 1
+            others = (GrammarSpec("regex", f"[cd]{{{count}}}") for count in range(1, 2 + MOST_WAITING))
+            answers = await asyncio.gather(*map(guidance.grammar, others), return_exceptions=True)
+            assert [type(answer) for answer in answers].count(RequestError) == 1
         finally:
             await guidance.aclose()
 
