@@ -203,6 +203,7 @@ def main() -> None:
     if arguments.json:
         about = {peer.name: peer.about["version"] for peer in peers}
         settings = {key: str(value) for key, value in vars(arguments).items() if key not in ("python", "json")}
+        settings |= {key: Path(settings[key]).name for key in ("model", "gguf")}
         arguments.json.write_text(json.dumps({"settings": settings, "peers": about, "rows": rows}, indent=2) + "\n")
 
 
