@@ -17,12 +17,6 @@ SMALLEST_NORMAL = torch.finfo(torch.float16).smallest_normal
 WORD_TYPES = {2: torch.int32, 4: torch.int64}
 
 
-def takes_groups(kind: Kind, group_size: int) -> bool:
-    """Whether groups of so many input features fall on the borders of planes and blocks."""
-    block = PLANES[kind] * FEATURES
-    return group_size >= FEATURES and (block % group_size == 0 or group_size % block == 0)
-
-
 def pack_words(codes_NK: Tensor, kind: Kind) -> Tensor:
     """[ceil(N / 64), ceil(K / B), 2048] int16 of codes, integers from 0 on. What is added to fill blocks has code 0."""
     planes = PLANES[kind]

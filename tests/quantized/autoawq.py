@@ -8,7 +8,7 @@ order of Marlin's own `Layer.pack`.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,14 +33,18 @@ class _Rounding(AwqQuantizer):  # type: ignore[misc]
         self.group_size, self.zero_point, self.w_bit = group_size, zero_point, 4
 
 
+def _linears(loaded: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
+    """The layers that are rounded, in float32."""
+    for name, module in loaded.named_modules():
+        if isinstance(module, nn.Linear) and name != "lm_head":
+            yield name, module.float()
+
+
 def gemm(model: Path, out: Path) -> Mapping[str, Tensor]:
     """A checkpoint, and its weights by AutoAWQ's own unpacking."""
     loaded: Any = LlamaForCausalLM.from_pretrained(model, dtype=torch.float16)
     weights, stored = dict(loaded.state_dict()), dict(loaded.state_dict())
-    for name, module in loaded.named_modules():
-        if not isinstance(module, nn.Linear) or name == "lm_head":
-            continue
-        module.float()
+    for name, module in _linears(loaded):
         module.weight.data, scales, zeros = _Rounding().pseudo_quantize_tensor(module.weight.data)
         packed = WQLinear_GEMM.from_linear(
             module, 4, GROUP, scales=scales.t().contiguous(), zeros=zeros.t().contiguous()
@@ -58,10 +62,7 @@ def gemv(model: Path, out: Path) -> Mapping[str, Tensor]:
     """The same; nothing of AutoAWQ unpacks this one but its kernel, so weights are as they were rounded."""
     loaded: Any = LlamaForCausalLM.from_pretrained(model, dtype=torch.float16)
     weights, stored = dict(loaded.state_dict()), dict(loaded.state_dict())
-    for name, module in loaded.named_modules():
-        if not isinstance(module, nn.Linear) or name == "lm_head":
-            continue
-        module.float()
+    for name, module in _linears(loaded):
         module.weight.data, scales, zeros = _Rounding().pseudo_quantize_tensor(module.weight.data)
         packed = WQLinear_GEMV.from_linear(module, 4, GROUP, scales=scales, zeros=zeros)
         del stored[f"{name}.weight"]
@@ -77,10 +78,9 @@ def _marlin(
     """Layers of a multiple of 64 outputs, which a tile has; weights as they were rounded, before they were packed."""
     loaded: Any = LlamaForCausalLM.from_pretrained(model, dtype=torch.float16)
     weights, stored = dict(loaded.state_dict()), dict(loaded.state_dict())
-    for name, module in loaded.named_modules():
-        if not isinstance(module, nn.Linear) or name == "lm_head" or module.out_features % 64:
+    for name, module in _linears(loaded):
+        if module.out_features % 64:
             continue
-        module.float()
         rounding = _Rounding(group_size, zero_point=False)
         module.weight.data, scales, _ = rounding.pseudo_quantize_tensor(module.weight.data)
         scales = scales.half().float()
