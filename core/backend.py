@@ -314,6 +314,8 @@ class ShapeLimits:
     sequences: int
     blocks: int
     """Blocks of the longest sequence."""
+    choices: int = 0
+    """Tokens that a step chooses where sequences may be guessed ahead, several a sequence; 0: one a sequence."""
 
 
 @dataclass(frozen=True, slots=True)

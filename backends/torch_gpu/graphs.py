@@ -3,13 +3,14 @@
 A captured program is everything from input ids to sampled ids. Its inputs are the bucket's own buffer, so a replay
 finds each step's integers where the capture found them; padding is inert.
 
-Decodes are captured before anyone is served. Shapes of steps with prefill are many and most of them rare: each is
-captured when it is first met, behind its first, eager, run.
+Decodes are captured before anyone is served, and so are small steps in which guesses are verified. Shapes of steps with
+prefill are many and most of them rare: each is captured when it is first met, behind its first, eager, run.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from typing import Any
 from weakref import WeakSet
 
@@ -31,6 +32,8 @@ SHORT_BLOCKS = 256
 is rows times width. Steps with prefill that span more have no bucket: their device time hides their launches."""
 FEW_ROWS = 16
 """Rows of the steps of a few prompts; others have as many as there can be, and logits for all of them."""
+GUESSED_TOKENS = 256
+"""Tokens up to which there are buckets that choose behind each of them: guesses are verified in those."""
 OCTAVE = 4
 """Buckets of a step with prefill between one number of tokens and its double."""
 
@@ -44,9 +47,17 @@ def ladder(limits: ShapeLimits) -> Buckets:
     prefill = tuple(
         Bucket(tokens, sequences, widths[0])
         for tokens in _prefill_tokens(limits.tokens)
-        for sequences in sorted({min(tokens, FEW_ROWS, limits.sequences), min(tokens, limits.sequences)})
+        for sequences in sorted({min(tokens, most) for most in _most_rows(tokens, limits)})
     )
     return Buckets(decode, prefill, any_shape=True)
+
+
+def _most_rows(tokens: int, limits: ShapeLimits) -> Iterator[int]:
+    """Of steps of so many tokens that are no decodes. Rows are choices, too: more of them where tokens are guessed."""
+    yield min(FEW_ROWS, limits.sequences)
+    yield limits.sequences
+    if tokens <= GUESSED_TOKENS and limits.choices:
+        yield limits.choices
 
 
 def _prefill_tokens(most: int) -> list[int]:

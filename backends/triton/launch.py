@@ -34,7 +34,7 @@ class Overlap:
     begin: Any = _begin
     """Called without arguments; returns when all that earlier kernels wrote can be read."""
     fetch: Any = _fetch
-    """Called with a tensor of pointers, 16-byte aligned, and a size in bytes, a multiple of 16: starts bringing so much
+    """Called with a tensor of pointers and a size in bytes, multiples of `FETCHED` both: starts bringing so much
     from each nearer."""
     step_inputs_early: bool = False
     """Whether a step's integers, and what the cache held before it, may be read before `begin`. They may where every
@@ -42,5 +42,7 @@ class Overlap:
     options: Mapping[str, object] = field(default_factory=dict)
 
 
+FETCHED = 16
+"""Bytes: where a fetch begins, and how much it takes, are multiples."""
 ALONE = Overlap()
 """One kernel after the other."""

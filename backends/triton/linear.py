@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mainspring.backends.triton.launch import ALONE, Overlap
+from mainspring.backends.triton.launch import ALONE, FETCHED, Overlap
 
 
 @triton.jit
@@ -160,7 +160,7 @@ def split(
     _split_kernel[(tiles, splits)](
         x_MK, weight_NK, bias_N, out, partial, arrived, num_rows, size, depth, x_MK.stride(0), each,
         M=padded, BN=tile.rows, BK=tile.columns, SPLITS=splits, EVEN=depth % tile.columns == 0, BIAS=bias_N is not None,
-        AHEAD=tile.ahead, BEGIN=overlap.begin, FETCH=overlap.fetch, num_warps=tile.warps, num_stages=tile.stages,
-        **overlap.options,
+        AHEAD=0 if depth * weight_NK.element_size() % FETCHED else tile.ahead, BEGIN=overlap.begin,
+        FETCH=overlap.fetch, num_warps=tile.warps, num_stages=tile.stages, **overlap.options,
     )  # fmt: skip
     return out

@@ -15,10 +15,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mainspring.backends.triton.launch import ALONE, Overlap
+from mainspring.backends.triton.launch import ALONE, FETCHED, Overlap
 from mainspring.backends.triton.splits import add_parts
 
-SMALLEST_SCALE = 1e-12
 HIGHEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
 TYPES = {torch.int8: tl.int8, torch.float8_e4m3fn: tl.float8e4nv}
 
@@ -36,9 +35,10 @@ def _round_kernel(
     if GIVEN:
         scale_R1 = tl.load(scales + r * 0)
     else:
-        scale_R1 = tl.maximum(tl.max(tl.abs(x_RK), 1)[:, None] / HIGH, 1e-12)
+        scale_R1 = tl.maximum(tl.div_rn(tl.max(tl.abs(x_RK), 1)[:, None], HIGH), 1e-12)
         tl.store(scales + r, scale_R1, mask=r < num_rows)
-    scaled = tl.minimum(tl.maximum(x_RK / scale_R1, -HIGH), HIGH)
+    # Numbers of few bits often lie in the middle of two: a quotient that is not exact takes the other one.
+    scaled = tl.minimum(tl.maximum(tl.div_rn(x_RK, tl.broadcast_to(scale_R1, x_RK.shape)), -HIGH), HIGH)
     if tl.int8 == TYPE:
         # To the nearest, and to the even one of two: what float32 does where whole numbers are its steps.
         scaled = (scaled + 12582912.0) - 12582912.0
@@ -84,7 +84,7 @@ def _scaled_kernel(
     n_inside = tl.minimum(n, N - 1)
     rows_N = weight + n_inside.to(tl.int64) * K
     if AHEAD:
-        FETCH(rows_N + first * BK, tl.minimum((past - first) * BK, AHEAD))
+        FETCH(rows_N + first * BK, tl.minimum(tl.minimum(past * BK, K) - first * BK, AHEAD))
     rows_M = x + m.to(tl.int64) * K
     BEGIN()
     acc_NM = tl.zeros((BN, M), SUM)
@@ -183,7 +183,7 @@ def scaled_linear(
         weight.scales.stride(0) if weight.scales.shape[0] > 1 else 0,
         M=tile.rows, BN=tile.features, BK=columns, SPLIT=splits > 1, BLOCKED=blocked, ROWS_PER=weight.group_rows,
         SHARED=weight.group_rows % tile.features == 0,
-        EVEN=depth % columns == 0, BIASED=bias_N is not None, AHEAD=tile.ahead,
+        EVEN=depth % columns == 0, BIASED=bias_N is not None, AHEAD=0 if depth % FETCHED else tile.ahead,
         SUM=tl.int32 if x_MK.dtype == torch.int8 else tl.float32, BEGIN=overlap.begin, FETCH=overlap.fetch,
         num_warps=tile.warps, num_stages=tile.stages, **overlap.options,
     )  # fmt: skip

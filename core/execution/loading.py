@@ -72,7 +72,9 @@ def build_executor(
     num_blocks = _agreed(_num_blocks(config, plan, device, group), device, group)
     max_length = min(plan.max_length, (num_blocks - 1) * plan.kv.block_size)
     blocks = -(-max_length // plan.kv.block_size)
-    buckets = device.buckets(ShapeLimits(config.max_batch_tokens, config.max_sequences, blocks))
+    guesses = drafts_at_once(config, None if speculator is None else speculator.config)
+    choices = min(config.max_sequences * (1 + guesses), config.max_batch_tokens) if guesses else 0
+    buckets = device.buckets(ShapeLimits(config.max_batch_tokens, config.max_sequences, blocks, choices))
     if buckets is not None and (problems := buckets.check()):
         raise BackendError([f"{info.name}: {problem}" for problem in problems])
     table = StateTable(
@@ -103,7 +105,7 @@ def build_executor(
         guides=_guides(grammars, model, shard),
         share_masks=None if group is None else partial(group.broadcast, source=0),
         drafter=drafter,
-        speculates=drafts_at_once(config, None if speculator is None else speculator.config) > 0,
+        speculates=guesses > 0,
     )
     executor.warmup(progress, config.max_batch_tokens)
     if forms is not None:

@@ -148,6 +148,7 @@ class GraphExecutor:
             max_tokens=max_tokens,
             static=self._static,
             drafts=self._drafter is not None,
+            verifies=self._speculates,
         )
 
     # --- host side: where execute() was called ---

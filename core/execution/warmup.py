@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from mainspring.core.backend import Pending, ProgressCallback
-from mainspring.core.batch import Admission, Batch, Bucket, Buckets, PromptRange
+from mainspring.core.batch import Admission, Batch, Bucket, Buckets, Draft, PromptRange
 from mainspring.core.execution.sampling import FEW_ENTRIES, FEW_LIKELIEST, MORE_ENTRIES, MORE_LIKELIEST
 from mainspring.core.execution.table import StateTable
 from mainspring.core.plan import SCORED_ROWS
@@ -56,14 +56,16 @@ def warm_up(
     max_tokens: int,
     static: bool,
     drafts: bool,
+    verifies: bool,
 ) -> Pace:
     """Runs every bucket, or one decode and one prefill step of at most `max_tokens`, and returns the device's pace.
 
     Each program runs twice, since the first run may compile; the second is timed. `static`: whatever may ever run is
-    met here, in the shapes it will have. `drafts`: steps behind which a drafter runs are, too.
+    met here, in the shapes it will have. `drafts`: steps behind which a drafter runs are, too. `verifies`: so are small
+    steps that choose behind each token.
     """
     pace = Pace()
-    batches = dummy_batches(buckets, table, max_tokens)
+    batches = dummy_batches(buckets, table, max_tokens, verifies=verifies)
     for done, batch in enumerate(batches):
         progress("warm-up", done, len(batches))
         execute(batch).result()
@@ -95,7 +97,9 @@ def _choose(
         execute(batch).result()
 
 
-def dummy_batches(buckets: Buckets | None, table: StateTable, max_tokens: int) -> list[Batch]:
+def dummy_batches(
+    buckets: Buckets | None, table: StateTable, max_tokens: int, *, verifies: bool = False
+) -> list[Batch]:
     """One step a program. Large buckets come first, so that captured programs can share the memory of the largest.
 
     Where prefills are of any shape, one of the whole token budget goes before the decodes: it takes the memory that the
@@ -112,6 +116,8 @@ def dummy_batches(buckets: Buckets | None, table: StateTable, max_tokens: int) -
     if buckets.any_shape or not buckets.prefill:
         # Prefill buckets are then compiled when met: all but the largest, whose memory serves the others.
         prefills = [_prefill(table, min(max_tokens, table.max_length), None), *prefills[:1]]
+        if verifies:
+            prefills += [_verify(table, bucket) for bucket in descending[0] if 1 < bucket.tokens == bucket.sequences]
     return prefills + [_decode(table, bucket.sequences, bucket) for bucket in descending[1]]
 
 
@@ -174,6 +180,21 @@ def _decode(table: StateTable, rows: int, bucket: Bucket | None) -> Batch:
         samples=[True] * rows,
         num_decodes=rows,
         num_tokens=rows,
+        bucket=bucket,
+    )
+
+
+def _verify(table: StateTable, bucket: Bucket) -> Batch:
+    """Every row guesses one token ahead."""
+    rows = bucket.tokens // 2
+    return Batch(
+        step=-1,
+        rows=[table.nobody] * rows,
+        starts=[0] * rows,
+        counts=[2] * rows,
+        samples=[True] * rows,
+        num_tokens=2 * rows,
+        drafts=[Draft(row, (0,)) for row in range(rows)],
         bucket=bucket,
     )
 

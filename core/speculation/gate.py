@@ -3,17 +3,20 @@
 What a step with more tokens costs depends on machine, model, load and context, and what it brings on the text. Neither
 is modelled: both are seen. For each size of batch (by powers of two) the gate keeps the rate of steps in which somebody
 drafts and of steps in which nobody does, opens for a few steps to look, and stays open while it pays. While it does not
-it stays closed, for longer each time, so that looking costs less than a hundredth.
+it stays closed, for longer each time, and at least until what the look lost is a hundredth of the time since.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 LOOK_STEPS = 6
 """Steps after which a verdict is reached, of either kind."""
 GAIN = 1.05
 """Rate with drafts over rate without, from which it pays: what is gained must show above the noise."""
+LOST = 0.01
+"""Share of the time that may go to looks."""
 FIRST_PAUSE, LONGEST_PAUSE = 128, 8192
 """Steps that the gate stays closed after a verdict against it; each such verdict doubles it."""
 REFRESH_STEPS = 512
@@ -51,6 +54,10 @@ class _Size:
 
     plain: _Rate = field(default_factory=_Rate)
     drafting: _Rate = field(default_factory=_Rate)
+    lost: float = 0.0
+    """Seconds by which plain steps would have brought the tokens of the steps with drafts sooner, since it opened."""
+    begun: bool = False
+    """Whether the first step of those has come: it may be the first of its shape, and says nothing of the others."""
     closed_for: int = 0
     """Steps without drafts to come."""
     pause: int = FIRST_PAUSE
@@ -63,14 +70,21 @@ class _Size:
         self.closed_for = max(self.closed_for - 1, 0)
 
     def saw_drafting(self, tokens: int, seconds: float) -> None:
-        self.drafting.saw(tokens, seconds)
-        if self.drafting.steps < LOOK_STEPS:
+        rate = self.plain.value
+        self.lost += seconds - tokens / rate if rate else 0.0
+        if not self.begun or not rate:  # a batch that shrank since the step was planned may be of an unknown size
+            self.begun = True
             return
-        if self.drafting.value < GAIN * self.plain.value:
-            self.closed_for, self.pause = self.pause, min(2 * self.pause, LONGEST_PAUSE)
-            self.drafting = _Rate()
+        self.drafting.saw(tokens, seconds)
+        affordable = LOST * self.plain.seconds  # at each plain step
+        if self.drafting.steps < LOOK_STEPS and self.lost < LONGEST_PAUSE * affordable:
+            return
+        if self.drafting.value < GAIN * rate:
+            self.closed_for = min(max(self.pause, math.ceil(self.lost / affordable)), LONGEST_PAUSE)
+            self.pause = min(2 * self.closed_for, LONGEST_PAUSE)
+            self.drafting, self.lost, self.begun = _Rate(), 0.0, False
         elif self.drafting.steps % REFRESH_STEPS == 0:
-            self.closed_for, self.pause = LOOK_STEPS, FIRST_PAUSE
+            self.closed_for, self.pause, self.lost = LOOK_STEPS, FIRST_PAUSE, 0.0
 
 
 class Gate:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from mainspring.backends.cuda import CudaBackend
 from mainspring.backends.cuda.driver import DriverError, Gpu
-from mainspring.backends.torch_gpu.graphs import SHORT_BLOCKS, ladder
+from mainspring.backends.torch_gpu.graphs import GUESSED_TOKENS, SHORT_BLOCKS, ladder
 from mainspring.core.backend import DeviceInfo, ShapeLimits, Unavailable
 from mainspring.core.batch import Bucket
 from mainspring.core.config import EngineConfig
@@ -85,3 +87,15 @@ def test_every_decode_has_a_bucket_that_wastes_little(sequences: int, blocks: in
         full = buckets.smallest(tokens, min(tokens, sequences), 1, decode=False)
         assert full is not None
         assert full.tokens == bucket.tokens
+
+
+@pytest.mark.parametrize("sequences", [1, 8, 32, 100])
+def test_guesses_are_verified_in_buckets_that_choose_behind_each_token(sequences: int) -> None:
+    limits = ShapeLimits(tokens=2048, sequences=sequences, blocks=16)
+    plain, guessing = ladder(limits), ladder(replace(limits, choices=8 * sequences))
+    assert set(plain.prefill) < set(guessing.prefill)
+    for choices in range(2, min(8 * sequences, GUESSED_TOKENS) + 1):
+        bucket = guessing.smallest(choices, choices, 1, decode=False)
+        assert bucket is not None
+        assert choices <= bucket.tokens < choices + max(16, choices // 4 + 1)
+    assert plain.smallest(8 * sequences, 8 * sequences, 1, decode=False) is None

@@ -136,6 +136,27 @@ def test_looking_costs_less_than_a_hundredth_where_it_does_not_pay(gain: float) 
     assert run(gate, 20_000, gain=gain) < 100
 
 
+@pytest.mark.parametrize("seconds", [1.5, 4.0, 15.0, 60.0])
+def test_dear_looks_are_few(seconds: float) -> None:
+    gate, steps = Gate(), 40_000
+    drafted = run(gate, steps, gain=1 / seconds, drafting_seconds=seconds)
+    assert drafted > LOOK_STEPS, "it looks again"
+    assert drafted * (seconds - 1) < 0.02 * steps
+
+
+def test_the_first_step_of_a_shape_is_no_verdict() -> None:
+    gate = Gate()
+    run(gate, LOOK_STEPS, gain=1)
+    gate.saw(4, 4 * 100, 500.0, drafting=True)
+    assert run(gate, 100, gain=1.5) == 100
+
+
+def test_a_step_of_a_size_that_nobody_knows_is_no_verdict() -> None:
+    gate = Gate()
+    gate.saw(4, 4, 1.0, drafting=True)
+    assert run(gate, 100, gain=1.5) == 100 - LOOK_STEPS
+
+
 def test_the_gate_opens_again_when_it_begins_to_pay() -> None:
     gate = Gate()
     run(gate, 3 * FIRST_PAUSE, gain=0.5)
