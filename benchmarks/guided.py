@@ -1,7 +1,8 @@
 """What grammars cost those who ask for none: the time between tokens of free streams, beside as many other free ones
 and beside as many guided ones, while grammars that nobody can use are being read.
 
-    python benchmarks/guided.py [--streams 64] [--tokens 32] [--rounds 3] [--model demo] [SERVE FLAGS]
+    python benchmarks/guided.py [--streams 64] [--tokens 32] [--rounds 3] [--model demo] [--backend cpu]
+        [FLAGS OF serve]
 
 One server, rounds in turn, so that what else the machine does meets both alike. The guided streams write JSON objects
 with a text in them, as long as the free ones write. Told are the median and the 99th percentile of the free streams.
@@ -79,10 +80,11 @@ def main() -> None:
     parser.add_argument("--streams", type=int, default=64)
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--backend", default="cpu")
     options, flags = parser.parse_known_args()
     port, grammar = free_port(), {"type": "json", "value": SCHEMA}
     found: dict[str, list[float]] = {"free": [], "guided": []}
-    with serving(options.model, port, [], ["--backend", "cpu", *flags]):
+    with serving(options.model, port, [], ["--backend", options.backend, *flags]):
         for _ in range(1 + options.rounds):  # the first is for warmth
             for beside, theirs in (("free", None), ("guided", grammar)):
                 found[beside] += asyncio.run(volley(port, options.streams, options.tokens, theirs))

@@ -49,7 +49,9 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 @pytest.mark.parametrize("overlap", OVERLAPS.values(), ids=OVERLAPS)
-@pytest.mark.parametrize(("rows", "size", "depth"), [(1, 6144, 4096), (3, 250, 1000), (3, 250, 1001), (32, 4096, 14336)])
+@pytest.mark.parametrize(
+    ("rows", "size", "depth"), [(1, 6144, 4096), (3, 250, 1000), (3, 250, 1001), (32, 4096, 14336)]
+)
 def test_products_of_few_rows(rows: int, size: int, depth: int, overlap: Overlap) -> None:
     x, weight, bias = normal(rows, depth), normal(size, depth), normal(size)
     arrived = torch.zeros(1024, dtype=torch.int32, device="cuda")

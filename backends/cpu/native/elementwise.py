@@ -6,7 +6,9 @@ N rows that choose a token, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +16,7 @@ from torch import Tensor
 from mainspring.backends.cpu import elementwise
 from mainspring.backends.cpu.native.library import Kernel, Kernels, Norm, Rope, SiluMul
 from mainspring.core.ops.bitmask import apply_bitmask
-from mainspring.core.ops.sample import SamplingTensors, sample
+from mainspring.core.ops.sample import SamplingTensors, sample, truncate
 
 ELEMENT = 4
 """Multiplications that an element takes as long as."""
@@ -77,12 +79,29 @@ class Elementwise:
         return out[0], out[1]
 
     def sample(self, logits_NV: Tensor, sampling: SamplingTensors) -> Tensor:
-        """As `core.ops.sample.sample`: rows that are all greedy by the kernel, others by torch."""
-        if sampling.any_sampled or logits_NV.dtype != torch.float32 or not logits_NV.is_contiguous():
+        """As `core.ops.sample.sample`; what typical_p cuts is cut by torch."""
+        if logits_NV.dtype != torch.float32 or not logits_NV.is_contiguous():
             return sample(logits_NV, sampling, peek=True)
         ids_N = torch.empty(len(logits_NV), dtype=torch.int32)
-        self.kernels.argmax(logits_NV.data_ptr(), ids_N.data_ptr(), *logits_NV.shape, self.kernels.threads)
+        if not sampling.any_sampled:
+            self.kernels.argmax(logits_NV.data_ptr(), ids_N.data_ptr(), *logits_NV.shape, self.kernels.threads)
+            return ids_N
+        temperature_N, floors_N = sampling.temperature.contiguous(), None
+        if sampling.any_typical_p:
+            logits_NV = truncate(logits_NV, sampling, slice(None), peek=True)
+            temperature_N = (temperature_N > 0).float()
+        elif sampling.any_top_k or sampling.any_top_p or sampling.any_min_p:
+            floors_N = torch.empty_like(temperature_N)
+            bounds = [x.contiguous() for x in (sampling.top_k.int(), sampling.top_p, sampling.min_p)]
+            self._call(self.kernels.floors, logits_NV, temperature_N, *bounds, floors_N)
+        key_N, position_N = sampling.key.contiguous(), sampling.position.contiguous()
+        self._call(self.kernels.draw, logits_NV, temperature_N, key_N, position_N, floors_N, ids_N)
         return ids_N
+
+    def _call(self, kernel: Callable[..., Any], logits_NV: Tensor, *of_rows: Tensor | None) -> None:
+        """A kernel that takes logits and what there is of each row."""
+        pointers = [None if x is None else x.data_ptr() for x in of_rows]
+        kernel(logits_NV.data_ptr(), *pointers, *logits_NV.shape, self.kernels.threads)
 
     def apply_bitmask(self, logits_NV: Tensor, rows_G: Tensor, mask_GW: Tensor) -> Tensor:
         """As `core.ops.bitmask.apply_bitmask`, in one pass."""

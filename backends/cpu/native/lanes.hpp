@@ -38,6 +38,17 @@ inline float largest(floats lanes) {
     return found;
 }
 
+// The largest of `size` numbers; -infinity where there is none.
+inline float largest(const float* from, int64_t size) {
+    floats most[4] = {all(HIDDEN), all(HIDDEN), all(HIDDEN), all(HIDDEN)};
+    int64_t at = 0;
+    for (; at + 4 * LANES <= size; at += 4 * LANES)
+        for (int part = 0; part < 4; part++) most[part] = larger(load(from + at + part * LANES), most[part]);
+    float found = largest(larger(larger(most[0], most[1]), larger(most[2], most[3])));
+    for (; at < size; at++) found = from[at] > found ? from[at] : found;
+    return found;
+}
+
 // e to the power of x, within two units in the last place; 0 below -87. Cody and Waite's reduction by ln 2 in two
 // pieces, then the Taylor polynomial of degree 7 on |x| <= ln 2 / 2.
 inline floats exponential(floats x) {

@@ -107,6 +107,12 @@ class Kernels:
     """Calls, how many of them, threads."""
     argmax: Callable[..., Any]
     """Logits, ids, rows, size of the vocabulary, threads: the likeliest token of each row."""
+    draw: Callable[..., Any]
+    """Logits, each row's temperature, key, position and lowest score, ids, rows, size of the vocabulary, threads: a
+    drawn token."""
+    floors: Callable[..., Any]
+    """Logits, each row's temperature, top_k, top_p and min_p, scores, rows, size of the vocabulary, threads: the lowest
+    that they leave."""
     bitmask: Callable[..., Any]
     """Logits, each row's mask or -1, masks, masked logits, rows, size of the vocabulary, words of a mask, threads."""
     threads: int
@@ -133,5 +139,7 @@ def open_library(path: Path, threads: int) -> Kernels:
         raise CannotBuildError(f"the compiled kernels cannot be loaded: {error}") from error
     library.play.argtypes, library.play.restype = (c_void_p, c_int64, c_int64), None
     library.argmax.argtypes, library.argmax.restype = (c_void_p, c_void_p, c_int64, c_int64, c_int64), None
+    library.draw.argtypes, library.draw.restype = (*[c_void_p] * 6, *[c_int64] * 3), None
+    library.floors.argtypes, library.floors.restype = (*[c_void_p] * 6, *[c_int64] * 3), None
     library.bitmask.argtypes, library.bitmask.restype = (*[c_void_p] * 4, *[c_int64] * 4), None
-    return Kernels(library.play, library.argmax, library.bitmask, threads)
+    return Kernels(library.play, library.argmax, library.draw, library.floors, library.bitmask, threads)
