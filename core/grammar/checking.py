@@ -1,7 +1,8 @@
 """A process that reads grammars which nobody trusts: `python -m mainspring.core.grammar.checking`.
 
 Reading one may take minutes and gigabytes if it was made to, so it happens where both are bounded, and where whoever
-waits can end it. What passes is read again by the engine process, whose engines have limits of their own for each step.
+waits can end it. Steps and answers come first where processors are few. What passes is read again by the engine
+process, whose engines have limits of their own for each step.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ from mainspring.core.grammar.messages import AUTO, Check, Checked, CheckStart, G
 from mainspring.core.grammar.protocol import GrammarEngine, GrammarError
 from mainspring.core.grammar.store import installed, open_engine
 from mainspring.core.request import Grammar, Vocabulary
+
+NICENESS = 5
+"""A third of the share of who is not nice: what takes milliseconds still does, where steps need all processors."""
 
 
 class Checker:
@@ -69,6 +73,7 @@ class Checker:
 def main() -> int:
     """Answers frame by frame until standard input ends."""
     lifeline.tie_to_parent(os.getppid())
+    _step_back()
     answers = os.dup(sys.stdout.fileno())
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # libraries print
     with contextlib.suppress(ChannelClosed), os.fdopen(answers, "wb") as out:
@@ -91,6 +96,13 @@ def _answers(checker: Checker) -> Iterator[Checked]:
 
 def _read(size: int) -> bytes:
     return os.read(sys.stdin.fileno(), size)
+
+
+def _step_back() -> None:
+    os.nice(NICENESS)
+    # Linux may share processors among sessions first, and this process has one of its own.
+    with contextlib.suppress(OSError):
+        Path("/proc/self/autogroup").write_text(str(NICENESS))
 
 
 def _limit_memory(more: int) -> None:
