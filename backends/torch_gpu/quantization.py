@@ -19,14 +19,13 @@ from torch.nn import functional as F
 from mainspring.backends.torch_gpu.schemes import Family, family
 from mainspring.backends.torch_gpu.tuning import Tuning
 from mainspring.backends.triton.codes import PLAIN, Kind
-from mainspring.backends.triton.packing import pack_shorts, pack_words, short_type
+from mainspring.backends.triton.packing import pack_high, pack_shorts, pack_words, short_type
 from mainspring.backends.triton.scaled import ScaledWeight, round_rows, scaled_linear
 from mainspring.backends.triton.words import ROWS, WordWeight, dequantize_words, word_linear
 from mainspring.core.backend import PackedLinear, WeightScheme
 from mainspring.core.gguf_layouts import LAYOUTS
 from mainspring.core.ops.codes import CODES as TABLES
 from mainspring.core.ops.gguf_blocks import blocks_of, in_features, take_apart
-from mainspring.core.ops.gguf_blocks import dequantize as dequantize_blocks
 from mainspring.core.ops.quantized import dequantize, quantize_weight
 
 LIBRARY_ROWS = 512
@@ -58,6 +57,10 @@ CODES: Mapping[str, Codes] = {
     "fp4": Codes("table"),
 }
 """By `WeightScheme.weight`."""
+BLOCK_CODES: Mapping[int, Codes] = {
+    4: CODES["int4"], 5: Codes("int5", 16), 6: Codes("int6", 32), 8: CODES["int8"],
+}  # fmt: skip
+"""Of GGUF's blocks, by bits."""
 
 
 class Weights(Protocol):
@@ -226,7 +229,8 @@ def _pack_codes(scheme: WeightScheme, tensors: Mapping[str, Tensor]) -> CodedWei
 def _pack_blocks(scheme: WeightScheme, tensors: Mapping[str, Tensor]) -> CodedWeights:
     """Minimums are what `WordWeight.zeros` adds, but for the codes' bias."""
     packing = blocks_of(scheme)
-    layout, parts, codes = LAYOUTS[packing], take_apart(packing, tensors["weight"]), CODES[scheme.weight]
+    layout, parts = LAYOUTS[packing], take_apart(packing, tensors["weight"])
+    codes = BLOCK_CODES[layout.bits]
 
     def of_groups(of_blocks: Tensor, steps: Tensor | None) -> Tensor:
         spread = of_blocks.float().repeat_interleave(layout.inputs // layout.group, 1)
@@ -253,7 +257,7 @@ def _words(
         zeros = pack_shorts(zeros_NG.expand(size, -1), short, codes.kind, group or depth)
     return WordWeight(
         kind=codes.kind, size=size, depth=depth, words=pack_words(codes_NK, codes.kind), scales=scales,
-        group_size=group, short=short, zeros=zeros, bias=codes.bias,
+        group_size=group, short=short, zeros=zeros, bias=codes.bias, high=pack_high(codes_NK, codes.kind),
     )  # fmt: skip
 
 
@@ -276,8 +280,6 @@ def _pack_scaled(scheme: WeightScheme, tensors: Mapping[str, Tensor]) -> ScaledW
 
 
 def _pack_dense(scheme: WeightScheme, tensors: Mapping[str, Tensor]) -> DenseWeights:
-    if scheme.packing != "plain":
-        return DenseWeights(dequantize_blocks(blocks_of(scheme), tensors["weight"]).to(torch.bfloat16))
     return DenseWeights(dequantize(scheme, tensors).to(torch.bfloat16))
 
 

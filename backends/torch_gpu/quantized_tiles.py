@@ -42,7 +42,8 @@ def small_word_tile(rows: int, weight: WordWeight, processors: int) -> WordTile:
     # More rows at once would not fit the registers of AMD's small chips beside the codes of a table.
     tile = min(FEW_ROWS // 2, max(FEWEST, triton.next_power_of_2(rows)))
     programs = strips * triton.cdiv(rows, tile)
-    return WordTile(1, tile, max(1, min(blocks // 4, 2 * processors // programs)), 8 if tile > FEWEST else 4, 2)
+    warps = 8 if tile > FEWEST or weight.high is not None else 4
+    return WordTile(1, tile, max(1, min(blocks // 4, 2 * processors // programs)), warps, 2)
 
 
 def scaled_tile(rows: int, weight: ScaledWeight, processors: int) -> ScaledTile:

@@ -16,10 +16,10 @@ Family = Literal["codes", "scaled", "blocks", "dense"]
 GGUF's, which become codes of as many bits; `dense`: dequantized at load,
 for what no kernel reads."""
 
-GGUF_CODES = ("q4_0", "q4_1", "q8_0", "q4_k")
-"""Those that take as much memory as codes, to an eighth: groups' scales are 16 bits each, which a K-quant's are not."""
 PLANE = 32
-"""Input features of which `backends/triton/words.py` makes a plane: the finest groups that its weights have."""
+"""Input features of which `backends/triton/words.py` makes a plane: the finest groups of activations."""
+FINEST = PLANE // 2
+"""Groups that its weights have."""
 BLOCKS = {4: 128, 8: 64}
 """Input features of a block of words, by bits."""
 
@@ -64,7 +64,7 @@ SCHEMES = (
 def family(scheme: WeightScheme) -> Family | None:
     """Whose a scheme is; None: no kernel's here."""
     if scheme.packing != "plain":
-        return None if scheme.activation else "blocks" if scheme.packing in GGUF_CODES else "dense"
+        return None if scheme.activation else "blocks"
     if scheme.bits not in BLOCKS:
         return None
     if scheme.activation is None or scheme.activation.endswith("16"):
@@ -88,4 +88,4 @@ def verdict(scheme: WeightScheme, in_features: int) -> Verdict:
 def _on_borders(group_size: int, bits: int) -> bool:
     """Whether groups end where planes and blocks of words do."""
     block = BLOCKS[bits]
-    return group_size >= PLANE and (block % group_size == 0 or group_size % block == 0)
+    return group_size >= FINEST and (block % group_size == 0 or group_size % block == 0)

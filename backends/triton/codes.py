@@ -1,4 +1,5 @@
 """Codes of quantized weights to numbers: 16-bit words hold four codes of 4 bits or two of 8, read a plane at a time.
+Of codes of 5 and 6 bits they hold the lower four, and bytes beside them the others.
 
 Numbers come by bits, not by conversions, of which a GPU does few at once: a code or'ed into the mantissa of 128
 (bfloat16) or 1024 (float16) is that number plus the code, exactly. So `read` gives code + offset, and `offset` says
@@ -16,11 +17,13 @@ import torch
 import triton
 import triton.language as tl
 
-Kind = Literal["int4", "int8", "float8_e4m3fn", "e2m1", "table"]
+Kind = Literal["int4", "int5", "int6", "int8", "float8_e4m3fn", "e2m1", "table"]
 """`e2m1`: floating point of 4 bits; `table`: 4 bits that name one of sixteen values."""
 
-PLANES: dict[Kind, int] = {"int4": 4, "int8": 2, "float8_e4m3fn": 2, "e2m1": 4, "table": 4}
+PLANES: dict[Kind, int] = {"int4": 4, "int5": 4, "int6": 4, "int8": 2, "float8_e4m3fn": 2, "e2m1": 4, "table": 4}
 """Codes of a word."""
+HIGH_BITS: dict[Kind, int] = {"int5": 1, "int6": 2}
+"""Of a code, that are not in its word."""
 
 
 def offset(kind: Kind, dtype: torch.dtype) -> int:
@@ -29,7 +32,7 @@ def offset(kind: Kind, dtype: torch.dtype) -> int:
         return 0
     if dtype == torch.float16:
         return 1024
-    return 128 if kind == "int4" else -128
+    return -128 if kind == "int8" else 128
 
 
 @triton.jit
@@ -51,6 +54,13 @@ def _read(words, table, PLANE: tl.constexpr, KIND: tl.constexpr, dtype: tl.const
         else:
             number = _with_offset(code, dtype)
     return number
+
+
+@triton.jit
+def join_bits(words, high, PLANE: tl.constexpr, HIGH: tl.constexpr, dtype: tl.constexpr):
+    """As a `Reader` reads, codes of 4 + HIGH bits."""
+    upper = (high.to(tl.int16) >> (HIGH * PLANE)) & ((1 << HIGH) - 1)
+    return _with_offset(((words >> (4 * PLANE)) & 0xF) | (upper << 4), dtype)
 
 
 @triton.jit

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mainspring.backends.triton.codes import PLANES, Kind
-from mainspring.backends.triton.words import FEATURES, ROWS, WORDS
+from mainspring.backends.triton.codes import HIGH_BITS, PLANES, Kind
+from mainspring.backends.triton.words import FEATURES, ROWS, WORD_SHORTS, WORDS
 
 STRIPS_AT_ONCE = 32
 SMALLEST_NORMAL = torch.finfo(torch.float16).smallest_normal
@@ -19,7 +19,24 @@ WORD_TYPES = {2: torch.int32, 4: torch.int64}
 
 def pack_words(codes_NK: Tensor, kind: Kind) -> Tensor:
     """[ceil(N / 64), ceil(K / B), 2048] int16 of codes, integers from 0 on. What is added to fill blocks has code 0."""
-    planes = PLANES[kind]
+    if kind in HIGH_BITS:
+        codes_NK = codes_NK & 0xF
+    return _in_words(codes_NK, PLANES[kind], 16 // PLANES[kind])
+
+
+def pack_high(codes_NK: Tensor, kind: Kind) -> Tensor | None:
+    """What codes have above four bits, as `WordWeight.high`; None for kinds that have nothing there."""
+    if kind not in HIGH_BITS:
+        return None
+    bits = HIGH_BITS[kind]
+    words = _in_words(codes_NK >> 4, PLANES[kind], bits)
+    if bits == 1:
+        words = words[..., ::2] | words[..., 1::2] << 4
+    return words.to(torch.uint8)
+
+
+def _in_words(codes_NK: Tensor, planes: int, bits: int) -> Tensor:
+    """Codes of so many bits, the planes' of a word side by side."""
     size, depth = codes_NK.shape
     strips, blocks = -(-size // ROWS), -(-depth // (FEATURES * planes))
     # In pieces: as 32-bit numbers a layer's codes take eight times what its words will.
@@ -30,7 +47,7 @@ def pack_words(codes_NK: Tensor, kind: Kind) -> Tensor:
         parts = rows_NK.view(-1, blocks, planes, FEATURES).unbind(2)
         joined = parts[0].clone()
         for plane, part in enumerate(parts[1:], 1):
-            joined |= part << (plane * 16 // planes)
+            joined |= part << (plane * bits)
         # [strip, warp, half of rows, row, block, step, half of features, lane, pair] to the order of a fragment.
         fragment = joined.view(-1, 4, 2, 8, blocks, 2, 2, 4, 2).permute(0, 4, 5, 1, 3, 7, 6, 2, 8)
         signed = ((fragment + 0x8000) & 0xFFFF) - 0x8000
@@ -47,11 +64,14 @@ def short_type(scales: Tensor, zeros: Tensor | None) -> torch.dtype:
 
 
 def pack_shorts(numbers_NG: Tensor, short: torch.dtype, kind: Kind, group_size: int) -> Tensor:
-    """A number a group as `words.py` loads them: S of 16 bits as one integer of 32 at least, [blocks, N]."""
+    """A number a group as `words.py` loads them: S of 16 bits as one integer of 32 at least, [blocks, N], or eight as
+    two, [blocks, 2, N]."""
     per_block = max(1, PLANES[kind] * FEATURES // group_size)
     size, groups = numbers_NG.shape
     padded = F.pad(numbers_NG.float(), (0, -groups % per_block, 0, -size % ROWS)).to(short)
     blocks = padded.view(len(padded), -1, per_block).transpose(0, 1).contiguous()
     if per_block == 1:
         return blocks.view(torch.int16).squeeze(-1).to(torch.int32)
+    if per_block > WORD_SHORTS:
+        return blocks.view(torch.int64).transpose(1, 2).contiguous()
     return blocks.view(WORD_TYPES[per_block]).squeeze(-1)

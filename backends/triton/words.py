@@ -10,10 +10,12 @@ B = 32 P of them, and 2048 words of 64 rows: feature 32 p + f and row n of a blo
 (f / 16, n / 16, n % 8, f / 2 % 4, f / 8 % 2, n / 8 % 2, f % 2) of [2, 4, 8, 4, 2, 2, 2]: step of a matrix instruction,
 warp, lane (8 x 4), and its 8 halfwords, as in PTX ISA, "Register Fragments for wgmma.mma_async.m64nNk16".
 
-Scales are 16-bit numbers in [B's, N, S]: S to a block where groups are smaller than blocks, read in one word; else one
-serves several blocks. Words have 32 bits at least, which is what comes while others are multiplied: a scale that is
-waited for costs more than the two bytes. With one scale an output feature they are applied to the sums instead, in
-float32.
+What a code has above four bits stands in bytes in the words' order, all planes' of a word side by side.
+
+Scales are 16-bit numbers in [B's, N, S]: S to a block where groups are smaller than blocks, read in a word, or of eight
+in two, [B's, 2, N, 4]; else one serves several blocks. Groups are no smaller than half a plane. Words of scales have 32
+bits at least, which is what comes while others are multiplied: a scale that is waited for costs more than the two
+bytes. With one scale an output feature they are applied to the sums instead, in float32.
 
 Legend: M rows of x, N output features, K input features, F features of a plane (32).
 """
@@ -27,7 +29,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mainspring.backends.triton.codes import PLAIN, PLANES, Kind, Reader, offset
+from mainspring.backends.triton.codes import HIGH_BITS, PLAIN, PLANES, Kind, Reader, join_bits, offset
 from mainspring.backends.triton.launch import ALONE, Overlap
 from mainspring.backends.triton.splits import add_parts
 
@@ -35,6 +37,8 @@ ROWS, FEATURES = 64, 32
 """Of the weight, in one block of words and in one plane."""
 WORDS = ROWS * FEATURES
 _WORDS = tl.constexpr(WORDS)
+WORD_SHORTS = 4
+"""Of scales, in one integer."""
 
 
 @triton.jit
@@ -45,62 +49,89 @@ def _operand(x, STRIPS: tl.constexpr):
 
 
 @triton.jit
+def _high(high, places, HIGH: tl.constexpr):
+    """Of each word, HIGH bits of each of its four codes: a byte, or half of one."""
+    return tl.load(high + places) if HIGH == 2 else tl.load(high + places // 2) >> (places % 2 * 4).to(tl.uint8)
+
+
+@triton.jit
 def _short(word, GROUP: tl.constexpr, SHORT: tl.constexpr, DTYPE: tl.constexpr):
     """One of the 16-bit numbers of a word, as [N, 1]."""
     return (word >> (16 * GROUP)).to(tl.int16).to(SHORT, bitcast=True).to(DTYPE)[:, None]
 
 
 @triton.jit
+def _of_plane(
+    word, PLANE: tl.constexpr, PLANES: tl.constexpr, PER_BLOCK: tl.constexpr, SHORT: tl.constexpr, DTYPE: tl.constexpr
+):
+    """A plane's number of each row, [N, 1]; of groups of half a plane the two, for each feature, [N, 32]."""
+    if PER_BLOCK > PLANES:
+        FIRST: tl.constexpr = 2 * PLANE % 4
+        late_F = tl.arange(0, 32)[None, :] >= 16
+        number = tl.where(late_F, _short(word, FIRST + 1, SHORT, DTYPE), _short(word, FIRST, SHORT, DTYPE))
+    else:
+        number = _short(word, PLANE * PER_BLOCK // PLANES, SHORT, DTYPE)
+    return number
+
+
+@triton.jit
 def _numbers(
-    words, table, scale_N, zero_N, PLANE: tl.constexpr, STRIPS: tl.constexpr, KIND: tl.constexpr, DTYPE: tl.constexpr,
-    PER_BLOCK: tl.constexpr, SHORT: tl.constexpr, BIAS: tl.constexpr, OFFSET: tl.constexpr, ZEROS: tl.constexpr,
-    READ: tl.constexpr, SUBTRACT: tl.constexpr, MULTIPLY: tl.constexpr, MULTIPLY_ADD: tl.constexpr,
+    words, high, table, scale_N, zero_N, PLANE: tl.constexpr, STRIPS: tl.constexpr, KIND: tl.constexpr,
+    DTYPE: tl.constexpr, PER_BLOCK: tl.constexpr, SHORT: tl.constexpr, BIAS: tl.constexpr, OFFSET: tl.constexpr,
+    ZEROS: tl.constexpr, READ: tl.constexpr, SUBTRACT: tl.constexpr, MULTIPLY: tl.constexpr, MULTIPLY_ADD: tl.constexpr,
 ):  # fmt: skip
     """A plane of weights: [STRIPS * 64, 32] in x's dtype. PER_BLOCK 0: without their scale."""
     PLANES: tl.constexpr = 2 if (KIND == "int8" or KIND == "float8_e4m3fn") else 4
-    GROUP: tl.constexpr = PLANE * PER_BLOCK // PLANES
-    value_NF = _operand(READ(words, table, PLANE, KIND, DTYPE), STRIPS)
+    if KIND == "int5":
+        value_NF = _operand(join_bits(words, high, PLANE, 1, DTYPE), STRIPS)
+    elif KIND == "int6":
+        value_NF = _operand(join_bits(words, high, PLANE, 2, DTYPE), STRIPS)
+    else:
+        value_NF = _operand(READ(words, table, PLANE, KIND, DTYPE), STRIPS)
     if ZEROS == "whole":
-        zero_N1 = (_short(zero_N, GROUP, SHORT, tl.float32) + (BIAS + OFFSET)).to(DTYPE)
-        value_NF = SUBTRACT(value_NF, zero_N1)
+        zero = (_of_plane(zero_N, PLANE, PLANES, PER_BLOCK, SHORT, tl.float32) + (BIAS + OFFSET)).to(DTYPE)
+        value_NF = SUBTRACT(value_NF, zero)
     elif BIAS + OFFSET != 0:
         value_NF = SUBTRACT(value_NF, tl.full((1, 1), BIAS + OFFSET, DTYPE))
     if ZEROS == "any" and PER_BLOCK:
-        scale_N1, shift_N1 = _short(scale_N, GROUP, SHORT, DTYPE), _short(zero_N, GROUP, SHORT, DTYPE)
-        value_NF = MULTIPLY_ADD(value_NF, scale_N1, shift_N1)
+        shift = _of_plane(zero_N, PLANE, PLANES, PER_BLOCK, SHORT, DTYPE)
+        value_NF = MULTIPLY_ADD(value_NF, _of_plane(scale_N, PLANE, PLANES, PER_BLOCK, SHORT, DTYPE), shift)
     elif ZEROS == "any":
-        value_NF = SUBTRACT(value_NF, _short(zero_N, GROUP, SHORT, DTYPE))
+        value_NF = SUBTRACT(value_NF, _short(zero_N, 0, SHORT, DTYPE))
     elif PER_BLOCK:
-        value_NF = MULTIPLY(value_NF, _short(scale_N, GROUP, SHORT, DTYPE))
+        value_NF = MULTIPLY(value_NF, _of_plane(scale_N, PLANE, PLANES, PER_BLOCK, SHORT, DTYPE))
     return value_NF
 
 
 @triton.jit
 def _block(
-    words, table, scale_N, zero_N, STRIPS: tl.constexpr, KIND: tl.constexpr, DTYPE: tl.constexpr,
+    words, high, table, scale_N, zero_N, scale_U, zero_U, STRIPS: tl.constexpr, KIND: tl.constexpr, DTYPE: tl.constexpr,
     PER_BLOCK: tl.constexpr, SHORT: tl.constexpr, BIAS: tl.constexpr, OFFSET: tl.constexpr, ZEROS: tl.constexpr,
     READ: tl.constexpr, SUBTRACT: tl.constexpr, MULTIPLY: tl.constexpr, MULTIPLY_ADD: tl.constexpr,
 ):  # fmt: skip
-    """All planes side by side: [STRIPS * 64, 32 P]. Their registers are only named anew."""
+    """All planes side by side: [STRIPS * 64, 32 P]. Their registers are only named anew.
+
+    The scales and zeros of the later planes stand in words of their own, or in the same.
+    """
     BN: tl.constexpr = STRIPS * 64
     first = _numbers(
-        words, table, scale_N, zero_N, 0, STRIPS, KIND, DTYPE, PER_BLOCK, SHORT, BIAS, OFFSET, ZEROS, READ, SUBTRACT,
-        MULTIPLY, MULTIPLY_ADD,
+        words, high, table, scale_N, zero_N, 0, STRIPS, KIND, DTYPE, PER_BLOCK, SHORT, BIAS, OFFSET, ZEROS, READ,
+        SUBTRACT, MULTIPLY, MULTIPLY_ADD,
     )  # fmt: skip
     second = _numbers(
-        words, table, scale_N, zero_N, 1, STRIPS, KIND, DTYPE, PER_BLOCK, SHORT, BIAS, OFFSET, ZEROS, READ, SUBTRACT,
-        MULTIPLY, MULTIPLY_ADD,
+        words, high, table, scale_N, zero_N, 1, STRIPS, KIND, DTYPE, PER_BLOCK, SHORT, BIAS, OFFSET, ZEROS, READ,
+        SUBTRACT, MULTIPLY, MULTIPLY_ADD,
     )  # fmt: skip
     both = tl.join(first, second)
     if KIND == "int8" or KIND == "float8_e4m3fn":
         w_NK = tl.reshape(tl.permute(both, (0, 2, 1)), (BN, 64))
     else:
         third = _numbers(
-            words, table, scale_N, zero_N, 2, STRIPS, KIND, DTYPE, PER_BLOCK, SHORT, BIAS, OFFSET, ZEROS, READ,
+            words, high, table, scale_U, zero_U, 2, STRIPS, KIND, DTYPE, PER_BLOCK, SHORT, BIAS, OFFSET, ZEROS, READ,
             SUBTRACT, MULTIPLY, MULTIPLY_ADD,
         )  # fmt: skip
         fourth = _numbers(
-            words, table, scale_N, zero_N, 3, STRIPS, KIND, DTYPE, PER_BLOCK, SHORT, BIAS, OFFSET, ZEROS, READ,
+            words, high, table, scale_U, zero_U, 3, STRIPS, KIND, DTYPE, PER_BLOCK, SHORT, BIAS, OFFSET, ZEROS, READ,
             SUBTRACT, MULTIPLY, MULTIPLY_ADD,
         )  # fmt: skip
         all_four = tl.join(both, tl.join(third, fourth))
@@ -110,11 +141,11 @@ def _block(
 
 @triton.jit(do_not_specialize=["num_rows", "blocks_each"])
 def _words_kernel(
-    x, words, scales, zeros, table, bias, out, partial, arrived, num_rows, N, K, x_stride, blocks_each,
-    M: tl.constexpr, STRIPS: tl.constexpr, PLANES: tl.constexpr, KIND: tl.constexpr, SPLIT: tl.constexpr,
-    PER_BLOCK: tl.constexpr, BLOCKS_PER: tl.constexpr, SHORT: tl.constexpr, BIAS: tl.constexpr, OFFSET: tl.constexpr,
-    ZEROS: tl.constexpr, EVEN: tl.constexpr, BIASED: tl.constexpr, AHEAD: tl.constexpr, READ: tl.constexpr,
-    SUBTRACT: tl.constexpr, MULTIPLY: tl.constexpr, MULTIPLY_ADD: tl.constexpr, BEGIN: tl.constexpr,
+    x, words, high, scales, zeros, table, bias, out, partial, arrived, num_rows, N, K, x_stride, blocks_each,
+    M: tl.constexpr, STRIPS: tl.constexpr, PLANES: tl.constexpr, KIND: tl.constexpr, HIGH: tl.constexpr,
+    SPLIT: tl.constexpr, PER_BLOCK: tl.constexpr, BLOCKS_PER: tl.constexpr, SHORT: tl.constexpr, BIAS: tl.constexpr,
+    OFFSET: tl.constexpr, ZEROS: tl.constexpr, EVEN: tl.constexpr, BIASED: tl.constexpr, AHEAD: tl.constexpr,
+    READ: tl.constexpr, SUBTRACT: tl.constexpr, MULTIPLY: tl.constexpr, MULTIPLY_ADD: tl.constexpr, BEGIN: tl.constexpr,
     FETCH: tl.constexpr,
 ):  # fmt: skip
     """Program (rows of x, strips of 64 output features, part of K)."""
@@ -131,7 +162,7 @@ def _words_kernel(
     # Steps come first, so that eight warps hold two strips as matrix units want them.
     e = tl.arange(0, STRIPS * _WORDS)
     strip = tl.minimum(tile * STRIPS + e // 1024 % STRIPS, strips - 1)
-    mine = words + strip.to(tl.int64) * blocks * _WORDS + (e // (STRIPS * 1024) * 1024 + e % 1024)
+    mine = strip.to(tl.int64) * blocks * _WORDS + (e // (STRIPS * 1024) * 1024 + e % 1024)
     if AHEAD:
         # A block is 4 KiB, and 128 threads have an address each.
         place = tl.arange(0, 128)
@@ -140,16 +171,20 @@ def _words_kernel(
         FETCH(start + first * _WORDS + place % (128 // STRIPS) * (size // 2), size)
     n_scale = tl.minimum(n, strips * 64 - 1)
     width = strips * 64
+    UPPER: tl.constexpr = PER_BLOCK > 4
     BEGIN()
     acc_NM = tl.zeros((BN, M), tl.float32)
     for block in range(first, past):
-        words_E = tl.load(mine + block * _WORDS)
-        group = block // BLOCKS_PER * width
-        scale_N = tl.load(scales + group + n_scale) if PER_BLOCK else 0
-        zero_N = tl.load(zeros + group + n_scale) if ZEROS != "none" else 0
+        words_E = tl.load(words + (mine + block * _WORDS))
+        high_E = _high(high, mine + block * _WORDS, HIGH) if HIGH else 0
+        group = block // BLOCKS_PER * (width * (1 + UPPER)) + n_scale
+        scale_N = tl.load(scales + group) if PER_BLOCK else 0
+        zero_N = tl.load(zeros + group) if ZEROS != "none" else 0
+        scale_U = tl.load(scales + group + width) if UPPER else scale_N
+        zero_U = tl.load(zeros + group + width) if UPPER and ZEROS != "none" else zero_N
         w_NK = _block(
-            words_E, table, scale_N, zero_N, STRIPS, KIND, DTYPE, PER_BLOCK, SHORT, BIAS, OFFSET, ZEROS,
-            READ, SUBTRACT, MULTIPLY, MULTIPLY_ADD,
+            words_E, high_E, table, scale_N, zero_N, scale_U, zero_U, STRIPS, KIND, DTYPE, PER_BLOCK, SHORT, BIAS,
+            OFFSET, ZEROS, READ, SUBTRACT, MULTIPLY, MULTIPLY_ADD,
         )  # fmt: skip
         here = block * BLOCK + k
         inside = m[:, None] < num_rows if EVEN else (m[:, None] < num_rows) & (here[None, :] < K)
@@ -170,24 +205,29 @@ def _words_kernel(
 
 @triton.jit
 def _dequantize_kernel(
-    words, scales, zeros, table, out, N, K, STRIPS: tl.constexpr, PLANES: tl.constexpr, KIND: tl.constexpr,
-    PER_BLOCK: tl.constexpr, BLOCKS_PER: tl.constexpr, SHORT: tl.constexpr, BIAS: tl.constexpr, OFFSET: tl.constexpr,
-    ZEROS: tl.constexpr, READ: tl.constexpr, SUBTRACT: tl.constexpr, MULTIPLY: tl.constexpr, MULTIPLY_ADD: tl.constexpr,
-    BEGIN: tl.constexpr,
+    words, high, scales, zeros, table, out, N, K, STRIPS: tl.constexpr, PLANES: tl.constexpr, KIND: tl.constexpr,
+    HIGH: tl.constexpr, PER_BLOCK: tl.constexpr, BLOCKS_PER: tl.constexpr, SHORT: tl.constexpr, BIAS: tl.constexpr,
+    OFFSET: tl.constexpr, ZEROS: tl.constexpr, READ: tl.constexpr, SUBTRACT: tl.constexpr, MULTIPLY: tl.constexpr,
+    MULTIPLY_ADD: tl.constexpr, BEGIN: tl.constexpr,
 ):  # fmt: skip
     """Program (block, strip): its weights in out's dtype, [N, K]."""
     DTYPE: tl.constexpr = out.dtype.element_ty
     block, strip = tl.program_id(0), tl.program_id(1)
     n, f, e = strip * 64 + tl.arange(0, 64), tl.arange(0, 32), tl.arange(0, _WORDS)
-    group = block // BLOCKS_PER * (tl.num_programs(1) * 64) + n
+    width = tl.num_programs(1) * 64
+    UPPER: tl.constexpr = PER_BLOCK > 4
+    group = block // BLOCKS_PER * (width * (1 + UPPER)) + n
     BEGIN()
-    words_E = tl.load(words + (strip.to(tl.int64) * tl.num_programs(0) + block) * _WORDS + e)
-    scale_N = tl.load(scales + group) if PER_BLOCK else tl.load(scales + n)
-    zero_N = tl.load(zeros + group) if ZEROS != "none" else 0
+    mine = (strip.to(tl.int64) * tl.num_programs(0) + block) * _WORDS + e
+    words_E = tl.load(words + mine)
+    high_E = _high(high, mine, HIGH) if HIGH else 0
     for plane in tl.static_range(PLANES):
+        here = group + width * (plane // 2) if UPPER else group
+        scale_N = tl.load(scales + here) if PER_BLOCK else tl.load(scales + n)
+        zero_N = tl.load(zeros + here) if ZEROS != "none" else 0
         w_NF = _numbers(
-            words_E, table, scale_N, zero_N, plane, STRIPS, KIND, DTYPE, PER_BLOCK, SHORT, BIAS, OFFSET, ZEROS, READ,
-            SUBTRACT, MULTIPLY, MULTIPLY_ADD,
+            words_E, high_E, table, scale_N, zero_N, plane, STRIPS, KIND, DTYPE, PER_BLOCK, SHORT, BIAS, OFFSET, ZEROS,
+            READ, SUBTRACT, MULTIPLY, MULTIPLY_ADD,
         )  # fmt: skip
         if PER_BLOCK == 0:
             w_NF = (w_NF.to(tl.float32) * scale_N[:, None]).to(DTYPE)
@@ -206,7 +246,8 @@ class WordWeight:
     words: Tensor
     """[ceil(N / 64), ceil(K / B), 2048] int16"""
     scales: Tensor
-    """[blocks, N] integers of 16 S bits, 32 at least; or float32 [N]. N is padded to a multiple of 64."""
+    """[blocks, N] integers of 16 S bits, 32 at least, with S = 8 [blocks, 2, N]; or float32 [N]. N is padded to a
+    multiple of 64."""
     group_size: int | None
     """None: a scale an output feature."""
     short: torch.dtype = torch.float16
@@ -220,10 +261,12 @@ class WordWeight:
     """What is subtracted from codes besides: 8 of int4, 128 of int8."""
     table: Tensor | None = None
     """[16] What codes of 4 bits stand for."""
+    high: Tensor | None = None
+    """[ceil(N / 64), ceil(K / B), 2048 or 1024] uint8: what codes of 6 or 5 bits have above four."""
 
     def bytes(self) -> int:
         """In memory."""
-        held = (self.words, self.scales, self.zeros, self.table)
+        held = (self.words, self.high, self.scales, self.zeros, self.table)
         return sum(x.numel() * x.element_size() for x in held if x is not None)
 
 
@@ -266,9 +309,10 @@ def word_linear(
         elements = many * tiles * splits * tile.strips * ROWS * tile.rows
         partial = torch.empty(elements, dtype=torch.float32, device=x_MK.device)
     _words_kernel[(many, tiles, splits)](
-        x_MK, weight.words, weight.scales, weight.zeros, weight.table, bias_N, out, partial, arrived, num_rows, size,
-        depth, x_MK.stride(0), each, M=tile.rows, SPLIT=splits > 1, EVEN=depth % (planes * FEATURES) == 0,
-        BIASED=bias_N is not None, AHEAD=tile.ahead, STRIPS=tile.strips, BEGIN=overlap.begin, FETCH=overlap.fetch,
+        x_MK, weight.words, weight.high, weight.scales, weight.zeros, weight.table, bias_N, out, partial, arrived,
+        num_rows, size, depth, x_MK.stride(0), each, M=tile.rows, SPLIT=splits > 1,
+        EVEN=depth % (planes * FEATURES) == 0, BIASED=bias_N is not None, AHEAD=tile.ahead, STRIPS=tile.strips,
+        BEGIN=overlap.begin, FETCH=overlap.fetch,
         **_constants(weight, x_MK.dtype, reader), num_warps=tile.warps, num_stages=tile.stages,
         **overlap.options,
     )  # fmt: skip
@@ -282,7 +326,7 @@ def dequantize_words(
     out = torch.empty((weight.size, weight.depth), dtype=dtype, device=weight.words.device)
     strips, blocks = weight.words.shape[:2]
     _dequantize_kernel[(blocks, strips)](
-        weight.words, weight.scales, weight.zeros, weight.table, out, weight.size, weight.depth, STRIPS=1,
+        weight.words, weight.high, weight.scales, weight.zeros, weight.table, out, weight.size, weight.depth, STRIPS=1,
         BEGIN=overlap.begin, **_constants(weight, dtype, reader), num_warps=4, **overlap.options,
     )  # fmt: skip
     return out
@@ -294,7 +338,8 @@ def _constants(weight: WordWeight, dtype: torch.dtype, reader: Reader) -> dict[s
     group = weight.group_size
     zeros = "none" if weight.zeros is None else "whole" if weight.whole else "any"
     return {
-        "PLANES": planes, "KIND": weight.kind, "PER_BLOCK": 0 if group is None else max(1, block // group),
+        "PLANES": planes, "KIND": weight.kind, "HIGH": HIGH_BITS.get(weight.kind, 0),
+        "PER_BLOCK": 0 if group is None else max(1, block // group),
         "BLOCKS_PER": 1 << 30 if group is None else max(1, group // block), "BIAS": weight.bias,
         "SHORT": tl.float16 if weight.short == torch.float16 else tl.bfloat16,
         "OFFSET": offset(weight.kind, dtype), "ZEROS": zeros, "READ": reader.read, "SUBTRACT": reader.subtract,

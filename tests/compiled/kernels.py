@@ -21,7 +21,9 @@ from mainspring.backends.triton.moe import route
 from mainspring.backends.triton.sample import Destination, draw, find_peaks, highest, record, thresholds
 from mainspring.backends.triton.summed_norm import Inboxes, summed, summed_add_rms_norm
 from mainspring.core.backend import AttentionMetadata, WeightScheme
+from mainspring.core.gguf_layouts import exact_scheme
 from mainspring.core.ops.attention import PagedKV
+from mainspring.core.ops.gguf_blocks import blocks_of, random_weight
 from mainspring.core.ops.heads import HeadNorms, HeadsStep
 from tests.compiled.targets import Target
 
@@ -34,7 +36,10 @@ QUANTIZED = (
     WeightScheme(weight="int8", bits=8),
     WeightScheme(weight="float8_e4m3fn", bits=8),
     WeightScheme(weight="mxfp4", bits=4, group_size=32),
+    WeightScheme(weight="nvfp4", bits=4, group_size=16),
     WeightScheme(weight="nf4", bits=4, group_size=64),
+    exact_scheme("q5_k"),
+    exact_scheme("q6_k"),
     WeightScheme(weight="int8", bits=8, activation="int8", activation_granularity="token"),
 )
 
@@ -222,5 +227,7 @@ def _split(dtype: torch.dtype, target: Target) -> None:
 
 def _quantized(dtype: torch.dtype, scheme: WeightScheme, rows: int, target: Target) -> None:
     quantized = Quantized(target.tuning)
-    packed = quantized.pack(scheme, {"weight": torch.ones(128, 1024)})
+    plain = scheme.packing == "plain"
+    weight = torch.ones(128, 1024) if plain else random_weight(blocks_of(scheme), 128, 1024)
+    packed = quantized.pack(scheme, {"weight": weight})
     quantized(torch.zeros(rows, 1024, dtype=dtype), packed)
