@@ -145,10 +145,11 @@ class Choosing:
         asked = selection.logprob_index
         if asked is None:
             return
-        told_NV = logits_NV[asked]
+        if len(asked) < len(logits_NV):  # else they are all of them, in their order
+            logits_NV, adjusted_NV, ids_N = logits_NV[asked], adjusted_NV[asked], ids_N[asked]
         if selection.logprob_adjusted is not None:
-            told_NV = torch.where(selection.logprob_adjusted, adjusted_NV[asked], told_NV)
-        found = self._ops.logprobs(told_NV, ids_N[asked], selection.max_logprobs)
+            logits_NV = torch.where(selection.logprob_adjusted, adjusted_NV, logits_NV)
+        found = self._ops.logprobs(logits_NV, ids_N, selection.max_logprobs)
         self._device.flush()
         results.take_logprobs(selection, found, self._device.pinned)
 

@@ -112,3 +112,17 @@ extern "C" void draw(const float* x, const float* temperature, const int32_t* ke
         }
     });
 }
+
+// chosen[row] = the log-probability of ids[row], total[row] = the logarithm of the sum of the powers of all. x [rows,
+// size].
+extern "C" void logprobs(const float* x, const int32_t* ids, float* chosen, float* total, int64_t rows, int64_t size,
+                         int64_t threads) {
+    gather(rows > 1 ? threads : 1, [=](const Team& team) {
+        for (int64_t row = team.first(rows); row < team.last(rows); row++) {
+            const float* from = x + row * size;
+            const float peak = largest(from, size);
+            total[row] = peak + float(std::log(sum_of_powers(from, size, peak)));
+            chosen[row] = from[ids[row]] - total[row];
+        }
+    });
+}

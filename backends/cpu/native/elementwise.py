@@ -16,6 +16,7 @@ from torch import Tensor
 from mainspring.backends.cpu import elementwise
 from mainspring.backends.cpu.native.library import Kernel, Kernels, Norm, Rope, SiluMul
 from mainspring.core.ops.bitmask import apply_bitmask
+from mainspring.core.ops.logprobs import likeliest, logprobs
 from mainspring.core.ops.sample import SamplingTensors, sample, truncate
 
 ELEMENT = 4
@@ -97,6 +98,17 @@ class Elementwise:
         key_N, position_N = sampling.key.contiguous(), sampling.position.contiguous()
         self._call(self.kernels.draw, logits_NV, temperature_N, key_N, position_N, floors_N, ids_N)
         return ids_N
+
+    def logprobs(self, logits_NV: Tensor, ids_N: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+        """As `core.ops.logprobs.logprobs`; the likeliest are found by torch."""
+        if logits_NV.dtype != torch.float32 or not logits_NV.is_contiguous():
+            return logprobs(logits_NV, ids_N, k)
+        chosen_N, total_N = torch.empty(2, len(logits_NV))
+        self._call(self.kernels.logprobs, logits_NV, ids_N.int().contiguous(), chosen_N, total_N)
+        if not k:
+            return chosen_N, torch.empty(len(ids_N), 0, dtype=torch.int32), torch.empty(len(ids_N), 0)
+        top_ids_Nk, top_Nk = likeliest(logits_NV, k)
+        return chosen_N, top_ids_Nk, top_Nk - total_N[:, None]
 
     def _call(self, kernel: Callable[..., Any], logits_NV: Tensor, *of_rows: Tensor | None) -> None:
         """A kernel that takes logits and what there is of each row."""

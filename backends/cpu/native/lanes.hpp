@@ -69,3 +69,18 @@ inline floats exponential(floats x) {
     std::memcpy(&power, &exponent, sizeof power);
     return x < -87.0f ? floats{} : series * power;
 }
+
+// The sum of e to the power of x - peak.
+inline double sum_of_powers(const float* x, int64_t size, float peak) {
+    constexpr int64_t TOGETHER = 64 * LANES;  // before their sum is taken in double precision
+    double total = 0;
+    int64_t at = 0;
+    while (at + LANES <= size) {
+        floats partial = floats{};
+        for (const int64_t past = at + TOGETHER; at < past && at + LANES <= size; at += LANES)
+            partial += exponential(load(x + at) - peak);
+        total += sum(partial);
+    }
+    for (; at < size; at++) total += std::exp(x[at] - peak);
+    return total;
+}

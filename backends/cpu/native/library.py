@@ -113,6 +113,9 @@ class Kernels:
     floors: Callable[..., Any]
     """Logits, each row's temperature, top_k, top_p and min_p, scores, rows, size of the vocabulary, threads: the lowest
     that they leave."""
+    logprobs: Callable[..., Any]
+    """Logits, ids, each row's logarithm of its id's probability and of the sum of all powers, rows, size of the
+    vocabulary, threads."""
     bitmask: Callable[..., Any]
     """Logits, each row's mask or -1, masks, masked logits, rows, size of the vocabulary, words of a mask, threads."""
     threads: int
@@ -141,5 +144,8 @@ def open_library(path: Path, threads: int) -> Kernels:
     library.argmax.argtypes, library.argmax.restype = (c_void_p, c_void_p, c_int64, c_int64, c_int64), None
     library.draw.argtypes, library.draw.restype = (*[c_void_p] * 6, *[c_int64] * 3), None
     library.floors.argtypes, library.floors.restype = (*[c_void_p] * 6, *[c_int64] * 3), None
+    library.logprobs.argtypes, library.logprobs.restype = (*[c_void_p] * 4, *[c_int64] * 3), None
     library.bitmask.argtypes, library.bitmask.restype = (*[c_void_p] * 4, *[c_int64] * 4), None
-    return Kernels(library.play, library.argmax, library.draw, library.floors, library.bitmask, threads)
+    return Kernels(
+        library.play, library.argmax, library.draw, library.floors, library.logprobs, library.bitmask, threads
+    )

@@ -37,6 +37,7 @@ def native_ops(kernels: Kernels) -> Mapping[str, Callable[..., Any]]:
         "rope": small.rope,
         "silu_mul": small.silu_mul,
         "sample": small.sample,
+        "logprobs": small.logprobs,
         "apply_bitmask": small.apply_bitmask,
         "kv_write": kv_write,
         "attention": attention,
