@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from mainspring.backends.torch_gpu.schemes import verdict
+from mainspring.backends.torch_gpu.schemes import family, verdict
 from mainspring.core.backend import (
     AddRmsNorm,
     AttentionMetadata,
@@ -129,6 +129,14 @@ class GpuDevice(Device):
         if packed.scheme.bits >= 16:
             return super().quantized_linear(x, packed)
         return self._quantized(x, packed)
+
+    def reads_rows(self, scheme: WeightScheme) -> bool:
+        """Of GGUF's blocks."""
+        return family(scheme) == "blocks"
+
+    def rows(self, index: torch.Tensor, packed: PackedLinear, dtype: torch.dtype) -> torch.Tensor:
+        """Read from the words that products read."""
+        return self._quantized.rows(index, packed, dtype)
 
     def quantize_activation(self, x: torch.Tensor, scheme: WeightScheme) -> tuple[torch.Tensor, torch.Tensor]:
         """As the scheme's product rounds it."""

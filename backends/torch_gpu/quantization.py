@@ -21,7 +21,7 @@ from mainspring.backends.torch_gpu.tuning import Tuning
 from mainspring.backends.triton.codes import PLAIN, Kind
 from mainspring.backends.triton.packing import pack_high, pack_shorts, pack_words, short_type
 from mainspring.backends.triton.scaled import ScaledWeight, round_rows, scaled_linear
-from mainspring.backends.triton.words import ROWS, WordWeight, dequantize_words, word_linear
+from mainspring.backends.triton.words import ROWS, WordWeight, dequantize_words, word_linear, word_rows
 from mainspring.core.backend import PackedLinear, WeightScheme
 from mainspring.core.gguf_layouts import LAYOUTS
 from mainspring.core.ops.codes import CODES as TABLES
@@ -181,6 +181,11 @@ class Quantized:
             return x_TK.new_empty((0, packed.out_features))
         weights: Weights = packed.data
         return weights.product(x_TK, packed.bias, self)
+
+    def rows(self, index_T: Tensor, packed: PackedLinear, dtype: torch.dtype) -> Tensor:
+        """As `Device.rows`, of GGUF's blocks."""
+        weights: CodedWeights = packed.data
+        return word_rows(index_T, weights.words, dtype, overlap=self.tuning.overlap)
 
     def round(self, x_TK: Tensor, scheme: WeightScheme, input_scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """As `core.ops.quantized.quantize_activation`."""

@@ -43,9 +43,11 @@ WORD_SHORTS = 4
 
 @triton.jit
 def _operand(x, STRIPS: tl.constexpr):
-    """[STRIPS * 2048], steps of strips, to [STRIPS * 64, 32]."""
-    lying = tl.reshape(x, (2, STRIPS, 4, 8, 4, 2, 2, 2))
-    return tl.reshape(tl.permute(lying, (1, 2, 6, 3, 0, 5, 4, 7)), (STRIPS * 64, 32))
+    """[STRIPS * 2048], steps of strips, to [STRIPS * 64, 32]. With no strips x is rows of 32 features already."""
+    if STRIPS:
+        lying = tl.reshape(x, (2, STRIPS, 4, 8, 4, 2, 2, 2))
+        x = tl.reshape(tl.permute(lying, (1, 2, 6, 3, 0, 5, 4, 7)), (STRIPS * 64, 32))
+    return x
 
 
 @triton.jit
@@ -236,6 +238,42 @@ def _dequantize_kernel(
         tl.store(out + where_NF, w_NF, mask=(n[:, None] < N) & (k[None, :] < K))
 
 
+@triton.jit(do_not_specialize=["num_tokens"])
+def _rows_kernel(
+    index, words, high, scales, zeros, table, out, num_tokens, N, K, T: tl.constexpr, PLANES: tl.constexpr,
+    KIND: tl.constexpr, HIGH: tl.constexpr, PER_BLOCK: tl.constexpr, BLOCKS_PER: tl.constexpr, SHORT: tl.constexpr,
+    BIAS: tl.constexpr, OFFSET: tl.constexpr, ZEROS: tl.constexpr, READ: tl.constexpr, SUBTRACT: tl.constexpr,
+    MULTIPLY: tl.constexpr, MULTIPLY_ADD: tl.constexpr, BEGIN: tl.constexpr,
+):  # fmt: skip
+    """Program (T tokens, block): the tokens' rows, in float32 until they are stored."""
+    block, blocks = tl.program_id(1), tl.num_programs(1)
+    t, f = tl.program_id(0) * T + tl.arange(0, T), tl.arange(0, 32)[None, :]
+    BEGIN()
+    n = tl.load(index + t, mask=t < num_tokens, other=0).to(tl.int64)
+    row = (n % 64)[:, None]
+    step_warp_lane = (f // 16 * 4 + row // 16) * 8 + row % 8
+    place = ((step_warp_lane * 4 + f // 2 % 4) * 2 + f // 8 % 2) * 4 + row // 8 % 2 * 2 + f % 2
+    mine = (n[:, None] // 64 * blocks + block) * _WORDS + place
+    words_TF = tl.load(words + mine)
+    high_TF = _high(high, mine, HIGH) if HIGH else 0
+    width = tl.cdiv(N, 64) * 64
+    UPPER: tl.constexpr = PER_BLOCK > 4
+    group = block // BLOCKS_PER * (width * (1 + UPPER)) + n
+    for plane in tl.static_range(PLANES):
+        here = group + width * (plane // 2) if UPPER else group
+        scale_T = tl.load(scales + here) if PER_BLOCK else tl.load(scales + n)
+        zero_T = tl.load(zeros + here) if ZEROS != "none" else 0
+        value_TF = _numbers(
+            words_TF, high_TF, table, scale_T, zero_T, plane, 0, KIND, tl.float32, PER_BLOCK, SHORT, BIAS, OFFSET,
+            ZEROS, READ, SUBTRACT, MULTIPLY, MULTIPLY_ADD,
+        )  # fmt: skip
+        if PER_BLOCK == 0:
+            value_TF = value_TF * scale_T[:, None]
+        k = (block * PLANES + plane) * 32 + f
+        inside = (t[:, None] < num_tokens) & (k < K)
+        tl.store(out + t[:, None].to(tl.int64) * K + k, value_TF.to(out.dtype.element_ty), mask=inside)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WordWeight:
     """A weight as the kernels of this page read it; `pack_words` makes one."""
@@ -328,6 +366,18 @@ def dequantize_words(
     _dequantize_kernel[(blocks, strips)](
         weight.words, weight.high, weight.scales, weight.zeros, weight.table, out, weight.size, weight.depth, STRIPS=1,
         BEGIN=overlap.begin, **_constants(weight, dtype, reader), num_warps=4, **overlap.options,
+    )  # fmt: skip
+    return out
+
+
+def word_rows(index_T: Tensor, weight: WordWeight, dtype: torch.dtype, *, overlap: Overlap = ALONE) -> Tensor:
+    """[T, K] in `dtype`: some rows as numbers, as a table of embeddings is read."""
+    count, together = len(index_T), 16
+    out = torch.empty((count, weight.depth), dtype=dtype, device=weight.words.device)
+    _rows_kernel[(triton.cdiv(count, together), weight.words.shape[1])](
+        index_T, weight.words, weight.high, weight.scales, weight.zeros, weight.table, out, count, weight.size,
+        weight.depth, T=together, BEGIN=overlap.begin, **_constants(weight, torch.float32, PLAIN), num_warps=4,
+        **overlap.options,
     )  # fmt: skip
     return out
 

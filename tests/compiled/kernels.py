@@ -20,7 +20,7 @@ from mainspring.backends.triton.linear import SplitTile, VectorTile, split, vect
 from mainspring.backends.triton.moe import route
 from mainspring.backends.triton.sample import Destination, draw, find_peaks, highest, record, thresholds
 from mainspring.backends.triton.summed_norm import Inboxes, summed, summed_add_rms_norm
-from mainspring.core.backend import AttentionMetadata, WeightScheme
+from mainspring.core.backend import AttentionMetadata, PackedLinear, WeightScheme
 from mainspring.core.gguf_layouts import exact_scheme
 from mainspring.core.ops.attention import PagedKV
 from mainspring.core.ops.gguf_blocks import blocks_of, random_weight
@@ -101,6 +101,7 @@ def variants(fp8: torch.dtype | None, *, products: bool) -> Iterator[Variant]:
                         f"product of {rows} rows, {scheme}", name, partial(_quantized, dtype, scheme, rows), matrix=True
                     )
             yield Variant("int4 dequantized", name, partial(_quantized, dtype, QUANTIZED[0], 600))
+            yield Variant("rows of q6_k blocks", name, partial(_rows, dtype, exact_scheme("q6_k")))
         if products:
             yield Variant("product of one row", name, partial(_vector, dtype))
             if dtype != torch.float32:
@@ -227,7 +228,15 @@ def _split(dtype: torch.dtype, target: Target) -> None:
 
 def _quantized(dtype: torch.dtype, scheme: WeightScheme, rows: int, target: Target) -> None:
     quantized = Quantized(target.tuning)
+    quantized(torch.zeros(rows, 1024, dtype=dtype), _packed(quantized, scheme))
+
+
+def _rows(dtype: torch.dtype, scheme: WeightScheme, target: Target) -> None:
+    quantized = Quantized(target.tuning)
+    quantized.rows(torch.zeros(3, dtype=torch.int32), _packed(quantized, scheme), dtype)
+
+
+def _packed(quantized: Quantized, scheme: WeightScheme) -> PackedLinear:
     plain = scheme.packing == "plain"
     weight = torch.ones(128, 1024) if plain else random_weight(blocks_of(scheme), 128, 1024)
-    packed = quantized.pack(scheme, {"weight": weight})
-    quantized(torch.zeros(rows, 1024, dtype=dtype), packed)
+    return quantized.pack(scheme, {"weight": weight})

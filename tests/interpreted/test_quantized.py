@@ -91,6 +91,26 @@ def test_blocks_of_gguf(packing: GGUFPacking) -> None:
     assert (quantized(x, packed) - wanted).norm() < rounding * wanted.norm()
 
 
+@pytest.mark.parametrize("packing", [*LAYOUTS])
+def test_rows_of_a_table_in_blocks(packing: GGUFPacking) -> None:
+    weight, index = random_weight(packing, 150, 512), torch.randint(0, 150, (21,))
+    quantized = Quantized(Tuning(8))
+    packed = quantized.pack(exact_scheme(packing), {"weight": weight})
+    wanted = dequantize_blocks(packing, weight)[index]
+    for given, dtype in ((index.int(), torch.float32), (index, torch.float16)):
+        found = quantized.rows(given, packed, dtype)
+        assert found.dtype == dtype
+        assert (found - wanted).norm() < SHORT * wanted.norm()
+
+
+@pytest.mark.parametrize("packing", [*LAYOUTS])
+def test_blocks_take_no_more_memory_as_words(packing: GGUFPacking) -> None:
+    weight = random_weight(packing, 256, 1024)
+    packed = Quantized(Tuning(8)).pack(exact_scheme(packing), {"weight": weight})
+    # A group's two 16-bit numbers stand for two of 6 bits and a share of two of 16.
+    assert packed.data.words.bytes() <= (1.12 if packing == "q4_k" else 1.10) * weight.nbytes
+
+
 def test_a_ranks_part_holds_any_number_of_a_groups_features() -> None:
     scheme = WeightScheme(weight="int4", bits=4, group_size=32, symmetric=False, scattered=True)
     tensors = layer(scheme, 64, 128)
