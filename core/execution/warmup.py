@@ -187,16 +187,8 @@ def _decode(table: StateTable, rows: int, bucket: Bucket | None) -> Batch:
 def _verify(table: StateTable, bucket: Bucket) -> Batch:
     """Every row guesses one token ahead."""
     rows = bucket.tokens // 2
-    return Batch(
-        step=-1,
-        rows=[table.nobody] * rows,
-        starts=[0] * rows,
-        counts=[2] * rows,
-        samples=[True] * rows,
-        num_tokens=2 * rows,
-        drafts=[Draft(row, (0,)) for row in range(rows)],
-        bucket=bucket,
-    )
+    drafts = [Draft(row, (0,)) for row in range(rows)]
+    return replace(_decode(table, rows, bucket), counts=[2] * rows, num_decodes=0, num_tokens=2 * rows, drafts=drafts)
 
 
 def _prefill(table: StateTable, tokens: int, bucket: Bucket | None) -> Batch:

@@ -99,6 +99,7 @@ def _read(size: int) -> bytes:
 
 
 def _step_back() -> None:
+    """As the thread of `store.py` does, for a whole process."""
     os.nice(NICENESS)
     # Linux may share processors among sessions first, and this process has one of its own.
     with contextlib.suppress(OSError):
