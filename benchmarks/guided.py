@@ -52,7 +52,7 @@ async def gaps(port: int, number: int, tokens: int, grammar: object | None) -> l
         told += read
         seen += [now] * (told.count(mark) - before)
     writer.close()
-    if not told.startswith(b"HTTP/1.1 200") or b'"error"' in told:
+    if not told.startswith(b"HTTP/1.1 200") or b'"error":' in told:
         raise SystemExit(told.decode(errors="replace"))
     return [after - before for before, after in pairwise(seen)]
 

@@ -11,6 +11,8 @@ from mainspring.core.speculation.outlook import START, moved, worthwhile
 
 LONG, SHORT = 4, 2
 """Tokens that must have been said before, in the same order: rather more than fewer."""
+PLACES = 8
+"""Where the fewer were said that are asked for the more, the latest first."""
 
 
 class Copying:
@@ -20,8 +22,10 @@ class Copying:
         self._tokens = tokens
         self._num_prompt = num_prompt
         self._read = 0
-        self._places: dict[tuple[int, ...], int] = {}
-        """By the last `LONG` or `SHORT` tokens, where the next one came when they were last said."""
+        self._places: dict[tuple[int, int], int] = {}
+        """By two tokens, where the next one came when they were last said."""
+        self._before: dict[int, int] = {}
+        """By such a place, the one before it behind the same two tokens."""
         self._source: int | None = None
         """Where the next token is copied from."""
         self._average = START
@@ -43,24 +47,29 @@ class Copying:
         return guesses
 
     def _catch_up(self) -> None:
-        tokens = self._tokens
-        for place in range(self._read, len(tokens)):
+        tokens, places = self._tokens, self._places
+        for place in range(max(self._read, 1), len(tokens)):
             if (source := self._source) is not None and place >= self._num_prompt:
                 right = tokens[source] == tokens[place]
                 self._average = moved(self._average, right)
                 self._source = source + 1 if right else None
-            self._index(place)
+            pair = (tokens[place - 1], tokens[place])
+            found = places.get(pair)
+            places[pair] = place + 1
+            if found is not None:
+                self._before[place + 1] = found
+            if self._source is None and found is not None and place + 1 >= self._num_prompt:
+                self._source = self._longer(place + 1, found)
         self._read = len(tokens)
 
-    def _index(self, place: int) -> None:
-        tokens, looking = self._tokens, self._source is None or place < self._num_prompt
-        found = None
-        for length in (SHORT, LONG):
-            if place + 1 < length:
+    def _longer(self, end: int, latest: int) -> int:
+        """Of the latest places the first with the `LONG` tokens in front that stand before `end`; else `latest`."""
+        said, place = self._tokens[max(end - LONG, 0) : end - SHORT], latest
+        for _ in range(PLACES):
+            if self._tokens[max(place - LONG, 0) : place - SHORT] == said:
+                return place
+            earlier = self._before.get(place)
+            if earlier is None:
                 break
-            key = tuple(tokens[place + 1 - length : place + 1])
-            if looking:
-                found = self._places.get(key, found)
-            self._places[key] = place + 1
-        if looking:
-            self._source = found
+            place = earlier
+        return latest
