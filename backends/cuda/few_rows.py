@@ -50,10 +50,11 @@ class FewRows:
         self._kernels: dict[tuple[int, ...], Kernel] = {}
 
     def takes(self, x_MK: Tensor, weight: WordWeight) -> bool:
-        """Rows of bfloat16 whose features lie in pairs, and weights whose groups are no smaller than planes."""
+        """Rows of bfloat16 whose features lie in pairs, weights whose groups are no smaller than planes, scales of one
+        level."""
         paired = x_MK.dtype == torch.bfloat16 and not x_MK.stride(0) % 2 and not weight.depth % 2
         whole = weight.group_size is None or weight.group_size >= FEATURES
-        return paired and whole and len(x_MK) <= MOST_ROWS and weight.kind in KINDS
+        return paired and whole and weight.supers is None and len(x_MK) <= MOST_ROWS and weight.kind in KINDS
 
     def __call__(self, x_MK: Tensor, weight: WordWeight, bias_N: Tensor | None, tile: FewTile | None = None) -> Tensor:
         """[M, N] bfloat16. Features of a row lie side by side."""

@@ -19,13 +19,13 @@ from torch.nn import functional as F
 from mainspring.backends.torch_gpu.schemes import Family, family
 from mainspring.backends.torch_gpu.tuning import Tuning
 from mainspring.backends.triton.codes import PLAIN, Kind
-from mainspring.backends.triton.packing import pack_high, pack_shorts, pack_words, short_type
+from mainspring.backends.triton.packing import pack_high, pack_shorts, pack_steps, pack_supers, pack_words, short_type
 from mainspring.backends.triton.scaled import ScaledWeight, round_rows, scaled_linear
 from mainspring.backends.triton.words import ROWS, WordWeight, dequantize_words, word_linear, word_rows
 from mainspring.core.backend import PackedLinear, WeightScheme
 from mainspring.core.gguf_layouts import LAYOUTS
 from mainspring.core.ops.codes import CODES as TABLES
-from mainspring.core.ops.gguf_blocks import blocks_of, in_features, take_apart
+from mainspring.core.ops.gguf_blocks import Blocks, blocks_of, in_features, take_apart
 from mainspring.core.ops.quantized import dequantize, quantize_weight
 
 LIBRARY_ROWS = 512
@@ -236,15 +236,26 @@ def _pack_blocks(scheme: WeightScheme, tensors: Mapping[str, Tensor]) -> CodedWe
     packing = blocks_of(scheme)
     layout, parts = LAYOUTS[packing], take_apart(packing, tensors["weight"])
     codes = BLOCK_CODES[layout.bits]
-
-    def of_groups(of_blocks: Tensor, steps: Tensor | None) -> Tensor:
-        spread = of_blocks.float().repeat_interleave(layout.inputs // layout.group, 1)
-        return spread if steps is None else spread * steps.float()
-
-    scales_NG, shifts_NG = of_groups(parts.scales, parts.steps), None
+    if parts.steps is not None:
+        return CodedWeights(_words_of_steps(codes, parts, parts.steps, layout.group), None)
+    scales_NG, shifts_NG = parts.scales.float(), None
     if parts.minimums is not None:
-        shifts_NG = scales_NG * codes.bias - of_groups(parts.minimums, parts.minimum_steps)
+        shifts_NG = scales_NG * codes.bias - parts.minimums.float()
     return CodedWeights(_words(codes, parts.codes, (scales_NG, shifts_NG), layout.group), None)
+
+
+def _words_of_steps(codes: Codes, parts: Blocks, steps: Tensor, group: int) -> WordWeight:
+    """Of K-quants. Where there are minimums codes begin at 0, so that those alone are added."""
+    size, depth = parts.codes.shape
+    added = zeros = None
+    if parts.minimums is not None and parts.minimum_steps is not None:
+        added, zeros = -parts.minimums, pack_steps(parts.minimum_steps, codes.kind, group)
+    return WordWeight(
+        kind=codes.kind, size=size, depth=depth, words=pack_words(parts.codes, codes.kind),
+        scales=pack_steps(steps, codes.kind, group), group_size=group, zeros=zeros,
+        supers=pack_supers(parts.scales, added), bias=codes.bias if zeros is None else 0,
+        high=pack_high(parts.codes, codes.kind),
+    )  # fmt: skip
 
 
 def _words(

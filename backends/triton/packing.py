@@ -14,6 +14,8 @@ from mainspring.backends.triton.words import FEATURES, ROWS, WORD_SHORTS, WORDS
 
 STRIPS_AT_ONCE = 32
 SMALLEST_NORMAL = torch.finfo(torch.float16).smallest_normal
+STEPS = 4
+"""Bytes of a word."""
 WORD_TYPES = {2: torch.int32, 4: torch.int64}
 
 
@@ -75,3 +77,20 @@ def pack_shorts(numbers_NG: Tensor, short: torch.dtype, kind: Kind, group_size: 
     if per_block > WORD_SHORTS:
         return blocks.view(torch.int64).transpose(1, 2).contiguous()
     return blocks.view(WORD_TYPES[per_block]).squeeze(-1)
+
+
+def pack_steps(steps_NG: Tensor, kind: Kind, group_size: int) -> Tensor:
+    """A signed byte a group, of scales in two levels: four as 32 bits, [blocks, N], or eight as two, [blocks, 2, N]."""
+    per_block = PLANES[kind] * FEATURES // group_size
+    size, groups = steps_NG.shape
+    padded = F.pad(steps_NG.to(torch.int8), (0, -groups % per_block, 0, -size % ROWS))
+    words = padded.view(len(padded), -1, per_block).transpose(0, 1).contiguous().view(torch.int32)
+    return words.squeeze(-1) if per_block == STEPS else words.transpose(1, 2).contiguous()
+
+
+def pack_supers(scales_NS: Tensor, added_NS: Tensor | None) -> Tensor:
+    """[S, N] int32 of what super-blocks multiply steps with: those of scales, and above them those of what is added."""
+    low_NS = scales_NS.half()
+    high_NS = torch.zeros_like(low_NS) if added_NS is None else added_NS.half()
+    padded = F.pad(torch.stack((low_NS, high_NS), -1), (0, 0, 0, 0, 0, -len(low_NS) % ROWS))
+    return padded.transpose(0, 1).contiguous().view(torch.int32).squeeze(-1)

@@ -17,6 +17,10 @@ in two, [B's, 2, N, 4]; else one serves several blocks. Groups are no smaller th
 bits at least, which is what comes while others are multiplied: a scale that is waited for costs more than the two
 bytes. With one scale an output feature they are applied to the sums instead, in float32.
 
+GGUF's K-quants have scales in two levels: a signed byte a group (a step), in words as above but of bytes, times a
+16-bit number a super-block of 256 features, in words [K / 256, N]: that of scales below, that of what is added above.
+They are multiplied in float32 and rounded to x's dtype.
+
 Legend: M rows of x, N output features, K input features, F features of a plane (32).
 """
 
@@ -37,6 +41,8 @@ ROWS, FEATURES = 64, 32
 """Of the weight, in one block of words and in one plane."""
 WORDS = ROWS * FEATURES
 _WORDS = tl.constexpr(WORDS)
+SUPER_BLOCK = 256
+"""Input features of which a K-quant's scales share a number."""
 WORD_SHORTS = 4
 """Of scales, in one integer."""
 
@@ -57,6 +63,13 @@ def _high(high, places, HIGH: tl.constexpr):
 
 
 @triton.jit
+def _step(word, super_N, GROUP: tl.constexpr, HALF: tl.constexpr, DTYPE: tl.constexpr):
+    """A byte of a word times one of the two numbers of its super-block, as [N, 1]."""
+    level = (super_N >> (16 * HALF)).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
+    return ((word >> (8 * GROUP)).to(tl.int8).to(tl.float32) * level).to(DTYPE)[:, None]
+
+
+@triton.jit
 def _short(word, GROUP: tl.constexpr, SHORT: tl.constexpr, DTYPE: tl.constexpr):
     """One of the 16-bit numbers of a word, as [N, 1]."""
     return (word >> (16 * GROUP)).to(tl.int16).to(SHORT, bitcast=True).to(DTYPE)[:, None]
@@ -64,13 +77,24 @@ def _short(word, GROUP: tl.constexpr, SHORT: tl.constexpr, DTYPE: tl.constexpr):
 
 @triton.jit
 def _of_plane(
-    word, PLANE: tl.constexpr, PLANES: tl.constexpr, PER_BLOCK: tl.constexpr, SHORT: tl.constexpr, DTYPE: tl.constexpr
-):
-    """A plane's number of each row, [N, 1]; of groups of half a plane the two, for each feature, [N, 32]."""
+    word, super_N, PLANE: tl.constexpr, PLANES: tl.constexpr, PER_BLOCK: tl.constexpr, SHORT: tl.constexpr,
+    SUPER: tl.constexpr, HALF: tl.constexpr, DTYPE: tl.constexpr,
+):  # fmt: skip
+    """A plane's number of each row, [N, 1]; of groups of half a plane the two, for each feature, [N, 32].
+
+    HALF of a word of SUPER-blocks: 0 of scales, 1 of zeros.
+    """
     if PER_BLOCK > PLANES:
         FIRST: tl.constexpr = 2 * PLANE % 4
         late_F = tl.arange(0, 32)[None, :] >= 16
-        number = tl.where(late_F, _short(word, FIRST + 1, SHORT, DTYPE), _short(word, FIRST, SHORT, DTYPE))
+        if SUPER:
+            number = tl.where(
+                late_F, _step(word, super_N, FIRST + 1, HALF, DTYPE), _step(word, super_N, FIRST, HALF, DTYPE)
+            )
+        else:
+            number = tl.where(late_F, _short(word, FIRST + 1, SHORT, DTYPE), _short(word, FIRST, SHORT, DTYPE))
+    elif SUPER:
+        number = _step(word, super_N, PLANE * PER_BLOCK // PLANES, HALF, DTYPE)
     else:
         number = _short(word, PLANE * PER_BLOCK // PLANES, SHORT, DTYPE)
     return number
@@ -78,9 +102,10 @@ def _of_plane(
 
 @triton.jit
 def _numbers(
-    words, high, table, scale_N, zero_N, PLANE: tl.constexpr, STRIPS: tl.constexpr, KIND: tl.constexpr,
-    DTYPE: tl.constexpr, PER_BLOCK: tl.constexpr, SHORT: tl.constexpr, BIAS: tl.constexpr, OFFSET: tl.constexpr,
-    ZEROS: tl.constexpr, READ: tl.constexpr, SUBTRACT: tl.constexpr, MULTIPLY: tl.constexpr, MULTIPLY_ADD: tl.constexpr,
+    words, high, table, scale_N, zero_N, super_N, PLANE: tl.constexpr, STRIPS: tl.constexpr, KIND: tl.constexpr,
+    DTYPE: tl.constexpr, PER_BLOCK: tl.constexpr, SHORT: tl.constexpr, SUPER: tl.constexpr, BIAS: tl.constexpr,
+    OFFSET: tl.constexpr, ZEROS: tl.constexpr, READ: tl.constexpr, SUBTRACT: tl.constexpr, MULTIPLY: tl.constexpr,
+    MULTIPLY_ADD: tl.constexpr,
 ):  # fmt: skip
     """A plane of weights: [STRIPS * 64, 32] in x's dtype. PER_BLOCK 0: without their scale."""
     PLANES: tl.constexpr = 2 if (KIND == "int8" or KIND == "float8_e4m3fn") else 4
@@ -91,25 +116,28 @@ def _numbers(
     else:
         value_NF = _operand(READ(words, table, PLANE, KIND, DTYPE), STRIPS)
     if ZEROS == "whole":
-        zero = (_of_plane(zero_N, PLANE, PLANES, PER_BLOCK, SHORT, tl.float32) + (BIAS + OFFSET)).to(DTYPE)
+        zero = (_of_plane(zero_N, 0, PLANE, PLANES, PER_BLOCK, SHORT, False, 1, tl.float32) + (BIAS + OFFSET)).to(DTYPE)
         value_NF = SUBTRACT(value_NF, zero)
     elif BIAS + OFFSET != 0:
         value_NF = SUBTRACT(value_NF, tl.full((1, 1), BIAS + OFFSET, DTYPE))
     if ZEROS == "any" and PER_BLOCK:
-        shift = _of_plane(zero_N, PLANE, PLANES, PER_BLOCK, SHORT, DTYPE)
-        value_NF = MULTIPLY_ADD(value_NF, _of_plane(scale_N, PLANE, PLANES, PER_BLOCK, SHORT, DTYPE), shift)
+        shift = _of_plane(zero_N, super_N, PLANE, PLANES, PER_BLOCK, SHORT, SUPER, 1, DTYPE)
+        scale = _of_plane(scale_N, super_N, PLANE, PLANES, PER_BLOCK, SHORT, SUPER, 0, DTYPE)
+        value_NF = MULTIPLY_ADD(value_NF, scale, shift)
     elif ZEROS == "any":
         value_NF = SUBTRACT(value_NF, _short(zero_N, 0, SHORT, DTYPE))
     elif PER_BLOCK:
-        value_NF = MULTIPLY(value_NF, _of_plane(scale_N, PLANE, PLANES, PER_BLOCK, SHORT, DTYPE))
+        scale = _of_plane(scale_N, super_N, PLANE, PLANES, PER_BLOCK, SHORT, SUPER, 0, DTYPE)
+        value_NF = MULTIPLY(value_NF, scale)
     return value_NF
 
 
 @triton.jit
 def _block(
-    words, high, table, scale_N, zero_N, scale_U, zero_U, STRIPS: tl.constexpr, KIND: tl.constexpr, DTYPE: tl.constexpr,
-    PER_BLOCK: tl.constexpr, SHORT: tl.constexpr, BIAS: tl.constexpr, OFFSET: tl.constexpr, ZEROS: tl.constexpr,
-    READ: tl.constexpr, SUBTRACT: tl.constexpr, MULTIPLY: tl.constexpr, MULTIPLY_ADD: tl.constexpr,
+    words, high, table, scale_N, zero_N, scale_U, zero_U, super_N, STRIPS: tl.constexpr, KIND: tl.constexpr,
+    DTYPE: tl.constexpr, PER_BLOCK: tl.constexpr, SHORT: tl.constexpr, SUPER: tl.constexpr, BIAS: tl.constexpr,
+    OFFSET: tl.constexpr, ZEROS: tl.constexpr, READ: tl.constexpr, SUBTRACT: tl.constexpr, MULTIPLY: tl.constexpr,
+    MULTIPLY_ADD: tl.constexpr,
 ):  # fmt: skip
     """All planes side by side: [STRIPS * 64, 32 P]. Their registers are only named anew.
 
@@ -117,24 +145,24 @@ def _block(
     """
     BN: tl.constexpr = STRIPS * 64
     first = _numbers(
-        words, high, table, scale_N, zero_N, 0, STRIPS, KIND, DTYPE, PER_BLOCK, SHORT, BIAS, OFFSET, ZEROS, READ,
-        SUBTRACT, MULTIPLY, MULTIPLY_ADD,
+        words, high, table, scale_N, zero_N, super_N, 0, STRIPS, KIND, DTYPE, PER_BLOCK, SHORT, SUPER, BIAS, OFFSET,
+        ZEROS, READ, SUBTRACT, MULTIPLY, MULTIPLY_ADD,
     )  # fmt: skip
     second = _numbers(
-        words, high, table, scale_N, zero_N, 1, STRIPS, KIND, DTYPE, PER_BLOCK, SHORT, BIAS, OFFSET, ZEROS, READ,
-        SUBTRACT, MULTIPLY, MULTIPLY_ADD,
+        words, high, table, scale_N, zero_N, super_N, 1, STRIPS, KIND, DTYPE, PER_BLOCK, SHORT, SUPER, BIAS, OFFSET,
+        ZEROS, READ, SUBTRACT, MULTIPLY, MULTIPLY_ADD,
     )  # fmt: skip
     both = tl.join(first, second)
     if KIND == "int8" or KIND == "float8_e4m3fn":
         w_NK = tl.reshape(tl.permute(both, (0, 2, 1)), (BN, 64))
     else:
         third = _numbers(
-            words, high, table, scale_U, zero_U, 2, STRIPS, KIND, DTYPE, PER_BLOCK, SHORT, BIAS, OFFSET, ZEROS, READ,
-            SUBTRACT, MULTIPLY, MULTIPLY_ADD,
+            words, high, table, scale_U, zero_U, super_N, 2, STRIPS, KIND, DTYPE, PER_BLOCK, SHORT, SUPER, BIAS, OFFSET,
+            ZEROS, READ, SUBTRACT, MULTIPLY, MULTIPLY_ADD,
         )  # fmt: skip
         fourth = _numbers(
-            words, high, table, scale_U, zero_U, 3, STRIPS, KIND, DTYPE, PER_BLOCK, SHORT, BIAS, OFFSET, ZEROS, READ,
-            SUBTRACT, MULTIPLY, MULTIPLY_ADD,
+            words, high, table, scale_U, zero_U, super_N, 3, STRIPS, KIND, DTYPE, PER_BLOCK, SHORT, SUPER, BIAS, OFFSET,
+            ZEROS, READ, SUBTRACT, MULTIPLY, MULTIPLY_ADD,
         )  # fmt: skip
         all_four = tl.join(both, tl.join(third, fourth))
         w_NK = tl.reshape(tl.permute(all_four, (0, 3, 2, 1)), (BN, 128))
@@ -143,9 +171,10 @@ def _block(
 
 @triton.jit(do_not_specialize=["num_rows", "blocks_each"])
 def _words_kernel(
-    x, words, high, scales, zeros, table, bias, out, partial, arrived, num_rows, N, K, x_stride, blocks_each,
+    x, words, high, scales, zeros, supers, table, bias, out, partial, arrived, num_rows, N, K, x_stride, blocks_each,
     M: tl.constexpr, STRIPS: tl.constexpr, PLANES: tl.constexpr, KIND: tl.constexpr, HIGH: tl.constexpr,
-    SPLIT: tl.constexpr, PER_BLOCK: tl.constexpr, BLOCKS_PER: tl.constexpr, SHORT: tl.constexpr, BIAS: tl.constexpr,
+    SPLIT: tl.constexpr, PER_BLOCK: tl.constexpr, BLOCKS_PER: tl.constexpr, SHORT: tl.constexpr,
+    SUPER: tl.constexpr, BIAS: tl.constexpr,
     OFFSET: tl.constexpr, ZEROS: tl.constexpr, EVEN: tl.constexpr, BIASED: tl.constexpr, AHEAD: tl.constexpr,
     READ: tl.constexpr, SUBTRACT: tl.constexpr, MULTIPLY: tl.constexpr, MULTIPLY_ADD: tl.constexpr, BEGIN: tl.constexpr,
     FETCH: tl.constexpr,
@@ -184,9 +213,10 @@ def _words_kernel(
         zero_N = tl.load(zeros + group) if ZEROS != "none" else 0
         scale_U = tl.load(scales + group + width) if UPPER else scale_N
         zero_U = tl.load(zeros + group + width) if UPPER and ZEROS != "none" else zero_N
+        super_N = tl.load(supers + block // SUPER * width + n_scale) if SUPER else 0
         w_NK = _block(
-            words_E, high_E, table, scale_N, zero_N, scale_U, zero_U, STRIPS, KIND, DTYPE, PER_BLOCK, SHORT, BIAS,
-            OFFSET, ZEROS, READ, SUBTRACT, MULTIPLY, MULTIPLY_ADD,
+            words_E, high_E, table, scale_N, zero_N, scale_U, zero_U, super_N, STRIPS, KIND, DTYPE, PER_BLOCK, SHORT,
+            SUPER, BIAS, OFFSET, ZEROS, READ, SUBTRACT, MULTIPLY, MULTIPLY_ADD,
         )  # fmt: skip
         here = block * BLOCK + k
         inside = m[:, None] < num_rows if EVEN else (m[:, None] < num_rows) & (here[None, :] < K)
@@ -207,8 +237,9 @@ def _words_kernel(
 
 @triton.jit
 def _dequantize_kernel(
-    words, high, scales, zeros, table, out, N, K, STRIPS: tl.constexpr, PLANES: tl.constexpr, KIND: tl.constexpr,
-    HIGH: tl.constexpr, PER_BLOCK: tl.constexpr, BLOCKS_PER: tl.constexpr, SHORT: tl.constexpr, BIAS: tl.constexpr,
+    words, high, scales, zeros, supers, table, out, N, K, STRIPS: tl.constexpr, PLANES: tl.constexpr,
+    KIND: tl.constexpr, HIGH: tl.constexpr, PER_BLOCK: tl.constexpr, BLOCKS_PER: tl.constexpr, SHORT: tl.constexpr,
+    SUPER: tl.constexpr, BIAS: tl.constexpr,
     OFFSET: tl.constexpr, ZEROS: tl.constexpr, READ: tl.constexpr, SUBTRACT: tl.constexpr, MULTIPLY: tl.constexpr,
     MULTIPLY_ADD: tl.constexpr, BEGIN: tl.constexpr,
 ):  # fmt: skip
@@ -223,13 +254,14 @@ def _dequantize_kernel(
     mine = (strip.to(tl.int64) * tl.num_programs(0) + block) * _WORDS + e
     words_E = tl.load(words + mine)
     high_E = _high(high, mine, HIGH) if HIGH else 0
+    super_N = tl.load(supers + block // SUPER * width + n) if SUPER else 0
     for plane in tl.static_range(PLANES):
         here = group + width * (plane // 2) if UPPER else group
         scale_N = tl.load(scales + here) if PER_BLOCK else tl.load(scales + n)
         zero_N = tl.load(zeros + here) if ZEROS != "none" else 0
         w_NF = _numbers(
-            words_E, high_E, table, scale_N, zero_N, plane, STRIPS, KIND, DTYPE, PER_BLOCK, SHORT, BIAS, OFFSET, ZEROS,
-            READ, SUBTRACT, MULTIPLY, MULTIPLY_ADD,
+            words_E, high_E, table, scale_N, zero_N, super_N, plane, STRIPS, KIND, DTYPE, PER_BLOCK, SHORT, SUPER, BIAS,
+            OFFSET, ZEROS, READ, SUBTRACT, MULTIPLY, MULTIPLY_ADD,
         )  # fmt: skip
         if PER_BLOCK == 0:
             w_NF = (w_NF.to(tl.float32) * scale_N[:, None]).to(DTYPE)
@@ -240,8 +272,8 @@ def _dequantize_kernel(
 
 @triton.jit(do_not_specialize=["num_tokens"])
 def _rows_kernel(
-    index, words, high, scales, zeros, table, out, num_tokens, N, K, T: tl.constexpr, PLANES: tl.constexpr,
-    KIND: tl.constexpr, HIGH: tl.constexpr, PER_BLOCK: tl.constexpr, BLOCKS_PER: tl.constexpr, SHORT: tl.constexpr,
+    index, words, high, scales, zeros, supers, table, out, num_tokens, N, K, T: tl.constexpr, PLANES: tl.constexpr,
+    KIND: tl.constexpr, HIGH: tl.constexpr, PER_BLOCK: tl.constexpr, BLOCKS_PER: tl.constexpr, SHORT: tl.constexpr, SUPER: tl.constexpr,
     BIAS: tl.constexpr, OFFSET: tl.constexpr, ZEROS: tl.constexpr, READ: tl.constexpr, SUBTRACT: tl.constexpr,
     MULTIPLY: tl.constexpr, MULTIPLY_ADD: tl.constexpr, BEGIN: tl.constexpr,
 ):  # fmt: skip
@@ -259,13 +291,14 @@ def _rows_kernel(
     width = tl.cdiv(N, 64) * 64
     UPPER: tl.constexpr = PER_BLOCK > 4
     group = block // BLOCKS_PER * (width * (1 + UPPER)) + n
+    super_T = tl.load(supers + block // SUPER * width + n) if SUPER else 0
     for plane in tl.static_range(PLANES):
         here = group + width * (plane // 2) if UPPER else group
         scale_T = tl.load(scales + here) if PER_BLOCK else tl.load(scales + n)
         zero_T = tl.load(zeros + here) if ZEROS != "none" else 0
         value_TF = _numbers(
-            words_TF, high_TF, table, scale_T, zero_T, plane, 0, KIND, tl.float32, PER_BLOCK, SHORT, BIAS, OFFSET,
-            ZEROS, READ, SUBTRACT, MULTIPLY, MULTIPLY_ADD,
+            words_TF, high_TF, table, scale_T, zero_T, super_T, plane, 0, KIND, tl.float32, PER_BLOCK, SHORT, SUPER,
+            BIAS, OFFSET, ZEROS, READ, SUBTRACT, MULTIPLY, MULTIPLY_ADD,
         )  # fmt: skip
         if PER_BLOCK == 0:
             value_TF = value_TF * scale_T[:, None]
@@ -302,9 +335,12 @@ class WordWeight:
     high: Tensor | None = None
     """[ceil(N / 64), ceil(K / B), 2048 or 1024] uint8: what codes of 6 or 5 bits have above four."""
 
+    supers: Tensor | None = None
+    """[K / 256, N] int32, of scales in two levels: `scales` and `zeros` are words of bytes then."""
+
     def bytes(self) -> int:
         """In memory."""
-        held = (self.words, self.high, self.scales, self.zeros, self.table)
+        held = (self.words, self.high, self.scales, self.zeros, self.supers, self.table)
         return sum(x.numel() * x.element_size() for x in held if x is not None)
 
 
@@ -347,7 +383,8 @@ def word_linear(
         elements = many * tiles * splits * tile.strips * ROWS * tile.rows
         partial = torch.empty(elements, dtype=torch.float32, device=x_MK.device)
     _words_kernel[(many, tiles, splits)](
-        x_MK, weight.words, weight.high, weight.scales, weight.zeros, weight.table, bias_N, out, partial, arrived,
+        x_MK, weight.words, weight.high, weight.scales, weight.zeros,
+        weight.supers, weight.table, bias_N, out, partial, arrived,
         num_rows, size, depth, x_MK.stride(0), each, M=tile.rows, SPLIT=splits > 1,
         EVEN=depth % (planes * FEATURES) == 0, BIASED=bias_N is not None, AHEAD=tile.ahead, STRIPS=tile.strips,
         BEGIN=overlap.begin, FETCH=overlap.fetch,
@@ -364,7 +401,8 @@ def dequantize_words(
     out = torch.empty((weight.size, weight.depth), dtype=dtype, device=weight.words.device)
     strips, blocks = weight.words.shape[:2]
     _dequantize_kernel[(blocks, strips)](
-        weight.words, weight.high, weight.scales, weight.zeros, weight.table, out, weight.size, weight.depth, STRIPS=1,
+        weight.words, weight.high, weight.scales, weight.zeros,
+        weight.supers, weight.table, out, weight.size, weight.depth, STRIPS=1,
         BEGIN=overlap.begin, **_constants(weight, dtype, reader), num_warps=4, **overlap.options,
     )  # fmt: skip
     return out
@@ -375,7 +413,8 @@ def word_rows(index_T: Tensor, weight: WordWeight, dtype: torch.dtype, *, overla
     count, together = len(index_T), 16
     out = torch.empty((count, weight.depth), dtype=dtype, device=weight.words.device)
     _rows_kernel[(triton.cdiv(count, together), weight.words.shape[1])](
-        index_T, weight.words, weight.high, weight.scales, weight.zeros, weight.table, out, count, weight.size,
+        index_T, weight.words, weight.high, weight.scales, weight.zeros,
+        weight.supers, weight.table, out, count, weight.size,
         weight.depth, T=together, BEGIN=overlap.begin, **_constants(weight, torch.float32, PLAIN), num_warps=4,
         **overlap.options,
     )  # fmt: skip
@@ -392,6 +431,7 @@ def _constants(weight: WordWeight, dtype: torch.dtype, reader: Reader) -> dict[s
         "PER_BLOCK": 0 if group is None else max(1, block // group),
         "BLOCKS_PER": 1 << 30 if group is None else max(1, group // block), "BIAS": weight.bias,
         "SHORT": tl.float16 if weight.short == torch.float16 else tl.bfloat16,
+        "SUPER": 0 if weight.supers is None else SUPER_BLOCK // block,
         "OFFSET": offset(weight.kind, dtype), "ZEROS": zeros, "READ": reader.read, "SUBTRACT": reader.subtract,
         "MULTIPLY": reader.multiply, "MULTIPLY_ADD": reader.multiply_add,
     }  # fmt: skip
