@@ -273,7 +273,8 @@ def _dequantize_kernel(
 @triton.jit(do_not_specialize=["num_tokens"])
 def _rows_kernel(
     index, words, high, scales, zeros, supers, table, out, num_tokens, N, K, T: tl.constexpr, PLANES: tl.constexpr,
-    KIND: tl.constexpr, HIGH: tl.constexpr, PER_BLOCK: tl.constexpr, BLOCKS_PER: tl.constexpr, SHORT: tl.constexpr, SUPER: tl.constexpr,
+    KIND: tl.constexpr, HIGH: tl.constexpr, PER_BLOCK: tl.constexpr, BLOCKS_PER: tl.constexpr,
+    SHORT: tl.constexpr, SUPER: tl.constexpr,
     BIAS: tl.constexpr, OFFSET: tl.constexpr, ZEROS: tl.constexpr, READ: tl.constexpr, SUBTRACT: tl.constexpr,
     MULTIPLY: tl.constexpr, MULTIPLY_ADD: tl.constexpr, BEGIN: tl.constexpr,
 ):  # fmt: skip

@@ -38,6 +38,7 @@ QUANTIZED = (
     WeightScheme(weight="mxfp4", bits=4, group_size=32),
     WeightScheme(weight="nvfp4", bits=4, group_size=16),
     WeightScheme(weight="nf4", bits=4, group_size=64),
+    exact_scheme("q4_k"),
     exact_scheme("q5_k"),
     exact_scheme("q6_k"),
     WeightScheme(weight="int8", bits=8, activation="int8", activation_granularity="token"),
