@@ -14,8 +14,6 @@ from mainspring.backends.triton.words import FEATURES, ROWS, WORD_SHORTS, WORDS
 
 STRIPS_AT_ONCE = 32
 SMALLEST_NORMAL = torch.finfo(torch.float16).smallest_normal
-STEPS = 4
-"""Bytes of a word."""
 WORD_TYPES = {2: torch.int32, 4: torch.int64}
 
 
@@ -68,10 +66,8 @@ def short_type(scales: Tensor, zeros: Tensor | None) -> torch.dtype:
 def pack_shorts(numbers_NG: Tensor, short: torch.dtype, kind: Kind, group_size: int) -> Tensor:
     """A number a group as `words.py` loads them: S of 16 bits as one integer of 32 at least, [blocks, N], or eight as
     two, [blocks, 2, N]."""
-    per_block = max(1, PLANES[kind] * FEATURES // group_size)
-    size, groups = numbers_NG.shape
-    padded = F.pad(numbers_NG.float(), (0, -groups % per_block, 0, -size % ROWS)).to(short)
-    blocks = padded.view(len(padded), -1, per_block).transpose(0, 1).contiguous()
+    blocks = _by_blocks(numbers_NG.float(), kind, group_size).to(short)
+    per_block = blocks.shape[2]
     if per_block == 1:
         return blocks.view(torch.int16).squeeze(-1).to(torch.int32)
     if per_block > WORD_SHORTS:
@@ -81,11 +77,16 @@ def pack_shorts(numbers_NG: Tensor, short: torch.dtype, kind: Kind, group_size: 
 
 def pack_steps(steps_NG: Tensor, kind: Kind, group_size: int) -> Tensor:
     """A signed byte a group, of scales in two levels: four as 32 bits, [blocks, N], or eight as two, [blocks, 2, N]."""
-    per_block = PLANES[kind] * FEATURES // group_size
-    size, groups = steps_NG.shape
-    padded = F.pad(steps_NG.to(torch.int8), (0, -groups % per_block, 0, -size % ROWS))
-    words = padded.view(len(padded), -1, per_block).transpose(0, 1).contiguous().view(torch.int32)
-    return words.squeeze(-1) if per_block == STEPS else words.transpose(1, 2).contiguous()
+    words = _by_blocks(steps_NG.to(torch.int8), kind, group_size).view(torch.int32)
+    return words.squeeze(-1) if words.shape[2] == 1 else words.transpose(1, 2).contiguous()
+
+
+def _by_blocks(numbers_NG: Tensor, kind: Kind, group_size: int) -> Tensor:
+    """[blocks, N, S], S of a block's groups or one of several blocks; N is padded."""
+    per_block = max(1, PLANES[kind] * FEATURES // group_size)
+    size, groups = numbers_NG.shape
+    padded = F.pad(numbers_NG, (0, -groups % per_block, 0, -size % ROWS))
+    return padded.view(len(padded), -1, per_block).transpose(0, 1).contiguous()
 
 
 def pack_supers(scales_NS: Tensor, added_NS: Tensor | None) -> Tensor:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from mainspring.core.speculation.outlook import START, moved, worthwhile
 
-LONG, SHORT = 4, 2
-"""Tokens that must have been said before, in the same order: rather more than fewer."""
+PAIR, LONG = 2, 4
+"""Tokens that must have been said before, in the same order; rather more than a pair."""
 PLACES = 8
-"""Where the fewer were said that are asked for the more, the latest first."""
+"""Where a pair was said that are looked at for more, the latest first."""
 
 
 class Copying:
@@ -64,9 +64,9 @@ class Copying:
 
     def _longer(self, end: int, latest: int) -> int:
         """Of the latest places the first with the `LONG` tokens in front that stand before `end`; else `latest`."""
-        said, place = self._tokens[max(end - LONG, 0) : end - SHORT], latest
+        said, place = self._tokens[max(end - LONG, 0) : end - PAIR], latest
         for _ in range(PLACES):
-            if self._tokens[max(place - LONG, 0) : place - SHORT] == said:
+            if self._tokens[max(place - LONG, 0) : place - PAIR] == said:
                 return place
             earlier = self._before.get(place)
             if earlier is None:
