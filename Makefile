@@ -72,10 +72,12 @@ verify-tpu: .tpu/ready ## XLA on the host, the kernel in an interpreter, libtpu'
 
 .rocm/ready: tests/compiled/requirements.txt $(VENV)/dev
 	rm -rf .rocm
-	$(PIP) --no-deps --target .rocm --requirement tests/compiled/requirements.txt
+	$(BIN)/pip --disable-pip-version-check install --quiet --no-deps --target .rocm \
+	  --requirement tests/compiled/requirements.txt
 	@touch $@
 
-verify-rocm: .rocm/ready ## every Triton kernel by AMD's and NVIDIA's code generators; no GPU needed
+verify-rocm: .rocm/ready ## every Triton kernel by AMD's and NVIDIA's code generators, and interpreted; no GPU needed
+	PYTHONPATH=.rocm:src:. OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/interpreted
 	PYTHONPATH=.rocm:src:. OMP_NUM_THREADS=1 $(BIN)/python -m tests.compiled.report docs/verified/rocm.md
 
 OCLOC := $(CURDIR)/.xpu/ocloc/usr
@@ -100,7 +102,7 @@ lint: $(VENV)/dev ## format, lint, types and the arrows between rooms
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-check: lint ## what CI runs: lint, AMD's and NVIDIA's compilers on all kernels, then the tests
+check: lint ## what CI runs: lint, all kernels interpreted and by AMD's and NVIDIA's compilers, then the tests
 	$(MAKE) verify-rocm
 	$(MAKE) test
 
