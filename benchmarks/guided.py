@@ -23,11 +23,6 @@ from itertools import pairwise
 import httpx
 from host_cost import free_port, serving
 
-SCHEMA = {
-    "type": "object",
-    "properties": {"story": {"type": "string", "minLength": 400}, "pages": {"type": "integer"}},
-    "required": ["story", "pages"],
-}
 PACE = 0.25
 HOSTILE = (
     {"type": "json", "value": {"enum": list(range(10_000))}},  # read, and followed
@@ -35,6 +30,16 @@ HOSTILE = (
     {"type": "regex", "value": "(a{1,1000}){1,1000}"},
     {"type": "regex", "value": "(x+x+)+y" * 200},
 )
+
+
+def schema(tokens: int) -> dict[str, object]:
+    """Of an object whose text is longer than so many tokens, so that the guided streams write as much as the free."""
+    story = {"type": "string", "minLength": 16 * tokens}
+    return {
+        "type": "object",
+        "properties": {"story": story, "pages": {"type": "integer"}},
+        "required": ["story", "pages"],
+    }
 
 
 async def gaps(port: int, number: int, tokens: int, grammar: object | None) -> list[float]:
@@ -48,12 +53,14 @@ async def gaps(port: int, number: int, tokens: int, grammar: object | None) -> l
     seen: list[float] = []
     told, mark = b"", b"data:"
     while read := await reader.read(1 << 16):
-        now, before = time.perf_counter(), told.count(mark)
-        told += read
-        seen += [now] * (told.count(mark) - before)
+        # With what may be the beginning of a mark.
+        seen += [time.perf_counter()] * (told[1 - len(mark) :] + read).count(mark)
+        if not told and not read.startswith(b"HTTP/1.1 200") or b'"error":' in read:
+            raise SystemExit(read.decode(errors="replace"))
+        told = read
     writer.close()
-    if not told.startswith(b"HTTP/1.1 200") or b'"error":' in told:
-        raise SystemExit(told.decode(errors="replace"))
+    if len(seen) < tokens:
+        raise SystemExit(f"a stream ended after {len(seen)} tokens of {tokens}")
     return [after - before for before, after in pairwise(seen)]
 
 
@@ -97,7 +104,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--backend", default="cpu")
     options, flags = parser.parse_known_args()
-    port, grammar = free_port(), {"type": "json", "value": SCHEMA}
+    port, grammar = free_port(), {"type": "json", "value": schema(options.tokens)}
     found: dict[str, list[float]] = {"free": [], "guided": []}
     with serving(options.model, port, [], ["--backend", options.backend, *flags]):
         for _ in range(1 + options.rounds):  # the first is for warmth

@@ -94,6 +94,10 @@ class Choosing:
                 said = admission.tokens[admission.num_prompt_tokens :]
                 self._guides.admit(admission.row, admission.params.grammar, said)
 
+    def awaits_tokens(self, choice: Choice) -> bool:
+        """Whether it has to see what the step before chose. Ranks that are told masks keep pace: theirs never wait."""
+        return bool(choice.selection.guided_rows) and self._guides is not None and self._share_masks is None
+
     def catch_up(self) -> None:
         """Follows the tokens of the step before. At every step, once its program is with the device."""
         if self._guides is not None:

@@ -147,8 +147,16 @@ class _Logprobs:
 class StepPending:
     """The `Pending` of the core's executor."""
 
-    def __init__(self, future: Future[Enqueued | DeviceOutOfMemory], staging: Staging, idle: list[Staging]) -> None:
+    def __init__(
+        self,
+        future: Future[Enqueued | DeviceOutOfMemory],
+        staging: Staging,
+        idle: list[Staging],
+        finish: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`finish` enqueues what was left of the step, if anything."""
         self._future = future
+        self._finish = finish
         self._staging = staging
         self._idle = idle
         self._result: StepResult | None = None
@@ -165,6 +173,8 @@ class StepPending:
     def result(self) -> StepResult:
         """Waits for the step; may be called again. Raises `DeviceOutOfMemory` when it did not fit."""
         if self._result is None:
+            if not self._future.done():
+                self._finish()
             outcome = self._future.result()
             if isinstance(outcome, DeviceOutOfMemory):
                 raise outcome

@@ -15,6 +15,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -25,7 +27,7 @@ from mainspring.core.errors import DeviceOutOfMemory
 from mainspring.core.execution.choosing import Choice, Choosing
 from mainspring.core.execution.drafters.behind import Drafting
 from mainspring.core.execution.drafters.contract import Drafter
-from mainspring.core.execution.inputs import StepShape, all_decode, exact_shape, fill, padded_shape
+from mainspring.core.execution.inputs import StepShape, StepTensors, all_decode, exact_shape, fill, padded_shape
 from mainspring.core.execution.memory import is_out_of_memory
 from mainspring.core.execution.pending import Enqueued, Staging, StepPending
 from mainspring.core.execution.programs import Programs
@@ -36,6 +38,8 @@ from mainspring.core.execution.warmup import Pace, warm_up
 from mainspring.core.grammar.guides import Guiding
 from mainspring.core.models import CausalLM
 from mainspring.core.ops import Ops
+
+Outcome = TypeVar("Outcome")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +53,20 @@ class PlannedStep:
     num_samples: int
     scoring: Scoring | None
     drafting: Drafting | None
+
+
+@dataclass(slots=True)
+class BegunStep:
+    """A step whose program the device has. Its tokens may have to wait for those of the step before."""
+
+    step: PlannedStep
+    inputs: StepTensors
+    hidden: Tensor
+    """[T, E]"""
+    logits: Tensor | None
+    """[N, V]"""
+    chosen: Tensor | None
+    """[2, N], where the program chose."""
 
 
 class GraphExecutor:
@@ -93,18 +111,30 @@ class GraphExecutor:
         )
         self._upload = uploading(device)
         self._idle: list[Staging] = []
+        self._begun: tuple[BegunStep, Future[Enqueued | DeviceOutOfMemory]] | None = None
         self._pace = Pace()
 
     # --- what the engine sees ---
 
     def execute(self, batch: Batch) -> StepPending:
-        """Enqueues one step and returns at once."""
+        """Enqueues one step and returns at once.
+
+        Where masks follow from the tokens of the step before, which are not awaited here, the choice is left until the
+        next step comes or this one's result is wanted. The device has a whole program to run until then.
+        """
+        self._finish_begun()
         step = self._plan(batch)
         if self._worker is not None:
             return StepPending(self._worker.submit(self._run, step), step.staging, self._idle)
         future: Future[Enqueued | DeviceOutOfMemory] = Future()
-        future.set_result(self._run(step))
-        return StepPending(future, step.staging, self._idle)
+        begun = self._guarded(step.batch, partial(self._begin, step))
+        if isinstance(begun, DeviceOutOfMemory):
+            future.set_result(begun)
+        else:
+            self._begun = begun, future
+            if step.choice is None or not self._choosing.awaits_tokens(step.choice):
+                self._finish_begun()
+        return StepPending(future, step.staging, self._idle, self._finish_begun)
 
     def kv_spec(self) -> KVSpec:
         """Shape of the KV cache."""
@@ -184,32 +214,45 @@ class GraphExecutor:
     # --- device side: in the order of execute(), on the worker if there is one ---
 
     def _run(self, step: PlannedStep) -> Enqueued | DeviceOutOfMemory:
+        return self._guarded(step.batch, lambda: self._finish(self._begin(step)))
+
+    def _finish_begun(self) -> None:
+        if self._begun is not None:
+            (begun, future), self._begun = self._begun, None
+            future.set_result(self._guarded(begun.step.batch, partial(self._finish, begun)))
+
+    def _guarded(self, batch: Batch, work: Callable[[], Outcome]) -> Outcome | DeviceOutOfMemory:
         try:
             with torch.inference_mode():
-                return self._enqueue(step)
+                return work()
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
             # Returned without its traceback, whose frames would keep the step's tensors alive.
-            return DeviceOutOfMemory(f"a step of {step.batch.num_tokens} tokens did not fit: {error}")
+            return DeviceOutOfMemory(f"a step of {batch.num_tokens} tokens did not fit: {error}")
 
-    def _enqueue(self, step: PlannedStep) -> Enqueued:
+    def _begin(self, step: PlannedStep) -> BegunStep:
         self._change(step.batch)
-        inputs, (hidden_TE, logits_NV, chosen_2N) = self._programs.run(step.batch, step.shape, step.staging.buffer)
+        inputs, forwarded = self._programs.run(step.batch, step.shape, step.staging.buffer)
         self._device.flush()
-        event = self._device.event()
+        return BegunStep(step, inputs, *forwarded)
+
+    def _finish(self, begun: BegunStep) -> Enqueued:
+        step, inputs, event = begun.step, begun.inputs, self._device.event()
         results = Enqueued(step.num_samples, event, step.staging, copies_later=self._copies_later)
         self._choosing.catch_up()
-        if step.choice is not None and logits_NV is not None:
-            self._choosing.choose(step.choice, logits_NV, inputs, results)
-        elif chosen_2N is not None:
-            results.take(chosen_2N)
-        del logits_NV  # scored in the memory that they leave
+        if step.choice is not None and begun.logits is not None:
+            self._choosing.choose(step.choice, begun.logits, inputs, results)
+        elif begun.chosen is not None:
+            results.take(begun.chosen)
+        begun.logits = None  # scored in the memory that they leave
         if step.scoring is not None:
-            self._score_prompts(step.scoring, hidden_TE, results)
+            self._score_prompts(step.scoring, begun.hidden, results)
         if self._drafter is not None and step.drafting is not None:
             # Last, for its programs may overwrite what the step's returned.
-            drafts_RK = step.drafting.run(self._drafter, inputs, hidden_TE, self._table.tokens, self._upload)
+            drafts_RK = step.drafting.run(
+                self._drafter, inputs, begun.hidden, self._table.tokens, self._upload
+            )  # fmt: skip
             self._device.flush()
             results.take_drafts(step.batch.wanting, step.drafting.plan.places, drafts_RK, self._device.pinned)
         event.record()

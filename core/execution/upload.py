@@ -24,5 +24,6 @@ def uploading(device: Device) -> Upload:
 def _upload(device: Device, array: npt.NDArray[np.generic]) -> Tensor:
     host = torch.from_numpy(np.ascontiguousarray(array))
     pinned = device.pinned(host.shape, host.dtype)
-    pinned.copy_(host)
+    # Not `copy_`, which deals out what is large among threads: one that another process holds up holds up the step.
+    np.copyto(pinned.numpy(), host.numpy())
     return pinned.to(device.torch_device, non_blocking=True)

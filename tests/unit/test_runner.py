@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import ClassVar, Literal
 
@@ -21,10 +21,12 @@ from mainspring.core.execution.runner import GraphExecutor
 from mainspring.core.execution.sampling import SamplingTable
 from mainspring.core.execution.table import StateTable
 from mainspring.core.execution.warmup import FLOOR_SECONDS, dummy_batches
+from mainspring.core.grammar.guides import NO_GUESSES, Guesses, GuidedElsewhere, Guiding
+from mainspring.core.grammar.protocol import Mask
 from mainspring.core.layers.attention import AttentionStep
 from mainspring.core.ops import Ops
 from mainspring.core.processors.loading import load_processors
-from mainspring.core.request import LogitsProcessing, SamplingParams
+from mainspring.core.request import Grammar, LogitsProcessing, SamplingParams
 from tests.support.by_hand import Running, plan, run
 from tests.support.plain_device import DYNAMIC, PlainDevice
 from tests.support.tiny_model import GREEDY_TOKEN, NAN_TOKEN, VOCAB, TinyModel, all_logits, spec
@@ -51,7 +53,10 @@ def make() -> Iterator[Make]:
     made: list[GraphExecutor] = []
 
     def build(
-        device: PlainDevice | None = None, capabilities: Capabilities = DYNAMIC, model: TinyModel | None = None
+        device: PlainDevice | None = None,
+        capabilities: Capabilities = DYNAMIC,
+        model: TinyModel | None = None,
+        guides: Guiding | None = None,
     ) -> GraphExecutor:
         device = device or PlainDevice()
         executor = GraphExecutor(
@@ -65,6 +70,7 @@ def make() -> Iterator[Make]:
             kv=device.allocate_kv(spec(BLOCK_SIZE), BLOCKS),
             buckets=BUCKETS,
             name="plain",
+            guides=guides,
         )
         made.append(executor)
         return executor
@@ -419,6 +425,57 @@ def test_enqueueing_a_step_never_waits_for_the_device(make: Make, shapes: Litera
         with NoWaiting():
             pending = executor.execute(batch)
         assert len(pending.result().tokens) == sum(batch.samples)
+
+
+class Chain(GuidedElsewhere):
+    """Allows what is one more than the token before, beginning at 1, and notes when it is asked."""
+
+    def __init__(self) -> None:
+        super().__init__(VOCAB)
+        self.log: list[str] = []
+        self._next = {0: 1}
+        self._told: Callable[[], Sequence[int]] | None = None
+
+    def expect(
+        self,
+        rows: Sequence[int],
+        places: Sequence[int],
+        tokens: Callable[[], Sequence[int]],
+        guesses: Guesses = NO_GUESSES,
+    ) -> None:
+        self._told = lambda: [tokens()[place] for place in places]
+
+    def catch_up(self) -> None:
+        if self._told is not None:
+            self.log.append("tokens")
+            self._next = {place: token + 1 for place, token in enumerate(self._told())}
+            self._told = None
+
+    def masks(self, rows: Sequence[int], guesses: Guesses = NO_GUESSES) -> Mask:
+        self.log.append("masks")
+        masks_GW = super().masks(rows)
+        for place in range(len(rows)):
+            word, bit = divmod(self._next[place], 32)
+            masks_GW[place, word] = 1 << bit
+        return masks_GW
+
+
+def test_masks_wait_until_the_tokens_before_them_have_been_told(make: Make) -> None:
+    """An engine lands a step after it has enqueued the next; nobody's tokens wait for that one's grammars."""
+    guides = Chain()
+    executor = make(capabilities=CHOOSING, guides=guides)
+    sequences = running([SamplingParams(temperature=1.0, grammar=Grammar("chain", ""))], prompts((5, 3))[:1])
+    flying = executor.execute(plan(0, sequences, 8))
+    found = []
+    for step in range(1, 5):
+        following = executor.execute(plan(step, sequences, 8))
+        guides.log.append("landing")
+        found += flying.result().tokens
+        guides.log.append("landed")
+        flying = following
+    found += flying.result().tokens
+    assert found == [1, 2, 3, 4, 5]
+    assert guides.log[:5] == ["masks", "landing", "landed", "tokens", "masks"]
 
 
 class Counting(PlainDevice):
