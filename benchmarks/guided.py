@@ -55,7 +55,7 @@ async def gaps(port: int, number: int, tokens: int, grammar: object | None) -> l
     while read := await reader.read(1 << 16):
         # With what may be the beginning of a mark.
         seen += [time.perf_counter()] * (told[1 - len(mark) :] + read).count(mark)
-        if not told and not read.startswith(b"HTTP/1.1 200") or b'"error":' in read:
+        if (not told and not read.startswith(b"HTTP/1.1 200")) or b'"error":' in read:
             raise SystemExit(read.decode(errors="replace"))
         told = read
     writer.close()

@@ -120,7 +120,7 @@ def client_of_a_long_stream(port: int, alternatives: int = 0) -> socket.socket:
 
 
 async def gaps(server: LiveServer) -> float:
-    """p99 of the time between the tokens of one stream: the least of three, for what else the machine does only adds."""
+    """p99 of the time between the tokens of one stream: the least of three, for other work only adds."""
     return min([await late_gap(server, 30) for _ in range(3)])
 
 
