@@ -59,8 +59,6 @@ async def gaps(port: int, number: int, tokens: int, grammar: object | None) -> l
             raise SystemExit(read.decode(errors="replace"))
         told = read
     writer.close()
-    if len(seen) < tokens:
-        raise SystemExit(f"a stream ended after {len(seen)} tokens of {tokens}")
     return [after - before for before, after in pairwise(seen)]
 
 

@@ -2,10 +2,12 @@
 
     python benchmarks/cuda/copying.py [--model 8b] [--model 0.6b] [--rounds 3] [--json FILE]
 
-A model of random weights copies nothing, so what it says is dictated: a logits processor has it say what stood PERIOD
-tokens before, but for one place in so many, at which it says something new. Model, choice, guesses and verification run
-as always, over one executor, behind two schedulers in turn: one guesses, the other does not. Told are medians of tokens
-a second over the rounds, and how many of the guesses were right. With real weights and text: ../speculation.py.
+A model of random weights copies nothing, so what it copies is dictated: a logits processor has it say what stood PERIOD
+tokens before, but for one place in so many, at which it says something new. New text it writes itself, sampled, so that
+its steps are those of any chat: a processor would keep the choice out of the captured programs. Model, choice, guesses
+and verification run as always, over one executor, behind two schedulers in turn: one guesses, the other does not. Told
+are medians of tokens a second over the rounds, and how many of the guesses were right. With real weights and text:
+../speculation.py.
 """
 
 from __future__ import annotations
@@ -45,8 +47,10 @@ SHAPES = {
         "vocab_size": 1024, "max_position_embeddings": 8192, "tie_word_embeddings": True, **COMMON,
     },
 }  # fmt: skip
-CASES = (("an edit, 1 at once", 1, 24), ("new text, 1 at once", 1, 1), ("8 at once", 8, 1), ("32 at once", 32, 1))
-"""What is said, how many say it, and one place in how many is new."""
+CASES = (
+    ("an edit, 1 at once", 1, 24), ("new text, 1 at once", 1, None), ("8 at once", 8, None), ("32 at once", 32, None),
+)  # fmt: skip
+"""What is said, how many say it, and one place in how many is new where it is dictated."""
 
 
 class Dictation(LogitsProcessor):
@@ -79,11 +83,12 @@ class Loop:
     vocab_size: int
     requests: int = 0
 
-    def rate(self, rows: int, tokens: int, every: int) -> float:
+    def rate(self, rows: int, tokens: int, every: int | None) -> float:
         """Tokens a second of so many sequences, from when all of them have their first."""
-        params = SamplingParams(
-            max_tokens=tokens, ignore_eos=True, processors=(LogitsProcessing("dictation", (float(every),)),)
-        )
+        params = SamplingParams(max_tokens=tokens, ignore_eos=True, temperature=1.0, seed=self.requests)
+        if every is not None:
+            dictation = LogitsProcessing("dictation", (float(every),))
+            params = SamplingParams(max_tokens=tokens, ignore_eos=True, processors=(dictation,))
         for row in range(rows):
             source = random.Random(row)
             prompt = [source.randrange(10, self.vocab_size) for _ in range(PROMPT)]

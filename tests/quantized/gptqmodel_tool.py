@@ -27,7 +27,7 @@ def _make(model: Path, out: Path, *, options: Mapping[str, Any]) -> Mapping[str,
     working = GPTQModel.load(str(model), config)
     rows = [
         {"input_ids": torch.tensor([row]), "attention_mask": torch.ones(1, len(row), dtype=torch.long)}
-        for row in source.calibration()
+        for row in source.calibration(model)
     ]
     working.quantize(rows, batch_size=1)
     working.save(str(out))

@@ -25,7 +25,7 @@ STATIC: dict[str, Any] = {"num_bits": 8, "strategy": "tensor", "symmetric": True
 
 
 def _make(model: Path, out: Path, *, modifier: Any) -> Mapping[str, Tensor]:
-    rows = [{"input_ids": row, "attention_mask": [1] * len(row)} for row in source.calibration()]
+    rows = [{"input_ids": row, "attention_mask": [1] * len(row)} for row in source.calibration(model)]
     loaded: Any = LlamaForCausalLM.from_pretrained(model, dtype="float16")
     oneshot(
         model=loaded,

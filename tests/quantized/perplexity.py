@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import json
 import math
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -31,6 +32,7 @@ from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 from mainspring import LLM
 from mainspring.core.quantizing.run import Order, quantize
 from mainspring.core.request import SamplingParams
+from tests.quantized import source
 from tests.quantized.make import TOOLS
 from tests.support import smollm2
 
@@ -202,7 +204,9 @@ def main() -> None:
     arguments = parser.parse_args()
     out: Path = arguments.out
     prepare(out / "model")
-    bench = Bench(out, windows(out / "model", TEXT)[: arguments.windows], windows(out / "model", CALIBRATION))
+    calibration = windows(out / "model", CALIBRATION)
+    (out / "model" / source.CALIBRATION).write_text(json.dumps(calibration))
+    bench = Bench(out, windows(out / "model", TEXT)[: arguments.windows], calibration)
     kept = out / "rows.jsonl"
     rows = [msgspec.json.decode(line, type=Row) for line in kept.read_bytes().splitlines()] if kept.exists() else []
     files = sorted((out / "gguf").glob("*.gguf"))

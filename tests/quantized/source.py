@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,8 +33,15 @@ def write(directory: Path) -> None:
     _tokenizer().save_pretrained(directory)
 
 
-def calibration() -> list[list[int]]:
-    """Token ids for the tools that want some."""
+CALIBRATION = "calibration.json"
+"""Beside a model that has a language: token ids of a text in it."""
+
+
+def calibration(model: Path) -> list[list[int]]:
+    """Token ids for the tools that want some: the model's own, or for a model of no language any."""
+    if (model / CALIBRATION).exists():
+        read: list[list[int]] = json.loads((model / CALIBRATION).read_text())
+        return read
     generator = torch.Generator().manual_seed(11)
     return [torch.randint(3, 64, (64,), generator=generator).tolist() for _ in range(16)]
 
