@@ -1,6 +1,6 @@
-"""Speed of quantized linear layers on one GPU, each beside its floor, bfloat16 and torch's own product of float8.
+"""Speed of quantized linear layers on one GPU, each beside its floor, bfloat16 and torch's own product of the same.
 
-    python benchmarks/cuda/quantized.py [--sweep] [--serve int4] [--json FILE]
+    python benchmarks/cuda/quantized.py [--case "int4 g128" ...] [--sweep] [--serve int4] [--json FILE]
 
 `--sweep` tries tiles; `--serve` measures decode steps of the whole model under one of `--quantize`'s names.
 
@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import product
@@ -160,14 +160,35 @@ def library_float8(rows: int, made: Layer) -> float:
     )  # fmt: skip
 
 
+def library_int4(rows: int, size: int, depth: int) -> float:
+    """Seconds of torch's weight-only int4 ("tinygemm") in groups of 128."""
+    most = 1 + COLD_BYTES // (size * depth // 2)
+    codes = [torch.randint(0, 256, (size, depth // 2), dtype=torch.uint8, device="cuda") for _ in range(most)]
+    weights = [torch.ops.aten._convert_weight_to_int4pack(code, 8) for code in codes]
+    scales_and_zeros = torch.rand(depth // 128, size, 2, device="cuda", dtype=torch.bfloat16)
+    x = normal(rows, depth)
+    return seconds(
+        lambda turn: torch.ops.aten._weight_int4pack_mm(x, weights[turn % most], 128, scales_and_zeros),
+        turns_of(rows, most),
+    )
+
+
+def library_quantized(scheme: WeightScheme, rows: int, made: Layer) -> float | None:
+    """Seconds of torch's own product of the scheme, where it has one."""
+    if scheme == FLOAT8_BOTH:
+        return library_float8(rows, made)
+    return library_int4(rows, *made.dequantized.shape) if scheme == INT4 else None
+
+
 def turns_of(rows: int, copies: int) -> int:
     return max(copies, 16 if rows <= 256 else 4)
 
 
-def measure(quantized: Quantized) -> Iterator[dict[str, object]]:
+def measure(quantized: Quantized, cases: Sequence[str]) -> Iterator[dict[str, object]]:
     """A row of the table each."""
     beside: dict[tuple[str, int], float] = {}
-    for case, (scheme, row_counts) in CASES.items():
+    for case in cases:
+        scheme, row_counts = CASES[case]
         for name, (size, depth) in LAYERS.items():
             made = layer(quantized, scheme, size, depth)
             for rows in row_counts:
@@ -181,12 +202,13 @@ def measure(quantized: Quantized) -> Iterator[dict[str, object]]:
                 if (name, rows) not in beside:
                     beside[name, rows] = library(rows, size, depth)
                 width = 1 if scheme.activation else 2
+                torchs = library_quantized(scheme, rows, made)
                 yield {
                     "case": case, "layer": name, "rows": rows, "error": float((found - wanted).norm() / wanted.norm()),
                     "ours_us": 1e6 * ours, "bf16_us": 1e6 * beside[name, rows],
                     "floor_us": 1e6 * floor(made.bytes, rows, size, depth, width),
                     "gb_per_s": made.bytes / ours / 1e9, "tflops": 2 * rows * size * depth / ours / 1e12,
-                    "scaled_mm_us": 1e6 * library_float8(rows, made) if scheme == FLOAT8_BOTH else None,
+                    "torch_us": None if torchs is None else 1e6 * torchs,
                 }  # fmt: skip
             del made
             torch.cuda.empty_cache()
@@ -334,6 +356,7 @@ def serve(name: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--case", action="append", choices=list(CASES))
     parser.add_argument("--sweep", action="store_true")
     parser.add_argument("--compile", type=int, nargs=2, metavar=("PART", "PARTS"))
     parser.add_argument("--serve", choices=SERVED)
@@ -359,10 +382,10 @@ def main() -> None:
         sweep(quantized)
         return
     found = []
-    print("case           layer     rows   error     ours    floor     bf16 scaled_mm   GB/s TFLOP/s x bf16")
-    for line in measure(quantized):
+    print("case           layer     rows   error     ours    floor     bf16    torch   GB/s TFLOP/s x bf16")
+    for line in measure(quantized, given.case or list(CASES)):
         found.append(line)
-        peer = line["scaled_mm_us"]
+        peer = line["torch_us"]
         print(
             f"{line['case']:14} {line['layer']:8} {line['rows']:5} {line['error']:.5f} {line['ours_us']:8.2f} "
             f"{line['floor_us']:8.2f} {line['bf16_us']:8.2f} {'' if peer is None else f'{peer:.2f}':>9} "
