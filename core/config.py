@@ -120,6 +120,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     device_index: int = 0
     num_shard: int | None = 1
     """Devices that hold a part of the model each, from `device_index` on; None takes all that there are."""
+    num_stages: int = 1
+    """Parts that the layers are cut into, one behind the other; each has `num_shard` devices."""
     expert_parallel: bool = False
     """Experts are dealt out whole to those devices, not by their features."""
     dtype: Dtype | Literal["auto"] = "auto"

@@ -26,8 +26,9 @@ from mainspring.core.backend import (
 from mainspring.core.config import Dtype, EngineConfig, KVDtype, ModelConfig
 from mainspring.core.errors import StartupError, unknown
 from mainspring.core.parallel.shard import obstacles, part_of, worlds
+from mainspring.core.parallel.stages import Stage, stage_obstacles
 from mainspring.core.quantization import NO_QUANTIZATION, SCHEMES, stored_scheme
-from mainspring.core.speculator_plan import SpeculatorPlan, plan_speculator, speculator_needs
+from mainspring.core.speculator_plan import SpeculatorPlan, drafts_at_once, plan_speculator, speculator_needs
 
 MARGIN = 0.02
 """Share of a device's memory that is never planned with."""
@@ -124,11 +125,11 @@ def draft(
     """The plan whether or not it can work: unmet requirements are in it."""
     dtype, dtype_note = _compute_dtype(config, model, capabilities)
     scheme, unknown_scheme, scheme_note = _weight_scheme(config, model, dtype, capabilities)
-    world = config.num_shard or 1
+    world, stages = config.num_shard or 1, config.num_stages
     held = part_of(model, world)
-    sharers = world if capabilities.ranks_share_device else 1
+    sharers = world * stages if capabilities.ranks_share_device else 1
     spec = KVSpec(
-        layers=model.num_layers,
+        layers=Stage(0, stages).part_of(model).num_layers,  # the most that any stage has
         heads=held.num_kv_heads,
         head_dim=model.head_dim,
         dtype=_kv_dtype(config, dtype, capabilities),
@@ -136,7 +137,8 @@ def draft(
     )
     max_length = min(config.max_length or model.max_position, model.max_position)
     beside = None if speculator is None else plan_speculator(config, speculator, spec, dtype)
-    weights = weight_bytes(held, scheme, dtype) - saved_bytes(config, model, capabilities, dtype) // world
+    weights = heaviest_stage(held, stages, scheme, dtype)
+    weights -= saved_bytes(config, model, capabilities, dtype) // (world * stages)
     weights += beside.weight_bytes if beside else 0
     workspace = workspace_bytes(config, msgspec.structs.replace(held, vocab_size=model.vocab_size), max_length)
     fixed = weights + workspace + (beside.scratch_bytes if beside else 0)
@@ -147,6 +149,7 @@ def draft(
     fitting, length_note = _fitting_length(config, max_length, num_blocks, spec)
     needs = [*unknown_scheme, *_capability_needs(config, model, capabilities, scheme, dtype, spec)]
     needs += _rank_needs(model, capabilities, scheme, config)
+    needs += _stage_needs(model, capabilities, config, drafts_at_once(config, speculator))
     needs += _speculator_needs(beside, capabilities, fitting)
     needs += _memory_needs(usable, fixed + 2 * block, (num_blocks - 1) * spec.block_size, fitting)
     return Plan(
@@ -174,6 +177,16 @@ def weight_bytes(model: ModelConfig, scheme: WeightScheme, dtype: Dtype) -> int:
     scales = linear // scheme.group_size if scheme.group_size else 0
     return (
         (dense - linear) * KV_DTYPE_BYTES[dtype] + linear * scheme.bits // 8 + scales * (2 if scheme.symmetric else 4)
+    )
+
+
+def heaviest_stage(model: ModelConfig, count: int, scheme: WeightScheme, dtype: Dtype) -> int:
+    """`weight_bytes` of the stage, of so many, that has most: what it does not hold of the two ends is taken off."""
+    table = model.vocab_size * model.hidden_size * KV_DTYPE_BYTES[dtype]
+    stages = [Stage(index, count) for index in range(count)]
+    return max(
+        weight_bytes(stage.part_of(model), scheme, dtype) - table * ((not stage.first) + (not stage.last))
+        for stage in stages
     )
 
 
@@ -315,6 +328,24 @@ def _rank_needs(
     fitting = ", ".join(map(str, worlds(model, group_size, whole_experts=whole_experts)))
     remedy = f"this model takes --num-shard {fitting}" if found else None
     yield Requirement(what, "equal parts for all ranks", ", ".join(found) or "them", remedy)
+
+
+def _stage_needs(
+    model: ModelConfig, capabilities: Capabilities, config: EngineConfig, drafts: int
+) -> Iterator[Requirement]:
+    if config.num_stages == 1:
+        return
+    what = f"--pipeline-parallel-size {config.num_stages}"
+    remedy = None if capabilities.collectives else "leave it out or use another backend"
+    yield Requirement(what, "messages between ranks", capabilities.collectives or "none", remedy)
+    found = stage_obstacles(model, config.num_stages)
+    fewer = f"use --pipeline-parallel-size {model.num_layers} or less"
+    remedy = "leave it out, or use --num-shard" if model.tied_embeddings else fewer
+    yield Requirement(
+        what, "a layer for each stage, two ends apart", ", ".join(found) or "them", remedy if found else None
+    )
+    shown = f"{drafts} at once" if drafts else "none"
+    yield Requirement(what, "no guessed tokens", shown, "leave --speculate and --speculator out" if drafts else None)
 
 
 def _attention_features(model: ModelConfig) -> Iterator[AttentionFeature]:

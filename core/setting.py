@@ -58,24 +58,30 @@ def settle(config: EngineConfig) -> Setting:
     devices: tuple[DeviceInfo, ...] = ()
     if choice is not None:
         try:
-            devices = _devices(choice, config.num_shard)
+            devices = devices_for(choice, config.num_shard, config.num_stages)
         except StartupError as error:
             reasons += error.reasons
     if reasons or model is None or choice is None:
         raise StartupError(reasons)
-    return Setting(msgspec.structs.replace(config, num_shard=len(devices)), plugins, model, choice, devices, speculator)
+    config = msgspec.structs.replace(config, num_shard=len(devices) // config.num_stages)
+    return Setting(config, plugins, model, choice, devices, speculator)
 
 
-def _devices(choice: Choice, num_shard: int | None) -> tuple[DeviceInfo, ...]:
+def devices_for(choice: Choice, num_shard: int | None, num_stages: int) -> tuple[DeviceInfo, ...]:
     """One for each rank, from the chosen one on. Raises `BackendError` where there are not as many."""
-    if num_shard == 1 or choice.backend.capabilities(choice.device).ranks_share_device:
-        return (choice.device,) * (num_shard or 1)
+    wanted = (num_shard or 1) * num_stages
+    if (num_shard and wanted == 1) or choice.backend.capabilities(choice.device).ranks_share_device:
+        return (choice.device,) * wanted
     found = choice.backend.devices()
     all_devices = [] if isinstance(found, Unavailable) else found
     offered = tuple(device for device in all_devices if device.index >= choice.device.index)
-    if num_shard is not None and len(offered) < num_shard:
+    if num_shard is None:
+        wanted = max(len(offered) // num_stages, 1) * num_stages
+    if len(offered) < wanted:
+        shards = len(offered) // num_stages
+        fewer = f"--num-shard {shards}" if shards else f"--pipeline-parallel-size {max(len(offered), 1)}"
         raise BackendError(
-            f"--num-shard {num_shard} needs as many devices, and {choice.backend.name} has {len(offered)} from index "
-            f"{choice.device.index} on; use --num-shard {max(len(offered), 1)} or less"
+            f"--num-shard {num_shard or 1} with --pipeline-parallel-size {num_stages} needs {wanted} devices, and "
+            f"{choice.backend.name} has {len(offered)} from index {choice.device.index} on; use {fewer} or less"
         )
-    return offered[:num_shard]
+    return offered[:wanted]

@@ -42,16 +42,18 @@ def load_weights(
     progress: ProgressCallback,
     *,
     keeps_quantized: bool = True,
+    whole: CausalLM | None = None,
 ) -> None:
     """Fills a built model from a directory of safetensors or a `.gguf` file.
 
     `scheme` None packs linear layers as the checkpoint stores them where the device takes that, unless not
-    `keeps_quantized`, and else as `unquantized(dtype)`; the head of a scheme is `head_scheme`'s. `progress` is called
-    with ("weights", done bytes, total bytes) after each layer. Raises `ModelError` that names all missing, surplus and
-    misshaped tensors at once.
+    `keeps_quantized`, and else as `unquantized(dtype)`; the head of a scheme is `head_scheme`'s. Where `model` is a
+    stage, `whole` is all of it, unfilled: the checkpoint must hold that, and what is not the stage's stays unread.
+    `progress` is called with ("weights", done bytes, total bytes) after each layer. Raises `ModelError` that names all
+    missing, surplus and misshaped tensors at once.
     """
-    layers = weight_layers(model)
-    wanted = {name: shape for at, layer in layers.items() for name, shape in layer.sources(at).items()}
+    layers, every = weight_layers(model), weight_layers(whole or model)
+    wanted = {name: shape for at, layer in every.items() for name, shape in layer.sources(at).items()}
     checkpoint = (
         GGUF(path, config, wanted)
         if path.suffix == ".gguf"
@@ -103,10 +105,11 @@ def fill_dummy(model: CausalLM, seed: int, device: Device, dtype: torch.dtype, s
 def _fill(
     layers: Mapping[str, WeightLayer], checkpoint: Checkpoint, packing: Packing, progress: ProgressCallback
 ) -> None:
-    done, total = 0, sum(entry.num_bytes for entry in checkpoint.entries.values())
+    sizes = {at: sum(checkpoint.entries[name].num_bytes for name in layer.sources(at)) for at, layer in layers.items()}
+    done, total = 0, sum(sizes.values())
     for at, layer in layers.items():
         layer.fill(at, checkpoint.read, packing)
-        done += sum(checkpoint.entries[name].num_bytes for name in layer.sources(at))
+        done += sizes[at]
         progress("weights", done, total)
 
 

@@ -31,11 +31,14 @@ class PagedAttention(nn.Module):
     cache holds.
     """
 
-    def __init__(self, config: ModelConfig, layer: int, ops: Ops, shard: Shard = ALONE) -> None:
+    def __init__(
+        self, config: ModelConfig, layer: int, ops: Ops, shard: Shard = ALONE, *, cached_from: int = 0
+    ) -> None:
+        """`cached_from`: the layer that the cache's first is."""
         super().__init__()
         held = part_of(config, shard.world)
         self.num_heads, self.num_kv_heads, self.head_dim = held.num_heads, held.num_kv_heads, config.head_dim
-        self.layer = layer
+        self.layer = layer - cached_from
         self.scale = config.head_dim**-0.5 if config.attention_scale is None else config.attention_scale
         self.window = config.window(layer)
         self.softcap = config.attention_softcap

@@ -39,6 +39,11 @@ class Embedding(WeightLayer):
         index_T, here_T1 = self.rows.own(index_T)
         return self.rows.summed(self._looked_up(index_T), here_T1)
 
+    def begin(self, index_T: Tensor) -> tuple[Tensor, Tensor]:
+        """(what the first block is to add, the stream before that), [T, E] each."""
+        x_TE = self(index_T)
+        return x_TE, torch.zeros_like(x_TE)
+
     def _looked_up(self, index_T: Tensor) -> Tensor:
         if self.packed is None:
             return self._embedding(index_T, self.weight)

@@ -7,21 +7,24 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from mainspring.core.backend import Communicator, Device
 from mainspring.core.config import ModelConfig, RopeConfig
 from mainspring.core.errors import ModelError
 from mainspring.core.layers.attention import PagedAttention
+from mainspring.core.layers.decoder import Decoder
 from mainspring.core.layers.embedding import Embedding, Head, ScaledEmbedding, TiedHead
 from mainspring.core.layers.experts import Experts, SparseMLP
 from mainspring.core.layers.linear import Linear, MergedLinear, RowLinear
 from mainspring.core.layers.mlp import GatedMLP
 from mainspring.core.layers.norm import LayerNorm, RMSNorm
 from mainspring.core.layers.rope import Rotary, rope_table
+from mainspring.core.layers.stages import Arrived, HeadElsewhere, Leaving
 from mainspring.core.layers.vocabulary import Vocabulary
 from mainspring.core.ops import Ops
 from mainspring.core.parallel.shard import ALONE, Shard, Span
+from mainspring.core.parallel.stages import WHOLE_MODEL, Stage
 
 Spans = TypeVar("Spans")
 
@@ -34,6 +37,8 @@ class LayerFactory:
     `merged_gate_up` and `up` compute a part of their output features, `attention_output` and `down` take that part in
     and add over ranks, and the rows of `token_embedding` and `head` are dealt out. Everything else is on every rank
     whole, `linear` too.
+
+    And how it is cut into stages: `decoder` has the layers of one, and `head` is with the last.
     """
 
     ops: Ops
@@ -41,7 +46,10 @@ class LayerFactory:
     max_length: int
     shard: Shard = ALONE
     group: Communicator | None = None
-    """Among all ranks; None where there is one."""
+    """Among the ranks that share the layers; None where there is one."""
+    stage: Stage = WHOLE_MODEL
+    arrivals: Tensor | None = None
+    """Where the stage before leaves hidden states; None on the first."""
     sums_in_norms: bool = False
     """Set by `summing_in_norms`."""
 
@@ -85,7 +93,8 @@ class LayerFactory:
 
     def attention(self, config: ModelConfig, layer: int) -> PagedAttention:
         """Attention of one layer, with its window, scale and cap."""
-        return PagedAttention(config, layer, self.ops, self.shard)
+        first, _ = self.stage.layers(config.num_layers)
+        return PagedAttention(config, layer, self.ops, self.shard, cached_from=first)
 
     def gated_mlp(self, config: ModelConfig) -> GatedMLP:
         """A gated MLP, from three layers of the checkpoint."""
@@ -153,6 +162,14 @@ class LayerFactory:
             raise ModelError("the model rotates its heads, but its config names no rope; add rope_theta")
         return Rotary(rope_table(rope, self.max_length).to(self.device.torch_device), self.ops.rope)
 
+    def decoder(self, config: ModelConfig, block: Callable[[int], nn.Module]) -> Decoder:
+        """The stack of blocks between embedding and final norm, or this stage's part of it."""
+        return Decoder(
+            self.token_embedding(config) if self.arrivals is None else Arrived(self.arrivals),
+            {layer: block(layer) for layer in range(*self.stage.layers(config.num_layers))},
+            self.rms_norm(config.hidden_size, config) if self.stage.last else self._leaving(),
+        )
+
     def token_embedding(self, config: ModelConfig) -> Embedding:
         """The table of tokens, scaled where the model scales it."""
         rows = self._vocabulary(config)
@@ -165,11 +182,16 @@ class LayerFactory:
         """The table of learned positions."""
         return Embedding(Vocabulary(config.max_position), config.hidden_size, self.ops, self.device.rows)
 
-    def head(self, config: ModelConfig, embedding: Embedding) -> Head | TiedHead:
+    def head(self, config: ModelConfig, embedding: Embedding | Arrived) -> Head | TiedHead | HeadElsewhere:
         """The output projection: the embedding's own table, or one apart."""
-        if config.tied_embeddings:
+        if not self.stage.last:
+            return HeadElsewhere()
+        if config.tied_embeddings and isinstance(embedding, Embedding):
             return TiedHead(embedding, self.device.quantized_linear)
         return Head(self._vocabulary(config), config.hidden_size, self.device.quantized_linear)
+
+    def _leaving(self) -> Leaving:
+        return Leaving(self.group if self.sums_in_norms else None)
 
     def _vocabulary(self, config: ModelConfig) -> Vocabulary:
         return Vocabulary(config.vocab_size, self.shard, self.group, sums=not self.sums_in_norms)

@@ -48,6 +48,10 @@ class CausalLM(nn.Module, ABC):
     """Whether ranks can hold a part of it each: all its layers that read or write heads, or features of the MLP, are
     made by the factory's calls that deal them out."""
 
+    stages: ClassVar[bool] = False
+    """Whether ranks can hold some of its layers each: these and both its ends are made by the factory's `decoder` and
+    `head`."""
+
     @abstractmethod
     def forward(self, tokens_T: Tensor, positions_T: Tensor, step: AttentionStep) -> Tensor:
         """Final hidden states [T, E], normed. The step's keys and values are in the cache afterwards."""

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from mainspring.core.config import ModelConfig
 from mainspring.core.layers.attention import AttentionStep
 from mainspring.core.layers.block import SandwichNormBlock
-from mainspring.core.layers.decoder import Decoder
 from mainspring.core.layers.embedding import softcapped
 from mainspring.core.layers.factory import LayerFactory
 from mainspring.core.layers.rope import Rotary
@@ -34,6 +33,7 @@ class Gemma2Attention(nn.Module):
 
 class Gemma2(CausalLM):
     shards = True
+    stages = True
     convention = Convention(plus_one=r"norm\.weight$")
 
     def __init__(self, config: ModelConfig, make: LayerFactory) -> None:
@@ -43,11 +43,7 @@ class Gemma2(CausalLM):
         def block(layer: int) -> SandwichNormBlock:
             return SandwichNormBlock(config, make, Gemma2Attention(config, make, layer, rotary), make.gated_mlp(config))
 
-        self.model = Decoder(
-            make.token_embedding(config),
-            [block(layer) for layer in range(config.num_layers)],
-            make.rms_norm(config.hidden_size, config),
-        )
+        self.model = make.decoder(config, block)
         self.lm_head = make.head(config, self.model.embed_tokens)
         self.logits_softcap = config.logits_softcap
 

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from mainspring.core.config import ModelConfig
 from mainspring.core.layers.attention import AttentionStep
 from mainspring.core.layers.block import SandwichNormBlock
-from mainspring.core.layers.decoder import Decoder
 from mainspring.core.layers.embedding import softcapped
 from mainspring.core.layers.factory import LayerFactory
 from mainspring.core.layers.rope import Rotary
@@ -36,6 +35,7 @@ class Gemma3Attention(nn.Module):
 
 class Gemma3(CausalLM):
     shards = True
+    stages = True
     convention = Convention(
         # The multimodal checkpoints hold the text model under a prefix, which changed places once.
         renamed=((r"^language_model\.", ""), (r"^model\.language_model\.", "model.")),
@@ -51,11 +51,7 @@ class Gemma3(CausalLM):
             rotary = local if config.window(layer) else everywhere
             return SandwichNormBlock(config, make, Gemma3Attention(config, make, layer, rotary), make.gated_mlp(config))
 
-        self.model = Decoder(
-            make.token_embedding(config),
-            [block(layer) for layer in range(config.num_layers)],
-            make.rms_norm(config.hidden_size, config),
-        )
+        self.model = make.decoder(config, block)
         self.lm_head = make.head(config, self.model.embed_tokens)
         self.logits_softcap = config.logits_softcap
 

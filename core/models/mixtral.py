@@ -10,7 +10,6 @@ from torch import Tensor
 from mainspring.core.config import ModelConfig
 from mainspring.core.layers.attention import AttentionStep
 from mainspring.core.layers.block import PreNormBlock
-from mainspring.core.layers.decoder import Decoder
 from mainspring.core.layers.factory import LayerFactory
 from mainspring.core.models.causal import CausalLM, Convention
 from mainspring.core.models.llama import LlamaAttention
@@ -18,6 +17,7 @@ from mainspring.core.models.llama import LlamaAttention
 
 class Mixtral(CausalLM):
     shards = True
+    stages = True
     convention = Convention(
         renamed=(
             (r"\.block_sparse_moe\.", ".mlp."),
@@ -35,11 +35,7 @@ class Mixtral(CausalLM):
         def block(layer: int) -> PreNormBlock:
             return PreNormBlock(config, make, LlamaAttention(config, make, layer, rotary), make.mlp(config, layer))
 
-        self.model = Decoder(
-            make.token_embedding(config),
-            [block(layer) for layer in range(config.num_layers)],
-            make.rms_norm(config.hidden_size, config),
-        )
+        self.model = make.decoder(config, block)
         self.lm_head = make.head(config, self.model.embed_tokens)
 
     def forward(self, tokens_T: Tensor, positions_T: Tensor, step: AttentionStep) -> Tensor:

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from mainspring.core.config import ModelConfig
 from mainspring.core.layers.attention import AttentionStep
 from mainspring.core.layers.block import PreNormBlock
-from mainspring.core.layers.decoder import Decoder
 from mainspring.core.layers.factory import LayerFactory
 from mainspring.core.layers.mlp import GatedMLP
 from mainspring.core.layers.rope import Rotary
@@ -39,6 +38,7 @@ def phi3_mlp(config: ModelConfig, make: LayerFactory) -> GatedMLP:
 
 class Phi3(CausalLM):
     shards = True
+    stages = True
 
     def __init__(self, config: ModelConfig, make: LayerFactory) -> None:
         super().__init__()
@@ -48,11 +48,7 @@ class Phi3(CausalLM):
         def block(layer: int) -> PreNormBlock:
             return PreNormBlock(config, make, Phi3Attention(config, make, layer, rotary), phi3_mlp(config, make))
 
-        self.model = Decoder(
-            make.token_embedding(config),
-            [block(layer) for layer in range(config.num_layers)],
-            make.rms_norm(config.hidden_size, config),
-        )
+        self.model = make.decoder(config, block)
         self.lm_head = make.head(config, self.model.embed_tokens)
 
     def forward(self, tokens_T: Tensor, positions_T: Tensor, step: AttentionStep) -> Tensor:

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from mainspring.core.config import ModelConfig
 from mainspring.core.layers.attention import AttentionStep
 from mainspring.core.layers.block import PreNormBlock
-from mainspring.core.layers.decoder import Decoder
 from mainspring.core.layers.factory import LayerFactory
 from mainspring.core.layers.rope import Rotary
 from mainspring.core.models.causal import CausalLM
@@ -34,6 +33,7 @@ class Qwen3Attention(nn.Module):
 
 class Qwen3(CausalLM):
     shards = True
+    stages = True
 
     def __init__(self, config: ModelConfig, make: LayerFactory) -> None:
         super().__init__()
@@ -43,11 +43,7 @@ class Qwen3(CausalLM):
         def block(layer: int) -> PreNormBlock:
             return PreNormBlock(config, make, Qwen3Attention(config, make, layer, rotary), make.gated_mlp(config))
 
-        self.model = Decoder(
-            make.token_embedding(config),
-            [block(layer) for layer in range(config.num_layers)],
-            make.rms_norm(config.hidden_size, config),
-        )
+        self.model = make.decoder(config, block)
         self.lm_head = make.head(config, self.model.embed_tokens)
 
     def forward(self, tokens_T: Tensor, positions_T: Tensor, step: AttentionStep) -> Tensor:

@@ -10,7 +10,6 @@ from torch import Tensor
 from mainspring.core.config import ModelConfig
 from mainspring.core.layers.attention import AttentionStep
 from mainspring.core.layers.block import PreNormBlock
-from mainspring.core.layers.decoder import Decoder
 from mainspring.core.layers.factory import LayerFactory
 from mainspring.core.models.causal import CausalLM
 from mainspring.core.models.qwen3 import Qwen3Attention
@@ -18,6 +17,7 @@ from mainspring.core.models.qwen3 import Qwen3Attention
 
 class Qwen3Moe(CausalLM):
     shards = True
+    stages = True
 
     def __init__(self, config: ModelConfig, make: LayerFactory) -> None:
         super().__init__()
@@ -27,11 +27,7 @@ class Qwen3Moe(CausalLM):
         def block(layer: int) -> PreNormBlock:
             return PreNormBlock(config, make, Qwen3Attention(config, make, layer, rotary), make.mlp(config, layer))
 
-        self.model = Decoder(
-            make.token_embedding(config),
-            [block(layer) for layer in range(config.num_layers)],
-            make.rms_norm(config.hidden_size, config),
-        )
+        self.model = make.decoder(config, block)
         self.lm_head = make.head(config, self.model.embed_tokens)
 
     def forward(self, tokens_T: Tensor, positions_T: Tensor, step: AttentionStep) -> Tensor:

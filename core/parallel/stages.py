@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import msgspec
+
 from mainspring.core.config import ModelConfig
-from mainspring.core.parallel.shard import Span
+from mainspring.core.parallel.shard import ALONE, Shard, Span
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,21 +36,75 @@ class Stage:
         start = self.index * each + min(self.index, more)
         return start, start + each + (self.index < more)
 
-    def ranks(self, num_shard: int) -> range:
-        """Of the whole server: those that hold a part of this stage."""
-        return range(self.index * num_shard, (self.index + 1) * num_shard)
+    def part_of(self, model: ModelConfig) -> ModelConfig:
+        """The model that the layers here are those of; it has both ends."""
+        start, past = self.layers(model.num_layers)
+        experts = model.experts
+        if experts is not None:
+            dense = tuple(layer - start for layer in experts.dense_layers if start <= layer < past)
+            experts = msgspec.structs.replace(experts, dense_layers=dense)
+        return msgspec.structs.replace(
+            model, num_layers=past - start, windows=model.windows[start:past], experts=experts
+        )
 
 
-def stage_of(rank: int, num_shard: int, count: int) -> Stage:
-    """Where a rank of the whole server is."""
-    return Stage(rank // num_shard, count)
+WHOLE_MODEL = Stage()
+"""All layers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a rank stands among all: in which stage, and as which of those that share it."""
+
+    stage: Stage = WHOLE_MODEL
+    shard: Shard = ALONE
+
+    @property
+    def rank(self) -> int:
+        """Of the whole server, as all others here."""
+        return self.stage.index * self.shard.world + self.shard.rank
+
+    @property
+    def world(self) -> int:
+        """How many there are."""
+        return self.stage.count * self.shard.world
+
+    @property
+    def sharing(self) -> range:
+        """The ranks that hold a part of this stage."""
+        first = self.stage.index * self.shard.world
+        return range(first, first + self.shard.world)
+
+    @property
+    def previous(self) -> int:
+        """Whose layers come before."""
+        return self.rank - self.shard.world
+
+    @property
+    def next(self) -> int:
+        """Whose layers come behind."""
+        return self.rank + self.shard.world
+
+    @property
+    def chooser(self) -> int:
+        """The first of those that choose tokens, who tells all others."""
+        return (self.stage.count - 1) * self.shard.world
+
+
+EVERYTHING = Place()
+"""One device."""
+
+
+def place_of(rank: int, num_shard: int, num_stages: int, *, whole_experts: bool = False) -> Place:
+    """Of a rank of the whole server."""
+    return Place(Stage(rank // num_shard, num_stages), Shard(rank % num_shard, num_shard, whole_experts))
 
 
 def stage_obstacles(model: ModelConfig, count: int) -> list[str]:
-    """What of the model cannot be cut into so many stages; empty when all of it can."""
+    """What of the model cannot be cut into so many stages, more than one; empty when all of it can."""
     found = []
     if model.num_layers < count:
         found.append(f"{model.num_layers} layers")
-    if count > 1 and model.tied_embeddings:
+    if model.tied_embeddings:
         found.append("one table for embedding and head, which are at both ends")
     return found

@@ -78,7 +78,8 @@ def quantize(order: Order, progress: Progress) -> int:
     dtype = torch.float16 if order.layout == "gptq" else getattr(torch, config.dtype)
     writer = Writer(order.out)
     with torch.inference_mode():
-        decoder.embed_tokens.fill("model.embed_tokens", checkpoint.read, packing)
+        at = "model.embed_tokens"
+        _weight_layers(decoder, "model")[at].fill(at, checkpoint.read, packing)
         stream = Stream.of(decoder.embed_tokens, order.sequences)
         for number, block in enumerate(decoder.layers):
             path = f"model.layers.{number}"
