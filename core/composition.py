@@ -99,7 +99,7 @@ def describe(setting: Setting, plan: Plan, executor: Executor, grammars: Grammar
         device=executor.device_name(),
         dtype=plan.dtype,
         notes=notes,
-        num_shard=len(setting.devices),
+        num_shard=setting.config.num_shard or 1,
         eos_token_ids=tuple(setting.model.eos_token_ids),
         follows_grammars=grammars.followed and bool(installed()) and bool(setting.model.eos_token_ids),
         processors=processors.offered,

@@ -38,6 +38,12 @@ _ENGINE_FLAGS = [
     ),
     flag("--sharded", type=click.BOOL, help="`true` without --num-shard: all devices of the backend hold a part."),
     flag(
+        "--pipeline-parallel-size",
+        type=POSITIVE,
+        default=1,
+        help="Stages that the layers are cut into, of --num-shard devices each.",
+    ),
+    flag(
         "--enable-expert-parallel",
         is_flag=True,
         help="Deal experts out whole to the devices of --num-shard, not by their features.",
@@ -98,6 +104,7 @@ def engine_config(model: str, flags: Mapping[str, Any]) -> EngineConfig:
         backend=flags["backend"],
         device_index=flags["device_index"],
         num_shard=_num_shard(flags["num_shard"], sharded=flags["sharded"]),
+        num_stages=flags["pipeline_parallel_size"],
         expert_parallel=flags["enable_expert_parallel"],
         dtype=flags["dtype"],
         kv_dtype=kv_dtype.replace("fp8", "float8"),

@@ -20,7 +20,9 @@ from mainspring.core.backend import Capabilities, Device
 from mainspring.core.batch import Admission, Batch
 from mainspring.core.execution.inputs import StepShape, StepTensors
 from mainspring.core.execution.pending import Enqueued
+from mainspring.core.execution.relay import ONE_STAGE, Relay
 from mainspring.core.execution.sampling import Rows, Selection, adjust
+from mainspring.core.execution.scoring import blank
 from mainspring.core.execution.table import StateTable
 from mainspring.core.execution.upload import uploading
 from mainspring.core.grammar.guides import NO_GUESSES, Guesses, Guiding
@@ -53,12 +55,14 @@ class Choosing:
         ops: Ops,
         guides: Guiding | None,
         share_masks: Callable[[Tensor], Tensor] | None,
+        relay: Relay = ONE_STAGE,
     ) -> None:
         self._table = table
         self._device = device
         self._ops = ops
         self._guides = guides
         self._share_masks = share_masks
+        self._relay = relay
         self._static = capabilities.shapes == "bucketed"
         self._upload = uploading(device)
         self._selected: tuple[tuple[int, bytes], Selection] | None = None
@@ -119,16 +123,43 @@ class Choosing:
         table.append(rows_N, position_N, ids_N)
         chosen_2N = torch.stack((ids_N, bad_N))
         flush()
-        results.take(chosen_2N)
-        if self._guides is not None and selection.guided_rows:
-            self._guides.expect(selection.guided_rows, selection.guided_places, results.tokens, choice.guesses)
+        self._take(choice, self._relay.told(chosen_2N), results)
         self._tell(selection, logits_NV, adjusted_NV, ids_N, results=results)
 
+    def hear(self, choice: Choice, inputs: StepTensors, results: Enqueued) -> None:
+        """Likewise where the last stage chooses, and tells."""
+        selection, device = choice.selection, self._device.torch_device
+        rows_N, position_N = inputs.sample_rows[: choice.count], inputs.sample_positions[: choice.count]
+        self._masks(choice, results)
+        chosen_2N = self._relay.told(torch.zeros((2, choice.count), dtype=torch.int32, device=device))
+        self._table.append(rows_N, position_N, chosen_2N[0])
+        self._device.flush()
+        self._take(choice, chosen_2N, results)
+        if selection.logprob_index is not None:
+            found = self._relay.told_all(blank(len(selection.logprob_index), selection.max_logprobs, device))
+            results.take_logprobs(selection, found, self._device.pinned)
+
+    def _take(self, choice: Choice, chosen_2N: Tensor, results: Enqueued) -> None:
+        """What was chosen starts its way to the host, where grammars wait for it."""
+        results.take(chosen_2N)
+        selection = choice.selection
+        if self._guides is not None and selection.guided_rows:
+            self._guides.expect(selection.guided_rows, selection.guided_places, results.tokens, choice.guesses)
+
     def _guided(self, logits_NV: Tensor, choice: Choice, results: Enqueued) -> Tensor:
-        """Logits that leave what the rows' grammars allow. The masks are made while the device runs the program."""
+        """Logits that leave what the rows' grammars allow."""
+        mask_GW, index_G = self._masks(choice, results), choice.selection.guided_index
+        if mask_GW is None or index_G is None:
+            return logits_NV
+        logits_NV = self._ops.apply_bitmask(logits_NV, index_G, mask_GW)
+        self._device.flush()
+        return logits_NV
+
+    def _masks(self, choice: Choice, results: Enqueued) -> Tensor | None:
+        """Of the rows that follow a grammar, made while the device runs the program; None where none does."""
         selection = choice.selection
         if self._guides is None or selection.guided_index is None:
-            return logits_NV
+            return None
         masks_GW = self._guides.masks(selection.guided_rows, choice.guesses)
         results.astray = tuple(
             place
@@ -136,11 +167,7 @@ class Choosing:
             if lost
         )
         mask_GW = self._upload(masks_GW)
-        if self._share_masks is not None:
-            mask_GW = self._share_masks(mask_GW)
-        logits_NV = self._ops.apply_bitmask(logits_NV, selection.guided_index, mask_GW)
-        self._device.flush()
-        return logits_NV
+        return mask_GW if self._share_masks is None else self._share_masks(mask_GW)
 
     def _tell(
         self, selection: Selection, logits_NV: Tensor, adjusted_NV: Tensor, ids_N: Tensor, *, results: Enqueued
@@ -155,7 +182,7 @@ class Choosing:
             logits_NV = torch.where(selection.logprob_adjusted, adjusted_NV, logits_NV)
         found = self._ops.logprobs(logits_NV, ids_N, selection.max_logprobs)
         self._device.flush()
-        results.take_logprobs(selection, found, self._device.pinned)
+        results.take_logprobs(selection, self._relay.told_all(found), self._device.pinned)
 
 
 def _guesses(batch: Batch) -> Guesses:

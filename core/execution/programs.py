@@ -50,12 +50,15 @@ class Programs:
         capabilities: Capabilities,
         ops: Ops,
         kv: KVCache,
+        scores: bool = True,
     ) -> None:
+        """`scores`: the model has a head here, and is not a stage before the last."""
         self._model = model
         self._device = device
         self._table = table
         self._ops = ops
         self._kv = kv
+        self._scores = scores
         self._takes_arguments = capabilities.graphs == "ahead_of_time"
         self._programs: dict[ProgramKey, BucketProgram] = {}
 
@@ -103,7 +106,7 @@ class Programs:
             # What is chosen behind a guess may look at it as at any token before.
             self._table.append(inputs.token_rows, inputs.positions, tokens_T)
         hidden_TE = self._model.forward(tokens_T, inputs.positions, AttentionStep(self._kv, plan))
-        if not inputs.sample_index.shape[0]:
+        if not self._scores or not inputs.sample_index.shape[0]:
             return hidden_TE, None, None
         return hidden_TE, self._model.logits(hidden_TE[inputs.sample_index]), None
 

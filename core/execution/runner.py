@@ -31,7 +31,8 @@ from mainspring.core.execution.inputs import StepShape, StepTensors, all_decode,
 from mainspring.core.execution.memory import is_out_of_memory
 from mainspring.core.execution.pending import Enqueued, Staging, StepPending
 from mainspring.core.execution.programs import Programs
-from mainspring.core.execution.scoring import Scoring, plan_scoring, score
+from mainspring.core.execution.relay import ONE_STAGE, Relay
+from mainspring.core.execution.scoring import Scoring, plan_scoring, score, unscored
 from mainspring.core.execution.table import StateTable
 from mainspring.core.execution.upload import uploading
 from mainspring.core.execution.warmup import Pace, warm_up
@@ -64,7 +65,7 @@ class BegunStep:
     hidden: Tensor
     """[T, E]"""
     logits: Tensor | None
-    """[N, V]"""
+    """[N, V]; None where nobody chooses, or another stage does."""
     chosen: Tensor | None
     """[2, N], where the program chose."""
 
@@ -89,6 +90,7 @@ class GraphExecutor:
         share_masks: Callable[[Tensor], Tensor] | None = None,
         drafter: Drafter | None = None,
         speculates: bool = False,
+        relay: Relay = ONE_STAGE,
     ) -> None:
         self._device = device
         self._table = table
@@ -105,9 +107,12 @@ class GraphExecutor:
         self._copies_later = capabilities.asynchronous and not capabilities.copies_async
         self._chooses = capabilities.samples_in_program
         self._worker = None if capabilities.asynchronous else ThreadPoolExecutor(1, thread_name_prefix="device")
-        self._programs = Programs(model, device, table, capabilities=capabilities, ops=ops, kv=kv)
+        self._relay = relay
+        self._programs = Programs(
+            model, device, table, capabilities=capabilities, ops=ops, kv=kv, scores=relay.scores
+        )  # fmt: skip
         self._choosing = Choosing(
-            table, device, capabilities=capabilities, ops=ops, guides=guides, share_masks=share_masks
+            table, device, capabilities=capabilities, ops=ops, guides=guides, share_masks=share_masks, relay=relay
         )
         self._upload = uploading(device)
         self._idle: list[Staging] = []
@@ -233,8 +238,10 @@ class GraphExecutor:
 
     def _begin(self, step: PlannedStep) -> BegunStep:
         self._change(step.batch)
+        self._relay.receive(step.shape.tokens)
         inputs, forwarded = self._programs.run(step.batch, step.shape, step.staging.buffer)
         self._device.flush()
+        self._relay.send(forwarded[0])
         return BegunStep(step, inputs, *forwarded)
 
     def _finish(self, begun: BegunStep) -> Enqueued:
@@ -243,6 +250,8 @@ class GraphExecutor:
         self._choosing.catch_up()
         if step.choice is not None and begun.logits is not None:
             self._choosing.choose(step.choice, begun.logits, inputs, results)
+        elif step.choice is not None:
+            self._choosing.hear(step.choice, inputs, results)
         elif begun.chosen is not None:
             results.take(begun.chosen)
         begun.logits = None  # scored in the memory that they leave
@@ -274,8 +283,10 @@ class GraphExecutor:
             self._table.write_tokens(batch.admissions, self._upload)
 
     def _score_prompts(self, scoring: Scoring, hidden_TE: Tensor, results: Enqueued) -> None:
-        found = []
-        for part in score(scoring, hidden_TE, self._table.tokens, self._logits, self._logprobs):
+        found, parts = [], unscored(scoring, self._device.torch_device)
+        if self._relay.scores:
+            parts = score(scoring, hidden_TE, self._table.tokens, self._logits, self._logprobs)
+        for part in parts:
             self._device.flush()
-            found.append(part)
+            found.append(self._relay.told_all(part))
         results.take_prompt_logprobs(scoring, found, self._device.pinned)

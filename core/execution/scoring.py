@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from mainspring.core.batch import Batch, PromptRange
@@ -60,3 +61,18 @@ def score(
     """(of C of the prompt's tokens [C], likeliest ids [C, k], theirs [C, k]). `tokens` is the token table."""
     for told_by_C, rows_C, places_C in scoring.places:
         yield logprobs(logits(hidden_TE[told_by_C]), tokens[rows_C, places_C], scoring.top)
+
+
+def unscored(scoring: Scoring, torch_device: str) -> Iterator[Found]:
+    """Memory for what `score` gives on another rank."""
+    for places_3C in scoring.places:
+        yield blank(places_3C.shape[1], scoring.top, torch_device)
+
+
+def blank(count: int, top: int, torch_device: str) -> Found:
+    """Memory for what the op `logprobs` gives on another rank."""
+    return (
+        torch.zeros(count, dtype=torch.float32, device=torch_device),
+        torch.zeros((count, top), dtype=torch.int32, device=torch_device),
+        torch.zeros((count, top), dtype=torch.float32, device=torch_device),
+    )

@@ -14,12 +14,13 @@ from torch import Tensor, distributed
 class TorchCommunicator:
     """Collectives among `ranks` of the initialised default process group, under that group's backend.
 
-    Every rank of the default group must make the same communicators in the same order (torch.distributed.new_group).
+    Its ranks, and no others, make it at once; a rank of several makes them in the order that the others do.
     """
 
     def __init__(self, ranks: Sequence[int]) -> None:
         self._ranks = tuple(ranks)
-        self._group = distributed.new_group(list(ranks))
+        some = len(self._ranks) < distributed.get_world_size()
+        self._group = distributed.new_group(list(ranks), use_local_synchronization=some)
 
     @property
     def size(self) -> int:

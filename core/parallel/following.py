@@ -20,7 +20,7 @@ from mainspring.core.backend import Executor, Pending
 from mainspring.core.errors import EXIT_ENGINE, EXIT_STARTUP, ChannelClosed, DeviceOutOfMemory, StartupError
 from mainspring.core.frames import pack_frame, read_frame
 from mainspring.core.parallel.messages import STOP, RankReport, RankStart, unpack_batch
-from mainspring.core.parallel.shard import Shard
+from mainspring.core.parallel.stages import place_of
 from mainspring.core.plan import make_plan
 from mainspring.core.setting import settle
 
@@ -126,11 +126,11 @@ def build_executor(start: RankStart) -> Executor:
 
     setting = settle(start.config)
     config, backend, info = setting.config, setting.choice.backend, setting.devices[start.rank]
-    shard = Shard(start.rank, len(setting.devices), setting.config.expert_parallel)
+    place = place_of(start.rank, config.num_shard or 1, config.num_stages, whole_experts=config.expert_parallel)
     plan = make_plan(config, setting.model, backend, setting.smallest, setting.speculator)
-    device = backend.open(info.index, shard.rank, shard.world, config)
+    device = backend.open(info.index, place.rank, place.world, config)
     capabilities = backend.capabilities(info)
-    meeting.meet(shard, str(capabilities.collectives), start.port)
+    meeting.meet(place, str(capabilities.collectives), start.port)
     return loading.build_executor(
         config,
         setting.model,
@@ -141,8 +141,7 @@ def build_executor(start: RankStart) -> Executor:
         progress=lambda phase, done, total: None,
         model_plugins=setting.plugins.models(),
         processor_plugins=setting.plugins.logits_processors(),
-        shard=shard,
-        group=device.communicator(range(shard.world)),
+        place=place,
     )
 
 

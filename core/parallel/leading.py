@@ -23,7 +23,7 @@ from mainspring.core.grammar.store import Grammars
 from mainspring.core.parallel import meeting
 from mainspring.core.parallel.messages import RankStart, pack_batch
 from mainspring.core.parallel.processes import Ranks
-from mainspring.core.parallel.shard import Shard
+from mainspring.core.parallel.stages import Place, place_of
 from mainspring.core.plan import Plan
 from mainspring.core.processors.forms import ProcessorForms
 from mainspring.core.setting import Setting
@@ -110,18 +110,20 @@ def build_executor(
 
     A rank that stands still for `grace_seconds` counts as lost, as one that ended does.
     """
-    shard = Shard(0, len(setting.devices), setting.config.expert_parallel)
+    config = setting.config
+    place = place_of(0, config.num_shard or 1, config.num_stages, whole_experts=config.expert_parallel)
     serving = threading.Event()
     with meeting.listening() as listener:
         port = listener.getsockname()[1]
-        starts = [partial(_start, setting.config, rank, port) for rank in range(1, shard.world)]
+        starts = [partial(_start, config, rank, port) for rank in range(1, place.world)]
         ranks = Ranks(starts, grace_seconds=grace_seconds, on_loss=partial(_end, serving))
         try:
             own = _load(
                 setting,
                 plan,
                 progress,
-                lambda collectives: meeting.meet(shard, collectives, port, listener),
+                place,
+                lambda collectives: meeting.meet(place, collectives, port, listener),
                 grammars=grammars,
                 forms=forms,
             )
@@ -133,7 +135,7 @@ def build_executor(
             ranks.close()
             raise explained from error
     serving.set()
-    return LeadingExecutor(own, ranks, shard.world)
+    return LeadingExecutor(own, ranks, place.world)
 
 
 def _start(config: EngineConfig, rank: int, port: int, report: int) -> RankStart:
@@ -144,6 +146,7 @@ def _load(
     setting: Setting,
     plan: Plan,
     progress: ProgressCallback,
+    place: Place,
     meet: Callable[[str], None],
     *,
     grammars: Grammars | None,
@@ -152,13 +155,9 @@ def _load(
     """This rank's part."""
     from mainspring.core.execution import loading  # imports torch, while the other ranks do
 
-    backend, info, shard = (
-        setting.choice.backend,
-        setting.devices[0],
-        Shard(0, len(setting.devices), setting.config.expert_parallel),
-    )
+    backend, info = setting.choice.backend, setting.devices[0]
     capabilities = backend.capabilities(info)
-    device = backend.open(info.index, shard.rank, shard.world, setting.config)
+    device = backend.open(info.index, place.rank, place.world, setting.config)
     try:
         meet(str(capabilities.collectives))
         return loading.build_executor(
@@ -173,8 +172,7 @@ def _load(
             processor_plugins=setting.plugins.logits_processors(),
             grammars=grammars,
             forms=forms,
-            shard=shard,
-            group=device.communicator(range(shard.world)),
+            place=place,
         )
     except BaseException:
         device.close()

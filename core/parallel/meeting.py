@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 
 from mainspring.core.errors import StartupError
-from mainspring.core.parallel.shard import Shard
+from mainspring.core.parallel.stages import Place
 
 HOST = "127.0.0.1"
 MEETING_SECONDS = 600.0
@@ -35,7 +35,7 @@ def listening() -> Iterator[socket.socket]:
         yield listener
 
 
-def meet(shard: Shard, collectives: str, port: int, listener: socket.socket | None = None) -> None:
+def meet(place: Place, collectives: str, port: int, listener: socket.socket | None = None) -> None:
     """Makes the default process group. Rank 0 brings the `listener`, which it gives away; `port` is the listener's.
 
     Raises `NotMetError` when not all ranks come.
@@ -47,7 +47,7 @@ def meet(shard: Shard, collectives: str, port: int, listener: socket.socket | No
         store = distributed.TCPStore(  # type: ignore[attr-defined]
             HOST,
             port,
-            shard.world,
+            place.world,
             is_master=listener is not None,
             timeout=patience,
             wait_for_workers=True,
@@ -56,13 +56,13 @@ def meet(shard: Shard, collectives: str, port: int, listener: socket.socket | No
         distributed.init_process_group(
             collectives,
             store=store,
-            rank=shard.rank,
-            world_size=shard.world,
+            rank=place.rank,
+            world_size=place.world,
             timeout=timedelta(hours=_STEP_HOURS),
         )
     except (distributed.DistError, RuntimeError) as error:
         raise NotMetError(
-            f"rank {shard.rank} did not meet the others of {shard.world} within {MEETING_SECONDS:.0f} s: {error}; "
+            f"rank {place.rank} did not meet the others of {place.world} within {MEETING_SECONDS:.0f} s: {error}; "
             "look at what the other ranks wrote"
         ) from error
 

@@ -1,4 +1,5 @@
-"""A model on two ranks says what it says on one: real processes, every way a layer is dealt out, a cache that runs out.
+"""A model on several ranks says what it says on one: real processes, every way a layer is dealt out or layers are cut
+into stages, a cache that runs out.
 
 Weights are random floats, so sums in another order move no token.
 """
@@ -12,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import transformers
 
@@ -21,6 +23,7 @@ from mainspring.core.grammar.messages import GrammarSpec
 from mainspring.core.request import FinishReason, LogitsProcessing, SamplingParams
 from mainspring.server.offline import LLM, Output
 from tests.support.in_process import open_in_process
+from tests.support.live_server import live_server
 from tests.support.tiny_models import build, save
 from tests.support.tiny_tokenizers import write_word_tokenizer
 
@@ -60,10 +63,16 @@ def llama(**changes: Any) -> Callable[[], Any]:
     return lambda: transformers.LlamaConfig(**{**SHAPE, "head_dim": 32, **changes})
 
 
-def gemma3() -> Any:
+def gemma3(**changes: Any) -> Any:
     layers = ["sliding_attention", "full_attention"]
     return transformers.Gemma3TextConfig(
-        **SHAPE, num_key_value_heads=2, head_dim=20, sliding_window=6, query_pre_attn_scalar=30, layer_types=layers
+        **SHAPE,
+        num_key_value_heads=2,
+        head_dim=20,
+        sliding_window=6,
+        query_pre_attn_scalar=30,
+        layer_types=layers,
+        **changes,
     )
 
 
@@ -130,11 +139,39 @@ def test_two_ranks_say_what_one_says(name: str, tmp_path: Path) -> None:
                 assert entry.logprob == pytest.approx(expected.logprob, abs=case.tolerance)
 
 
-def test_two_ranks_choose_the_same_tokens_under_a_grammar(tmp_path: Path) -> None:
+STAGED: Mapping[str, tuple[Case, int, int]] = {
+    "llama, two stages": (Case(llama(num_key_value_heads=2), tolerance=0), 1, 2),
+    "llama, three stages of five layers": (
+        Case(llama(num_key_value_heads=2, num_hidden_layers=5, attention_bias=True), tolerance=0), 1, 3,
+    ),
+    "gemma3, windows in both stages": (Case(lambda: gemma3(tie_word_embeddings=False), tolerance=0), 1, 2),
+    "llama, two stages of two": (Case(llama(num_key_value_heads=2, num_hidden_layers=3)), 2, 2),
+}  # fmt: skip
+"""With ranks that share a stage, and stages."""
+
+
+@pytest.mark.parametrize("name", STAGED)
+def test_stages_say_what_one_device_says(name: str, tmp_path: Path) -> None:
+    """Bit for bit, where no layer is shared: what travels between stages is not rounded."""
+    case, num_shard, num_stages = STAGED[name]
+    save(build(case.config()), tmp_path)
+    write_word_tokenizer(tmp_path, VOCABULARY)
+    alone, staged = answers(tmp_path, 1, {}), answers(tmp_path, num_shard, {"num_stages": num_stages})
+    for one, two in zip(alone, staged, strict=True):
+        assert two.token_ids == one.token_ids
+        if not case.tolerance:
+            assert (two.logprobs, two.prompt_logprobs) == (one.logprobs, one.prompt_logprobs)
+
+
+@pytest.mark.parametrize(("num_shard", "num_stages"), [(2, 1), (1, 2)])
+def test_two_ranks_choose_the_same_tokens_under_a_grammar(num_shard: int, num_stages: int, tmp_path: Path) -> None:
     save(build(llama(num_key_value_heads=2, eos_token_id=2)()), tmp_path)
     write_word_tokenizer(tmp_path, VOCABULARY)
     grammar = [GrammarSpec("regex", pattern) for pattern in ("[0-9]{12,15}", "[A-F]{9}(, [A-F]{9}){1,3}")]
-    alone, together = (answers(tmp_path, num_shard, {}, [None, *grammar] * 2) for num_shard in (1, 2))
+    alone, together = (
+        answers(tmp_path, shards, {"num_stages": stages}, [None, *grammar] * 2)
+        for shards, stages in ((1, 1), (num_shard, num_stages))
+    )
     assert [one.token_ids for one in alone] == [two.token_ids for two in together]
     ended = [two.text for two in together if two.finish_reason is FinishReason.EOS]
     assert sum(re.fullmatch("[0-9]{12,15}", text) is not None for text in ended) >= 3
@@ -151,6 +188,29 @@ def test_two_ranks_guess_the_same(tmp_path: Path) -> None:
     with LLM.of(EngineConfig(**sizes, num_shard=2, speculator=str(tmp_path), speculate=3)) as llm:
         assert [output.token_ids for output in llm.generate(PROMPTS, GREEDY)] == expected
         assert llm.stats.accepted_tokens > 0
+
+
+def test_a_server_of_two_stages_answers_as_one_device_does(tmp_path: Path) -> None:
+    model = save(build(llama(num_key_value_heads=2, num_hidden_layers=3)()), tmp_path / "m")
+    write_word_tokenizer(model, VOCABULARY)
+    texts = []
+    for stages in ("1", "2"):
+        flags = ["--backend", "cpu", "--threads", "1", "--pipeline-parallel-size", stages]
+        with live_server(str(model), tmp_path / stages, *flags) as server:
+            body = {"inputs": "AB CD", "parameters": {"max_new_tokens": 20, "details": True}}
+            reply = httpx.post(f"{server.url}/generate", json=body).raise_for_status().json()
+            texts.append((reply["generated_text"], reply["details"]["tokens"]))
+    assert texts[0] == texts[1]
+    assert len(texts[0][1]) == 20
+
+
+def test_what_cannot_be_cut_into_stages_is_refused_before_weights_are_read(tmp_path: Path) -> None:
+    save(build(gemma3()), tmp_path)
+    write_word_tokenizer(tmp_path, VOCABULARY)
+    with pytest.raises(StartupError, match=r"--pipeline-parallel-size 2: .* has one table for embedding and head"):
+        LLM(str(tmp_path), "cpu", num_stages=2)
+    with pytest.raises(StartupError, match=r"messages between ranks, has none; leave it out or use another backend"):
+        LLM(str(tmp_path), "sim", num_stages=2)
 
 
 def test_a_model_that_cannot_be_dealt_out_says_to_how_many_it_can(tmp_path: Path) -> None:
