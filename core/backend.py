@@ -466,9 +466,8 @@ class Device(ABC):
     # E. Collectives
 
     def communicator(self, ranks: Sequence[int]) -> Communicator:
-        """Collectives among `ranks`. The default is torch.distributed under `Capabilities.collectives`.
-
-        A backend may build on that class.
+        """Collectives among `ranks`, who call this at once and nobody else. The default is torch.distributed under
+        `Capabilities.collectives`; a backend may build on that class.
         """
         from mainspring.core.parallel.communicator import TorchCommunicator
 

@@ -3,8 +3,8 @@
 Only rank 0 plans. Its plan depends on clocks and on when messages arrive, so copies of the scheduler would need both
 forwarded to stay equal; a `Batch` is small, and whoever executes the same batches in the same order holds the same
 tables. Every rank chooses the tokens from logits that were gathered, which are copies, bit for bit; and what is drawn
-at random is a hash. So nothing but the plan crosses, and nothing comes back;
-but for the masks of grammars, which rank 0 makes and sends to the others' devices before each choice.
+at random is a hash. So nothing but the plan crosses, and nothing comes back; but for the masks of grammars, which rank
+0 makes and sends to the others' devices before each choice, and for tokens of a last stage, which go to all devices.
 """
 
 from __future__ import annotations

@@ -40,6 +40,11 @@ def flags_for(phase: str) -> list[str]:
     return [*flags, "--max-batch-prefill-tokens", "16" if phase == "prefill" else "256", "--threads", "1"]
 
 
+def staged(phase: str) -> list[str]:
+    """The same with a stage a rank."""
+    return ["--pipeline-parallel-size" if flag == "--num-shard" else flag for flag in flags_for(phase)]
+
+
 RANKS = Kind(flags_for, max_tokens=12_000, ranks=2, rounds=(["loading"], ["idle", "prefill", "decode", "draining"]))
 
 
@@ -60,6 +65,18 @@ def test_f1_f5_p1_p3_p4_a_killed_rank(
 
     slowest = max(run(long_model, tmp_path, test, RANKS))
     measured(f"{number.name} of a rank: every request of every phase answered after {slowest:.2f} s at most")
+
+
+def test_a_killed_stage_ends_the_server(long_model: Path, tmp_path: Path) -> None:
+    async def test(cell: Cell) -> float:
+        strike(cell, "rank", signal.SIGKILL)
+        replies = await cell.answers(within=ANSWER_SECONDS)
+        assert all(reply.error for reply in replies), (cell.phase, replies)
+        assert await cell.ended() == (71 if cell.phase == "loading" else 70), cell.phase
+        await cell.gone()
+        return 0.0
+
+    run(long_model, tmp_path, test, replace(RANKS, flags=staged, rounds=(["loading"], ["prefill", "decode"])))
 
 
 @pytest.mark.promise("F3", "F5", "F22", "P2", "P3", "P4")

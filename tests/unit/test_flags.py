@@ -151,6 +151,14 @@ def test_a_launchers_command_line_as_it_is(model: str, options: list[ServerOptio
     assert len(given.notes) == 2
 
 
+def test_stages_are_named_as_in_vllm(model: str, options: list[ServerOptions]) -> None:
+    assert serve(model).exit_code == 0
+    assert serve(model, "--pipeline-parallel-size", "3").exit_code == 0
+    assert serve(model, "--num-shard", "2", PIPELINE_PARALLEL_SIZE="2").exit_code == 0
+    assert [(given.engine.num_shard, given.engine.num_stages) for given in options] == [(1, 1), (1, 3), (2, 2)]
+    assert serve(model, "--pipeline-parallel-size", "0").exit_code == 2
+
+
 @tgi("3 --sharded")
 def test_sharded_takes_all_devices_where_no_number_is_named(model: str, options: list[ServerOptions]) -> None:
     for flags in ((), ("--sharded", "false"), ("--sharded", "true"), ("--sharded", "true", "--num-shard", "2")):

@@ -18,6 +18,9 @@ def rank_main(rank: int, store: str) -> None:
     distributed.init_process_group(
         "gloo", init_method=f"file://{store}", rank=rank, world_size=WORLD, timeout=timedelta(seconds=60)
     )
+    lonely = TorchCommunicator([rank])  # nobody else is there to make it
+    assert torch.equal(lonely.all_reduce(torch.ones(2)), torch.ones(2))
+    lonely.close()
     group = TorchCommunicator(range(WORLD))
     mine = torch.arange(4.0).reshape(2, 2) + 10 * rank
     both = [torch.arange(4.0).reshape(2, 2) + 10 * r for r in range(WORLD)]
