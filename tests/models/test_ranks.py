@@ -140,11 +140,11 @@ def test_two_ranks_say_what_one_says(name: str, tmp_path: Path) -> None:
 
 
 STAGED: Mapping[str, tuple[Case, int, int]] = {
-    "llama, two stages": (Case(llama(num_key_value_heads=2), tolerance=0), 1, 2),
+    "llama, two stages": (Case(llama(num_key_value_heads=2), tolerance=1e-5), 1, 2),
     "llama, three stages of five layers": (
-        Case(llama(num_key_value_heads=2, num_hidden_layers=5, attention_bias=True), tolerance=0), 1, 3,
+        Case(llama(num_key_value_heads=2, num_hidden_layers=5, attention_bias=True), tolerance=1e-5), 1, 3,
     ),
-    "gemma3, windows in both stages": (Case(lambda: gemma3(tie_word_embeddings=False), tolerance=0), 1, 2),
+    "gemma3, windows in both stages": (Case(lambda: gemma3(tie_word_embeddings=False), tolerance=1e-5), 1, 2),
     "llama, two stages of two": (Case(llama(num_key_value_heads=2, num_hidden_layers=3)), 2, 2),
 }  # fmt: skip
 """With ranks that share a stage, and stages."""
@@ -152,15 +152,20 @@ STAGED: Mapping[str, tuple[Case, int, int]] = {
 
 @pytest.mark.parametrize("name", STAGED)
 def test_stages_say_what_one_device_says(name: str, tmp_path: Path) -> None:
-    """Bit for bit, where no layer is shared: what travels between stages is not rounded."""
+    """Log-probabilities differ as they do between two runs of one device, whose batches are not the same."""
     case, num_shard, num_stages = STAGED[name]
     save(build(case.config()), tmp_path)
     write_word_tokenizer(tmp_path, VOCABULARY)
     alone, staged = answers(tmp_path, 1, {}), answers(tmp_path, num_shard, {"num_stages": num_stages})
     for one, two in zip(alone, staged, strict=True):
         assert two.token_ids == one.token_ids
-        if not case.tolerance:
-            assert (two.logprobs, two.prompt_logprobs) == (one.logprobs, one.prompt_logprobs)
+        assert scores(two) == pytest.approx(scores(one), abs=case.tolerance)
+    assert sum(len(scores(output)) for output in staged) > 300
+
+
+def scores(output: Output) -> list[float]:
+    """Of the prompt, but for its first token, and of the answer."""
+    return [entry.logprob for entry in [*(output.prompt_logprobs or []), *(output.logprobs or [])] if entry is not None]
 
 
 @pytest.mark.parametrize(("num_shard", "num_stages"), [(2, 1), (1, 2)])
