@@ -26,7 +26,7 @@ from mainspring.core.backend import (
 from mainspring.core.config import Dtype, EngineConfig, KVDtype, ModelConfig
 from mainspring.core.errors import StartupError, unknown
 from mainspring.core.parallel.shard import obstacles, part_of, worlds
-from mainspring.core.parallel.stages import Stage, stage_obstacles
+from mainspring.core.parallel.stages import Stage
 from mainspring.core.quantization import NO_QUANTIZATION, SCHEMES, stored_scheme
 from mainspring.core.speculator_plan import SpeculatorPlan, drafts_at_once, plan_speculator, speculator_needs
 
@@ -181,13 +181,20 @@ def weight_bytes(model: ModelConfig, scheme: WeightScheme, dtype: Dtype) -> int:
 
 
 def heaviest_stage(model: ModelConfig, count: int, scheme: WeightScheme, dtype: Dtype) -> int:
-    """`weight_bytes` of the stage, of so many, that has most: what it does not hold of the two ends is taken off."""
+    """`weight_bytes` of the stage, of so many, that has most: tables of the two ends that it has not are taken off."""
     table = model.vocab_size * model.hidden_size * KV_DTYPE_BYTES[dtype]
     stages = [Stage(index, count) for index in range(count)]
     return max(
-        weight_bytes(stage.part_of(model), scheme, dtype) - table * ((not stage.first) + (not stage.last))
+        weight_bytes(stage.part_of(model), scheme, dtype) - table * _tables_elsewhere(stage, tied=model.tied_embeddings)
         for stage in stages
     )
+
+
+def _tables_elsewhere(stage: Stage, *, tied: bool) -> int:
+    """Of the embedding's and the head's. One that is both is on the first stage and on the last."""
+    if tied:
+        return int(not (stage.first or stage.last))
+    return (not stage.first) + (not stage.last)
 
 
 def saved_bytes(config: EngineConfig, model: ModelConfig, capabilities: Capabilities, dtype: Dtype) -> int:
@@ -338,12 +345,9 @@ def _stage_needs(
     what = f"--pipeline-parallel-size {config.num_stages}"
     remedy = None if capabilities.collectives else "leave it out or use another backend"
     yield Requirement(what, "messages between ranks", capabilities.collectives or "none", remedy)
-    found = stage_obstacles(model, config.num_stages)
+    enough = model.num_layers >= config.num_stages
     fewer = f"use --pipeline-parallel-size {model.num_layers} or less"
-    remedy = "leave it out, or use --num-shard" if model.tied_embeddings else fewer
-    yield Requirement(
-        what, "a layer for each stage, two ends apart", ", ".join(found) or "them", remedy if found else None
-    )
+    yield Requirement(what, "a layer for each stage", f"{model.num_layers} layers", None if enough else fewer)
     shown = f"{drafts} at once" if drafts else "none"
     yield Requirement(what, "no guessed tokens", shown, "leave --speculate and --speculator out" if drafts else None)
 

@@ -20,7 +20,7 @@ from mainspring.core.layers.linear import Linear, MergedLinear, RowLinear
 from mainspring.core.layers.mlp import GatedMLP
 from mainspring.core.layers.norm import LayerNorm, RMSNorm
 from mainspring.core.layers.rope import Rotary, rope_table
-from mainspring.core.layers.stages import Arrived, HeadElsewhere, Leaving
+from mainspring.core.layers.stages import Arrived, ArrivedAtTable, HeadElsewhere, Leaving
 from mainspring.core.layers.vocabulary import Vocabulary
 from mainspring.core.ops import Ops
 from mainspring.core.parallel.shard import ALONE, Shard, Span
@@ -165,7 +165,7 @@ class LayerFactory:
     def decoder(self, config: ModelConfig, block: Callable[[int], nn.Module]) -> Decoder:
         """The stack of blocks between embedding and final norm, or this stage's part of it."""
         return Decoder(
-            self.token_embedding(config) if self.arrivals is None else Arrived(self.arrivals),
+            self.token_embedding(config) if self.arrivals is None else self._arrived(config, self.arrivals),
             {layer: block(layer) for layer in range(*self.stage.layers(config.num_layers))},
             self.rms_norm(config.hidden_size, config) if self.stage.last else self._leaving(),
         )
@@ -189,6 +189,11 @@ class LayerFactory:
         if config.tied_embeddings and isinstance(embedding, Embedding):
             return TiedHead(embedding, self.device.quantized_linear)
         return Head(self._vocabulary(config), config.hidden_size, self.device.quantized_linear)
+
+    def _arrived(self, config: ModelConfig, room: Tensor) -> Arrived | ArrivedAtTable:
+        if not self.stage.last or not config.tied_embeddings:
+            return Arrived(room)
+        return ArrivedAtTable(room, self._vocabulary(config), config.hidden_size, self.ops, self.device.rows)
 
     def _leaving(self) -> Leaving:
         return Leaving(self.group if self.sums_in_norms else None)

@@ -12,6 +12,9 @@ from torch import Tensor, nn
 
 from mainspring.core.backend import Communicator
 from mainspring.core.errors import ModelError
+from mainspring.core.layers.embedding import Embedding, ReadRows
+from mainspring.core.layers.vocabulary import Vocabulary
+from mainspring.core.ops import Ops
 
 
 class Arrived(nn.Module):
@@ -25,6 +28,18 @@ class Arrived(nn.Module):
         """As `Embedding.begin`. Nothing is to be added: where norms sum over ranks, what is added is a rank's part."""
         stream_TE = self._room[: len(tokens_T)]
         return torch.zeros_like(stream_TE), stream_TE
+
+
+class ArrivedAtTable(Embedding):
+    """The same on a last stage whose head is the embedding's own table, which is therefore read here, too."""
+
+    def __init__(self, room: Tensor, rows: Vocabulary, size: int, ops: Ops, read_rows: ReadRows) -> None:
+        super().__init__(rows, size, ops, read_rows)
+        self._arrived = Arrived(room)
+
+    def begin(self, index_T: Tensor) -> tuple[Tensor, Tensor]:
+        """As `Arrived.begin`."""
+        return self._arrived.begin(index_T)
 
 
 class Leaving(nn.Module):

@@ -98,13 +98,3 @@ EVERYTHING = Place()
 def place_of(rank: int, num_shard: int, num_stages: int, *, whole_experts: bool = False) -> Place:
     """Of a rank of the whole server."""
     return Place(Stage(rank // num_shard, num_stages), Shard(rank % num_shard, num_shard, whole_experts))
-
-
-def stage_obstacles(model: ModelConfig, count: int) -> list[str]:
-    """What of the model cannot be cut into so many stages, more than one; empty when all of it can."""
-    found = []
-    if model.num_layers < count:
-        found.append(f"{model.num_layers} layers")
-    if model.tied_embeddings:
-        found.append("one table for embedding and head, which are at both ends")
-    return found

@@ -144,7 +144,7 @@ STAGED: Mapping[str, tuple[Case, int, int]] = {
     "llama, three stages of five layers": (
         Case(llama(num_key_value_heads=2, num_hidden_layers=5, attention_bias=True), tolerance=1e-5), 1, 3,
     ),
-    "gemma3, windows in both stages": (Case(lambda: gemma3(tie_word_embeddings=False), tolerance=1e-5), 1, 2),
+    "gemma3, one table at both ends": (Case(gemma3, tolerance=1e-5), 1, 2),
     "llama, two stages of two": (Case(llama(num_key_value_heads=2, num_hidden_layers=3)), 2, 2),
 }  # fmt: skip
 """With ranks that share a stage, and stages."""
@@ -210,10 +210,12 @@ def test_a_server_of_two_stages_answers_as_one_device_does(tmp_path: Path) -> No
 
 
 def test_what_cannot_be_cut_into_stages_is_refused_before_weights_are_read(tmp_path: Path) -> None:
-    save(build(gemma3()), tmp_path)
+    save(build(gpt2()), tmp_path)
     write_word_tokenizer(tmp_path, VOCABULARY)
-    with pytest.raises(StartupError, match=r"--pipeline-parallel-size 2: .* has one table for embedding and head"):
+    with pytest.raises(StartupError, match=r"GPT2, .* cannot be cut into stages; leave --pipeline-parallel-size out"):
         LLM(str(tmp_path), "cpu", num_stages=2)
+    with pytest.raises(StartupError, match=r"needs a layer for each stage, has 2 layers"):
+        LLM(str(tmp_path), "cpu", num_stages=3)
     with pytest.raises(StartupError, match=r"messages between ranks, has none; leave it out or use another backend"):
         LLM(str(tmp_path), "sim", num_stages=2)
 

@@ -31,6 +31,7 @@ from tests.support.tiny_models import LENGTH, SMALL
 CONFIGS: dict[str, Callable[[], Any]] = {
     "llama": tiny_models.llama(num_hidden_layers=3),
     "gemma3, two ropes": lambda: transformers.Gemma3TextConfig(**tiny_models.gemma3_text(tie_word_embeddings=False)),
+    "gemma3, one table at both ends": lambda: transformers.Gemma3TextConfig(**tiny_models.gemma3_text()),
     "qwen3-moe, a dense layer in the second stage": lambda: transformers.Qwen3MoeConfig(
         **{**SMALL, "num_hidden_layers": 3},
         num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, mlp_only_layers=[2],

@@ -12,7 +12,7 @@ from mainspring.core.architectures import parameter_count
 from mainspring.core.backend import Backend, Capabilities, Device, DeviceInfo
 from mainspring.core.config import EngineConfig, ExpertsConfig
 from mainspring.core.errors import BackendError
-from mainspring.core.parallel.stages import Place, Stage, place_of, stage_obstacles
+from mainspring.core.parallel.stages import Place, Stage, place_of
 from mainspring.core.plan import Plan, draft
 from mainspring.core.plugins import Choice
 from mainspring.core.setting import devices_for
@@ -61,13 +61,6 @@ def test_a_stage_has_its_own_layers_windows_and_dense_layers() -> None:
     assert (first.experts.dense_layers, last.experts.dense_layers) == ((0,), (0,))
 
 
-def test_more_stages_than_layers_and_tied_ends_are_refused() -> None:
-    assert stage_obstacles(MODEL, 5) == []
-    assert stage_obstacles(MODEL, 6) == ["5 layers"]
-    tied = msgspec.structs.replace(MODEL, tied_embeddings=True)
-    assert stage_obstacles(tied, 2) == ["one table for embedding and head, which are at both ends"]
-
-
 def planned(num_stages: int, *, capabilities: Capabilities = CARDS, tied: bool = False, **asked: object) -> Plan:
     sizes = {"max_sequences": 4, "max_batch_tokens": 64, **asked}
     config = msgspec.convert({"model": "m", "num_stages": num_stages, **sizes}, EngineConfig)
@@ -90,11 +83,16 @@ def test_a_plan_is_the_largest_stage_s() -> None:
     assert together.kv.layers == 3
 
 
+def test_a_table_that_is_both_ends_weighs_on_the_first_stage_and_on_the_last() -> None:
+    table = MODEL.vocab_size * MODEL.hidden_size * 4
+    assert planned(1).weight_bytes - planned(1, tied=True).weight_bytes == table
+    assert planned(2, tied=True).weight_bytes == planned(2).weight_bytes
+
+
 @pytest.mark.parametrize(
     ("plan", "reason"),
     [
-        (planned(6), r"needs a layer for each stage.*, has 5 layers; use --pipeline-parallel-size 5 or less"),
-        (planned(2, tied=True), r"has one table for embedding and head.*; leave it out, or use --num-shard"),
+        (planned(6), r"needs a layer for each stage, has 5 layers; use --pipeline-parallel-size 5 or less"),
         (planned(2, speculator="ngram"), r"no guessed tokens, has 8 at once; leave --speculate and --speculator out"),
         (planned(2, speculate=3), r"no guessed tokens, has 3 at once"),
         (planned(2, capabilities=replace(CARDS, collectives=None)), r"needs messages between ranks, has none; leave"),
