@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import msgspec
 
 from mainspring.core.architectures import linear_shapes, parameter_count
-from mainspring.core.architectures.speculators import SpeculatorConfig
+from mainspring.core.architectures.speculators import DraftModelConfig, SpeculatorConfig
 from mainspring.core.backend import (
     KV_DTYPE_BYTES,
     AttentionFeature,
@@ -28,7 +28,7 @@ from mainspring.core.errors import StartupError, unknown
 from mainspring.core.parallel.shard import obstacles, part_of, worlds
 from mainspring.core.parallel.stages import Stage
 from mainspring.core.quantization import NO_QUANTIZATION, SCHEMES, stored_scheme
-from mainspring.core.speculator_plan import SpeculatorPlan, drafts_at_once, plan_speculator, speculator_needs
+from mainspring.core.speculator_plan import SpeculatorPlan, plan_speculator, speculator_needs
 
 MARGIN = 0.02
 """Share of a device's memory that is never planned with."""
@@ -149,7 +149,7 @@ def draft(
     fitting, length_note = _fitting_length(config, max_length, num_blocks, spec)
     needs = [*unknown_scheme, *_capability_needs(config, model, capabilities, scheme, dtype, spec)]
     needs += _rank_needs(model, capabilities, scheme, config)
-    needs += _stage_needs(model, capabilities, config, drafts_at_once(config, speculator))
+    needs += _stage_needs(model, capabilities, config, beside)
     needs += _speculator_needs(beside, capabilities, fitting)
     needs += _memory_needs(usable, fixed + 2 * block, (num_blocks - 1) * spec.block_size, fitting)
     return Plan(
@@ -338,7 +338,7 @@ def _rank_needs(
 
 
 def _stage_needs(
-    model: ModelConfig, capabilities: Capabilities, config: EngineConfig, drafts: int
+    model: ModelConfig, capabilities: Capabilities, config: EngineConfig, beside: SpeculatorPlan | None
 ) -> Iterator[Requirement]:
     if config.num_stages == 1:
         return
@@ -348,8 +348,10 @@ def _stage_needs(
     enough = model.num_layers >= config.num_stages
     fewer = f"use --pipeline-parallel-size {model.num_layers} or less"
     yield Requirement(what, "a layer for each stage", f"{model.num_layers} layers", None if enough else fewer)
-    shown = f"{drafts} at once" if drafts else "none"
-    yield Requirement(what, "no guessed tokens", shown, "leave --speculate and --speculator out" if drafts else None)
+    if beside is not None:
+        alone = isinstance(beside.config, DraftModelConfig)
+        shown, remedy = "a draft model" if alone else "heads that read them", "use --speculator ngram or a draft model"
+        yield Requirement(what, "guesses without the model's hidden states", shown, None if alone else remedy)
 
 
 def _attention_features(model: ModelConfig) -> Iterator[AttentionFeature]:

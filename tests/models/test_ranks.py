@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 import transformers
 
@@ -182,16 +183,20 @@ def test_two_ranks_choose_the_same_tokens_under_a_grammar(num_shard: int, num_st
     assert sum(re.fullmatch("[0-9]{12,15}", text) is not None for text in ended) >= 3
 
 
-def test_two_ranks_guess_the_same(tmp_path: Path) -> None:
-    """Each has the whole of a draft model, here the target itself, beside its part of the target."""
+@pytest.mark.parametrize("parts", [{"num_shard": 2}, {"num_stages": 2}], ids=lambda parts: next(iter(parts)))
+@pytest.mark.parametrize("copies", [False, True])
+def test_two_ranks_guess_the_same(parts: dict[str, int], copies: bool, tmp_path: Path) -> None:
+    """By a draft model, here the target, which each rank has whole; or by copying, where two tokens are likely."""
     save(build(llama(num_key_value_heads=2)()), tmp_path)
     write_word_tokenizer(tmp_path, VOCABULARY)
     sizes: dict[str, Any] = {"model": str(tmp_path), "backend": "cpu", "num_blocks": 40, "max_batch_tokens": 32}
+    params = msgspec.structs.replace(GREEDY, logit_bias={5: 8.0, 6: 8.0}) if copies else GREEDY
     alone = open_in_process(EngineConfig(**sizes, threads=1))
-    expected = alone.generate(PROMPTS, GREEDY)
+    expected = alone.generate(PROMPTS, params)
     alone.executor.close()
-    with LLM.of(EngineConfig(**sizes, num_shard=2, speculator=str(tmp_path), speculate=3)) as llm:
-        assert [output.token_ids for output in llm.generate(PROMPTS, GREEDY)] == expected
+    speculator = "ngram" if copies else str(tmp_path)
+    with LLM.of(EngineConfig(**sizes, **parts, speculator=speculator, speculate=3)) as llm:
+        assert [output.token_ids for output in llm.generate(PROMPTS, params)] == expected
         assert llm.stats.accepted_tokens > 0
 
 

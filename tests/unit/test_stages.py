@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from mainspring.core.architectures import parameter_count
+from mainspring.core.architectures.speculators import DraftModelConfig, MedusaConfig, SpeculatorConfig
 from mainspring.core.backend import Backend, Capabilities, Device, DeviceInfo
 from mainspring.core.config import EngineConfig, ExpertsConfig
 from mainspring.core.errors import BackendError
@@ -20,6 +21,7 @@ from tests.support.model_directory import TINY
 
 CARDS = Capabilities(compute_dtypes=("float32",), kv_dtypes=("float32",), collectives="nccl")
 DEVICE = DeviceInfo(0, "Device", "none", 1 << 30)
+MEDUSA = MedusaConfig(hidden_size=64, vocab_size=TINY.vocab_size, num_heads=2, num_layers=1, bias=True, parameters=9)
 MODEL = msgspec.structs.replace(TINY, num_layers=5, tied_embeddings=False, windows=(8, 8, None, 8, None))
 
 
@@ -61,11 +63,18 @@ def test_a_stage_has_its_own_layers_windows_and_dense_layers() -> None:
     assert (first.experts.dense_layers, last.experts.dense_layers) == ((0,), (0,))
 
 
-def planned(num_stages: int, *, capabilities: Capabilities = CARDS, tied: bool = False, **asked: object) -> Plan:
+def planned(
+    num_stages: int,
+    *,
+    capabilities: Capabilities = CARDS,
+    tied: bool = False,
+    heads: SpeculatorConfig | None = None,
+    **asked: object,
+) -> Plan:
     sizes = {"max_sequences": 4, "max_batch_tokens": 64, **asked}
     config = msgspec.convert({"model": "m", "num_stages": num_stages, **sizes}, EngineConfig)
     model = msgspec.structs.replace(MODEL, tied_embeddings=tied, windows=())
-    return draft(config, model, capabilities, DEVICE)
+    return draft(config, model, capabilities, DEVICE, heads)
 
 
 def test_a_plan_is_the_largest_stage_s() -> None:
@@ -93,8 +102,7 @@ def test_a_table_that_is_both_ends_weighs_on_the_first_stage_and_on_the_last() -
     ("plan", "reason"),
     [
         (planned(6), r"needs a layer for each stage, has 5 layers; use --pipeline-parallel-size 5 or less"),
-        (planned(2, speculator="ngram"), r"no guessed tokens, has 8 at once; leave --speculate and --speculator out"),
-        (planned(2, speculate=3), r"no guessed tokens, has 3 at once"),
+        (planned(2, heads=MEDUSA, speculator="heads"), r"hidden states, has heads .*; use --speculator ngram or"),
         (planned(2, capabilities=replace(CARDS, collectives=None)), r"needs messages between ranks, has none; leave"),
     ],
 )  # fmt: skip
@@ -120,6 +128,12 @@ class Rack(Backend):
 
     def open(self, index: int, rank: int, world: int, options: EngineConfig) -> Device:
         raise AssertionError("nothing is opened")
+
+
+def test_guesses_that_need_no_hidden_states_go_with_stages() -> None:
+    model = DraftModelConfig(model=TINY, parameters=parameter_count(TINY))
+    for plan in (planned(2, speculator="ngram"), planned(2, heads=model, speculator="draft")):
+        assert not plan.reasons
 
 
 def test_stages_of_shards_take_a_card_each() -> None:
