@@ -20,7 +20,9 @@ from mainspring.core.gguf_layouts import LAYOUTS, exact_scheme
 from mainspring.core.layers.weights import Cut
 from mainspring.core.models import CausalLM, build_model
 from mainspring.core.ops import gguf_blocks, resolve
+from mainspring.core.parallel.stages import Stage
 from mainspring.core.weights import load_weights
+from tests.models.test_stages import assert_staged_is_whole, stage_of
 from tests.support import smollm2, tiny_models
 from tests.support.gguf_files import write_gguf
 from tests.support.model_driver import ModelDriver, Track
@@ -107,6 +109,13 @@ def path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def test_kept_weights_are_the_same_model(path: Path) -> None:
     numbers = logits(path, Keeper(), keeps=False)
     torch.testing.assert_close(logits(path, Keeper()), numbers, rtol=1e-4, atol=1e-4)
+
+
+def test_a_gguf_file_in_stages_keeps_its_blocks(path: Path) -> None:
+    """Its one table is read as rows by the first stage, and multiplied by in the last."""
+    assert_staged_is_whole(path, *loaded(path, Keeper()), Keeper())
+    last, _ = stage_of(path, Stage(1, 2), torch.zeros(0), Keeper())
+    assert last.lm_head.packed.scheme.packing in LAYOUTS
 
 
 def test_the_cpu_rounds_activations_and_nothing_else(path: Path, cpu: Device) -> None:

@@ -13,7 +13,7 @@ import transformers
 from torch import Tensor
 
 from mainspring.core.architectures import read_model_config
-from mainspring.core.backend import KVCache
+from mainspring.core.backend import Device, KVCache
 from mainspring.core.checkpoints import Safetensors
 from mainspring.core.config import ModelConfig
 from mainspring.core.errors import ModelError
@@ -28,6 +28,8 @@ from tests.support.model_driver import ModelDriver, Track
 from tests.support.reference_device import ReferenceDevice
 from tests.support.tiny_models import LENGTH, SMALL
 
+REFERENCE_DEVICE = ReferenceDevice()
+
 CONFIGS: dict[str, Callable[[], Any]] = {
     "llama": tiny_models.llama(num_hidden_layers=3),
     "gemma3, two ropes": lambda: transformers.Gemma3TextConfig(**tiny_models.gemma3_text(tie_word_embeddings=False)),
@@ -39,9 +41,9 @@ CONFIGS: dict[str, Callable[[], Any]] = {
 }  # fmt: skip
 
 
-def stage_of(path: Path, stage: Stage, room: Tensor) -> tuple[CausalLM, ModelConfig]:
+def stage_of(path: Path, stage: Stage, room: Tensor, device: Device = REFERENCE_DEVICE) -> tuple[CausalLM, ModelConfig]:
     """One stage, loaded; what it takes in lies in `room`."""
-    config, device = read_model_config(path), ReferenceDevice()
+    config = read_model_config(path)
     whole = build_model(config, Ops(), device, torch.float32, LENGTH)
     arrivals = None if stage.first else room
     model = build_model(config, Ops(), device, torch.float32, LENGTH, stage=stage, arrivals=arrivals)
@@ -66,12 +68,10 @@ class Chained(CausalLM):
         return self.behind.logits(hidden_NE)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_stages_one_behind_the_other_are_the_model(name: str, tmp_path: Path) -> None:
-    path = tiny_models.save(tiny_models.build(CONFIGS[name]()), tmp_path / "m")
-    whole, config = load(path, LENGTH)
+def assert_staged_is_whole(path: Path, whole: CausalLM, config: ModelConfig, device: Device = REFERENCE_DEVICE) -> None:
+    """Bit for bit."""
     room = torch.full((LENGTH, config.hidden_size), float("nan"))
-    stages = [stage_of(path, Stage(index, 2), room)[0] for index in (0, 1)]
+    stages = [stage_of(path, Stage(index, 2), room, device)[0] for index in (0, 1)]
     parts = [Stage(index, 2).part_of(config) for index in (0, 1)]
     chained = Chained(stages, room, ModelDriver(stages[1], parts[1]).kv)
     tokens = tiny_models.sequence()
@@ -79,6 +79,12 @@ def test_stages_one_behind_the_other_are_the_model(name: str, tmp_path: Path) ->
     one, two = Track(list(tokens)), Track(list(tokens))
     for count in (11, 1, LENGTH - 12):
         assert torch.equal(staged.step([(one, count)])[0], alone.step([(two, count)])[0])
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_stages_one_behind_the_other_are_the_model(name: str, tmp_path: Path) -> None:
+    path = tiny_models.save(tiny_models.build(CONFIGS[name]()), tmp_path / "m")
+    assert_staged_is_whole(path, *load(path, LENGTH))
 
 
 def test_what_is_not_a_stage_s_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
