@@ -121,6 +121,25 @@ def test_a_tape_computes_what_the_calls_compute(device: CpuDevice, ops: Ops, kv:
 
 
 @torch.inference_mode()
+def test_a_tape_plays_products_with_weights_in_onednns_order(device: CpuDevice, kv: NativeKV) -> None:
+    draw = torch.Generator().manual_seed(0)
+    embedding = torch.randn(VOCABULARY, HIDDEN, generator=draw).bfloat16()
+    weight = torch.randn(HIDDEN, HIDDEN, generator=draw).bfloat16()
+    packed = device.pack(unquantized("bfloat16"), {"weight": weight})
+
+    def eager(inputs: StepTensors, plan: Any) -> tuple[Tensor, Tensor, None]:
+        x = device.quantized_linear(embedding[inputs.token_rows.long() % VOCABULARY], packed)
+        return x, device.quantized_linear(x, packed), None
+
+    program = taped(device, eager)
+    for seed in range(3):
+        inputs = step(5, seed)
+        plan = device.prepare_attention(inputs.metadata, kv)
+        assert all(torch.equal(*pair) for pair in zip(eager(inputs, plan)[:2], program(inputs, plan)[:2], strict=True))
+    assert len(tapes(program)) == 1
+
+
+@torch.inference_mode()
 def test_a_tape_reads_the_weights_as_they_are_now(device: CpuDevice, ops: Ops, kv: NativeKV) -> None:
     weight = torch.ones(HIDDEN)
 

@@ -217,7 +217,9 @@ class TapedProgram:
 
 def _are_views(results: Sequence[Any], args: Sequence[Any]) -> bool:
     """Whether an op only looked at its arguments' memory. Its schema does not tell: `to` and `reshape` may copy."""
-    places = {each.untyped_storage().data_ptr() for each in args if isinstance(each, Tensor)}
+    # oneDNN's own order of a weight has no storage, and nothing looks at it.
+    plain = [each for each in args if isinstance(each, Tensor) and not each.is_mkldnn]
+    places = {each.untyped_storage().data_ptr() for each in plain}
     return all(isinstance(each, Tensor) and each.untyped_storage().data_ptr() in places for each in results)
 
 
