@@ -1,10 +1,11 @@
 """One model on one GPU and on two: whether they say the same, and what the second one brings.
 
-    python benchmarks/cuda/tensor_parallel.py [--ranks 2] [--model 8b] [--json FILE]
+    python benchmarks/cuda/tensor_parallel.py [--ranks 2] [--stages] [--model 8b] [--json FILE]
 
-Needs as many GPUs as ranks. Each number of ranks is a process of its own, so that the first leaves no memory behind.
-First a small model in float32 with seeded weights, greedy, with captured graphs, chunks, a prefix in common and a cache
-that runs out: its tokens must be equal. Then the shape, as `shapes.py` measures it.
+Needs as many GPUs as ranks. With `--stages` each holds some of the layers, else a part of each layer. Each number of
+ranks is a process of its own, so that the first leaves no memory behind. First a small model in float32 with seeded
+weights, greedy, with captured graphs, chunks, a prefix in common and a cache that runs out: its tokens must be equal.
+Then the shape, as `shapes.py` measures it.
 """
 
 from __future__ import annotations
@@ -36,11 +37,12 @@ PREFIX = [3 + 7 * i % 1990 for i in range(100)]
 PROMPTS = [[*PREFIX, 3 + last] for last in range(24)] + [[5, 6, 7], PREFIX[:50]]
 
 
-def opened(shape: dict[str, object], ranks: int, **options: object) -> tuple[Serving, float]:
+def opened(shape: dict[str, object], ranks: int, stages: bool, **options: object) -> tuple[Serving, float]:
     """The model with seeded weights on so many devices, and the seconds until it served."""
+    options |= {"num_stages": ranks} if stages else {"num_shard": ranks}
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "config.json").write_text(json.dumps(shape))
-        setting = settle(EngineConfig(model=folder, load_format="dummy", num_shard=ranks, **options))
+        setting = settle(EngineConfig(model=folder, load_format="dummy", **options))
         began = time.perf_counter()
         plan = make_plan(setting.config, setting.model, setting.choice.backend, setting.smallest)
         executor = build_executor(setting, plan, lambda phase, done, total: None)
@@ -68,10 +70,10 @@ def generate(served: Serving, params: SamplingParams) -> list[list[int]]:
     return list(outputs.values())
 
 
-def say(backend: str, ranks: int) -> dict[str, object]:
+def say(backend: str, ranks: int, stages: bool) -> dict[str, object]:
     """What the small model answers, by greedy choice and by seeded draws."""
     served, _ = opened(
-        SMALL, ranks, backend=backend, dtype="float32", kv_dtype="float32", block_size=32, max_sequences=16,
+        SMALL, ranks, stages, backend=backend, dtype="float32", kv_dtype="float32", block_size=32, max_sequences=16,
         max_batch_tokens=256, max_prefill_chunk=64, num_blocks=40,
     )  # fmt: skip
     tokens = generate(served, SamplingParams(max_tokens=64, ignore_eos=True))
@@ -82,10 +84,10 @@ def say(backend: str, ranks: int) -> dict[str, object]:
     return {"tokens": tokens}
 
 
-def measure(name: str, ranks: int) -> dict[str, object]:
+def measure(name: str, ranks: int, stages: bool) -> dict[str, object]:
     """The shape's numbers."""
     served, seconds = opened(
-        MODELS[name], ranks, backend="cuda", max_length=8192, max_sequences=256, max_batch_tokens=8192,
+        MODELS[name], ranks, stages, backend="cuda", max_length=8192, max_sequences=256, max_batch_tokens=8192,
         prefix_caching=False,
     )  # fmt: skip
     found: dict[str, object] = {"start, s": seconds, "KV blocks": served.executor.num_blocks()}
@@ -113,16 +115,16 @@ def differences(one: dict[str, object], other: dict[str, object]) -> Iterator[st
             yield f"answer {number} differs from token {place} on: {tokens[place]} for {expected[place]}"
 
 
-def compare(backend: str, name: str, ranks: int) -> dict[str, object]:
+def compare(backend: str, name: str, ranks: int, stages: bool) -> dict[str, object]:
     """Prints the table."""
-    worlds = (1, ranks)
-    said = {world: apart("--say", str(world), "--backend", backend) for world in worlds}
+    worlds, way = (1, ranks), ["--stages"] if stages else []
+    said = {world: apart("--say", str(world), "--backend", backend, *way) for world in worlds}
     wrong = list(differences(said[1], said[ranks]))
     print(f"{len(said[1]['tokens']) - len(wrong)} of {len(said[1]['tokens'])} answers are equal on {ranks} ranks")
     print("\n".join(wrong[:5]), flush=True)
     if backend != "cuda":
         return {"equal": not wrong}
-    found = {world: apart("--measure", str(world), "--model", name) for world in worlds}
+    found = {world: apart("--measure", str(world), "--model", name, *way) for world in worlds}
     print(f"{name:38} {'1 GPU':>10} {f'{ranks} GPUs':>10}")
     for what in found[1]:
         one, other = found[1][what], found[ranks][what]
@@ -133,6 +135,7 @@ def compare(backend: str, name: str, ranks: int) -> dict[str, object]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--stages", action="store_true", help="pipeline stages")
     parser.add_argument("--model", default="8b", choices=list(MODELS))
     parser.add_argument("--backend", default="cuda", help="another one only says whether the answers are equal")
     parser.add_argument("--json", type=Path)
@@ -141,11 +144,11 @@ def main() -> int:
     given = parser.parse_args()
     result: dict[str, object]
     if given.say:
-        result = say(given.backend, given.say)
+        result = say(given.backend, given.say, given.stages)
     elif given.measure:
-        result = measure(given.model, given.measure)
+        result = measure(given.model, given.measure, given.stages)
     else:
-        result = compare(given.backend, given.model, given.ranks)
+        result = compare(given.backend, given.model, given.ranks, given.stages)
     if given.json:
         given.json.write_text(json.dumps(result, indent=1))
     return 0 if result.get("equal", True) else 1
