@@ -29,7 +29,7 @@ def order(tmp_path_factory: pytest.TempPathFactory) -> Order:
         out=directory / "out",
         method="rtn",
         group_size=32,
-        sequences=source.calibration(),
+        sequences=source.calibration(directory / "model"),
     )
 
 
