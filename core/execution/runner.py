@@ -108,9 +108,7 @@ class GraphExecutor:
         self._chooses = capabilities.samples_in_program
         self._worker = None if capabilities.asynchronous else ThreadPoolExecutor(1, thread_name_prefix="device")
         self._relay = relay
-        self._programs = Programs(
-            model, device, table, capabilities=capabilities, ops=ops, kv=kv, scores=relay.scores
-        )  # fmt: skip
+        self._programs = Programs(model, device, table, capabilities=capabilities, ops=ops, kv=kv, scores=relay.scores)
         self._choosing = Choosing(
             table, device, capabilities=capabilities, ops=ops, guides=guides, share_masks=share_masks, relay=relay
         )
@@ -259,9 +257,7 @@ class GraphExecutor:
             self._score_prompts(step.scoring, begun.hidden, results)
         if self._drafter is not None and step.drafting is not None:
             # Last, for its programs may overwrite what the step's returned.
-            drafts_RK = step.drafting.run(
-                self._drafter, inputs, begun.hidden, self._table.tokens, self._upload
-            )  # fmt: skip
+            drafts_RK = step.drafting.run(self._drafter, inputs, begun.hidden, self._table.tokens, self._upload)
             self._device.flush()
             results.take_drafts(step.batch.wanting, step.drafting.plan.places, drafts_RK, self._device.pinned)
         event.record()
