@@ -1,4 +1,4 @@
-"""Speed of single kernels on one GPU, each beside its floor: products of few rows, decode and prefill attention.
+"""Speed of products of few rows on one GPU, each beside the library's and its floor.
 
     python benchmarks/cuda/kernels.py [--json FILE]
 
@@ -20,8 +20,6 @@ from torch import Tensor
 
 from mainspring.backends.cuda.linear import MOST_ROWS, Shape, Tile, candidates
 from mainspring.backends.cuda.overlap import overlap_of
-from mainspring.backends.cuda.tiles import prefill_tile
-from mainspring.backends.triton.attention import Cache, Fresh, Rows, Scoring, decode, num_splits, ragged
 from mainspring.backends.triton.launch import Overlap
 from mainspring.backends.triton.linear import VectorTile, split, vector
 
@@ -34,9 +32,6 @@ LAYERS = {
     "0.6b down": (1024, 3072),
 }  # fmt: skip
 ROWS = (1, 8, 32)
-DECODES = ((1, 1024), (8, 1024), (32, 1024), (128, 1024), (256, 1024), (1, 16384), (8, 16384), (1, 65536))
-PREFILLS = (1024, 2048, 4096, 8192, 16384)
-HEADS, KV_HEADS, HEAD_DIM, BLOCK = 32, 8, 128, 32
 COLD_BYTES = 200 << 20
 """What is read before memory comes round again: several times the second-level cache."""
 REPLAYS = 7
@@ -97,57 +92,6 @@ def products(overlap: Overlap, processors: int) -> Iterator[tuple[str, dict[str,
             }  # fmt: skip
 
 
-def sequences(rows: int, context: int) -> tuple[list[Cache], Rows]:
-    """Caches of so many sequences, enough of them that none is read twice in a row, and their blocks in any order."""
-    blocks = -(-context // BLOCK)
-    shape = (rows * blocks + 1, BLOCK, KV_HEADS, HEAD_DIM)
-    table = (torch.randperm(rows * blocks, device="cuda") + 1).int().view(rows, blocks)
-    length = torch.full((rows,), context, dtype=torch.int32, device="cuda")
-    start = torch.arange(rows + 1, dtype=torch.int32, device="cuda")
-    copies = 1 + min(7, COLD_BYTES // (4 * rows * context * KV_HEADS * HEAD_DIM))
-    return [Cache(normal(*shape), normal(*shape)) for _ in range(copies)], Rows(start, length, table)
-
-
-def decodes(overlap: Overlap, processors: int) -> Iterator[tuple[str, dict[str, float | str]]]:
-    """(rows and context, microseconds of a layer's attention, its floor, and terabytes a second)."""
-    for rows, context in DECODES:
-        caches, step = sequences(rows, context)
-        q, k, out = normal(rows, HEADS, HEAD_DIM), normal(rows, KV_HEADS, HEAD_DIM), normal(rows, HEADS, HEAD_DIM)
-        slot = step.block_table[:, -1].long() * BLOCK + (context - 1) % BLOCK
-        splits = num_splits(rows, KV_HEADS, processors)
-
-        def run(turn: int, caches=caches, step=step, q=q, k=k, slot=slot, out=out, splits=splits) -> None:  # type: ignore[no-untyped-def]
-            cache = caches[turn % len(caches)]
-            decode(
-                q, cache, step, Scoring(HEAD_DIM**-0.5), out, splits=splits, fresh=Fresh(k, k, slot), overlap=overlap
-            )
-
-        size = 4 * rows * context * KV_HEADS * HEAD_DIM
-        took = seconds(run, max(8, len(caches)))
-        yield f"decode, {rows} rows of {context}, us", {
-            "measured": 1e6 * took, "floor": 1e6 * size / READ_BYTES_PER_SECOND, "TB/s": size / took / 1e12,
-        }  # fmt: skip
-
-
-def prefills() -> Iterator[tuple[str, dict[str, float | str]]]:
-    """(tokens of one prompt, microseconds of a layer's attention, its floor, and teraflops)."""
-    for tokens in PREFILLS:
-        (cache, *_), step = sequences(1, tokens)
-        step = Rows(torch.tensor([0, tokens], dtype=torch.int32, device="cuda"), step.kv_length, step.block_table)
-        q, out = normal(tokens, HEADS, HEAD_DIM), normal(tokens, HEADS, HEAD_DIM)
-        tile = prefill_tile(tokens, HEAD_DIM, HEADS // KV_HEADS, q.dtype)
-
-        def run(_: int, q=q, cache=cache, step=step, out=out, tile=tile) -> None:  # type: ignore[no-untyped-def]
-            ragged(q, cache, step, Scoring(HEAD_DIM**-0.5), out, tile=tile)
-
-        operations = 2 * tokens**2 * HEADS * HEAD_DIM
-        took = seconds(run, 4)
-        yield f"prefill, {tokens} tokens, us", {
-            "measured": 1e6 * took, "floor": 1e6 * operations / OPERATIONS_PER_SECOND,
-            "TFLOP/s": operations / took / 1e12,
-        }  # fmt: skip
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path)
@@ -156,16 +100,9 @@ def main() -> None:
     overlap = overlap_of((card.major, card.minor))
     print(f"{card.name}, torch {torch.__version__}")
     results = {}
-    for part in (
-        products(overlap, card.multi_processor_count),
-        decodes(overlap, card.multi_processor_count),
-        prefills(),
-    ):
-        for what, found in part:
-            results[what] = found
-            print(
-                what.ljust(32), *(f"{k} {v:.1f}" if isinstance(v, float) else v for k, v in found.items()), flush=True
-            )
+    for what, found in products(overlap, card.multi_processor_count):
+        results[what] = found
+        print(what.ljust(32), *(f"{k} {v:.1f}" if isinstance(v, float) else v for k, v in found.items()), flush=True)
     if given.json:
         given.json.write_text(json.dumps(results, indent=1))
 
