@@ -29,7 +29,7 @@ from mainspring.backends.triton.launch import Overlap
 PROMPTS = (1024, 2048, 4096, 8192, 16384, 32768)
 BATCHES = (1, 8, 32, 128, 256)
 CONTEXTS = (1024, 4096, 16384, 65536)
-MOST_CACHE_BYTES = 36 << 30
+MOST_CACHE_BYTES = 17 << 30
 """Of one layer: more than that leaves no room for a peer's copy of it."""
 HEADS, KV_HEADS, HEAD_DIM, BLOCK = 32, 8, 128, 32
 TOKEN_BYTES = 4 * KV_HEADS * HEAD_DIM
