@@ -2,7 +2,8 @@
 
 A token that chose C experts makes C pairs. Pairs are sorted by expert on the device, and an expert's pairs are cut into
 tiles: how many there are of an expert is known nowhere else, so as many programs are launched as there can be tiles,
-and each finds its own. Products are of 16-bit numbers or float32, sums are float32.
+and each finds its own. Products are of 16-bit numbers or float32, sums are float32. Pairs of weight 0, as other ranks'
+choices are, are sorted behind all experts, where no tile reaches: neither a product nor its answer is made of them.
 
 Legend: T packed tokens, E hidden size, I intermediate size of an expert, X experts, C chosen for a token, P = T * C
 pairs.
@@ -67,19 +68,29 @@ def _route_kernel(
     tl.store(chosen + token * C + c, chosen_C, mask=c < C)
 
 
+@triton.jit
+def _experts_of(chosen, shares, pair_N, num_pairs, X):
+    """Of pairs: X of those without weight, and past the last pair what is behind all."""
+    inside_N = pair_N < num_pairs
+    chosen_N = tl.load(chosen + pair_N, mask=inside_N, other=2147483647)
+    # A weight that is no number is a weight.
+    return tl.where(tl.load(shares + pair_N, mask=inside_N, other=1.0) != 0, chosen_N, X)
+
+
 @triton.jit(do_not_specialize=["num_pairs"])
-def _sort_kernel(chosen, order, starts, num_pairs, N: tl.constexpr, BEGIN: tl.constexpr):
-    """Program x: where the pairs of expert x begin, and which they are, in order. The last one knows but the end."""
-    expert = tl.program_id(0)
+def _sort_kernel(chosen, shares, order, starts, num_pairs, N: tl.constexpr, BEGIN: tl.constexpr):
+    """Program x: where the pairs of expert x begin, and which they are, in order. The last one, X, has those without
+    weight.
+    """
+    expert, X = tl.program_id(0), tl.num_programs(0) - 1
     n = tl.arange(0, N)
     BEGIN()
     before = 0
     for at in range(0, num_pairs, N):
-        theirs_N = tl.load(chosen + at + n, mask=at + n < num_pairs, other=2147483647)
-        before += tl.sum((theirs_N < expert).to(tl.int32), 0)
+        before += tl.sum((_experts_of(chosen, shares, at + n, num_pairs, X) < expert).to(tl.int32), 0)
     tl.store(starts + expert, before)
     for at in range(0, num_pairs, N):
-        mine_N = (tl.load(chosen + at + n, mask=at + n < num_pairs, other=-1) == expert).to(tl.int32)
+        mine_N = (_experts_of(chosen, shares, at + n, num_pairs, X) == expert).to(tl.int32)
         tl.store(order + before + tl.cumsum(mine_N, 0) - 1, at + n, mask=mine_N != 0)
         before += tl.sum(mine_N, 0)
 
@@ -158,13 +169,15 @@ def _down_kernel(
 
 
 @triton.jit
-def _add_kernel(parts, out, C: tl.constexpr, E: tl.constexpr, BLOCK: tl.constexpr, BEGIN: tl.constexpr):
-    """Program (token, columns)."""
+def _add_kernel(parts, shares, out, C: tl.constexpr, E: tl.constexpr, BLOCK: tl.constexpr, BEGIN: tl.constexpr):
+    """Program (token, columns). Parts of pairs without weight were never written."""
     token, e = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     BEGIN()
     sum_E = tl.zeros((BLOCK,), tl.float32)
     for place in tl.static_range(C):
-        sum_E += tl.load(parts + (token * C + place) * E + e, mask=e < E, other=0.0)
+        pair = token * C + place
+        written = tl.where(tl.load(shares + pair) != 0, E, 0)
+        sum_E += tl.load(parts + pair * E + e, mask=e < written, other=0.0)
     tl.store(out + token * E + e, sum_E.to(out.dtype.element_ty), mask=e < E)
 
 
@@ -205,7 +218,8 @@ def moe(
     x_TE = x_TE if x_TE.stride(1) == 1 else x_TE.contiguous()
     pairs = num_tokens * chosen
     tile = tile or tile_of(pairs, experts, x_TE.dtype)
-    order_P, starts = _sorted(experts_TC, experts, overlap)
+    weights_TC = weights_TC.contiguous()
+    order_P, starts = _sorted(experts_TC, weights_TC, experts, overlap)
     hidden_PI = torch.empty((pairs, features), dtype=x_TE.dtype, device=x_TE.device)
     parts_PE = torch.empty((pairs, size), dtype=torch.float32, device=x_TE.device)
     # Every expert that has pairs at all may leave one tile unfilled.
@@ -219,20 +233,21 @@ def moe(
         x_TE, gate_up_X2IE, hidden_PI, order_P, starts, x_TE.stride(0), C=chosen, **sizes, **overlap.options
     )
     _down_kernel[(triton.cdiv(size, tile.columns), tiles)](
-        hidden_PI, down_XEI, weights_TC.contiguous(), parts_PE, order_P, starts, **sizes, **overlap.options
+        hidden_PI, down_XEI, weights_TC, parts_PE, order_P, starts, **sizes, **overlap.options
     )
     _add_kernel[(num_tokens, triton.cdiv(size, 1024))](
-        parts_PE, out_TE, C=chosen, E=size, BLOCK=1024, BEGIN=overlap.begin, num_warps=4, **overlap.options
+        parts_PE, weights_TC, out_TE, C=chosen, E=size, BLOCK=1024, BEGIN=overlap.begin, num_warps=4, **overlap.options
     )
     return out_TE
 
 
-def _sorted(experts_TC: Tensor, experts: int, overlap: Overlap) -> tuple[Tensor, Tensor]:
-    """([P] pairs by expert, [X + 1] where each expert's begin), int32."""
+def _sorted(experts_TC: Tensor, weights_TC: Tensor, experts: int, overlap: Overlap) -> tuple[Tensor, Tensor]:
+    """([P] pairs by expert, [X + 1] where each expert's begin and, last, those without weight), int32."""
     chosen_P = experts_TC.to(torch.int32).contiguous().view(-1)
     order_P = torch.empty_like(chosen_P)
     starts = torch.empty(experts + 1, dtype=torch.int32, device=chosen_P.device)
     _sort_kernel[(experts + 1,)](
-        chosen_P, order_P, starts, len(chosen_P), N=SCANNED, BEGIN=overlap.begin, num_warps=4, **overlap.options
-    )
+        chosen_P, weights_TC, order_P, starts, len(chosen_P),
+        N=SCANNED, BEGIN=overlap.begin, num_warps=4, **overlap.options,
+    )  # fmt: skip
     return order_P, starts

@@ -98,6 +98,12 @@ def _moe(tokens: int) -> Iterator[tuple[str, Arguments]]:
         x = _random(tokens, size)
         yield f"{chosen} of {experts} experts, {size} to {features}", (x, gate_up, down, weights, indices)
     yield "all to the last expert", (x, gate_up, down, weights[:, :1], torch.full_like(indices[:, :1], experts - 1))
+    # As a rank that holds some experts sees the choices of others': they lie at any place, here one that overflows.
+    weightless = torch.where(indices % 2 == 0, 0.0, weights)
+    overflowing = gate_up.clone()
+    overflowing[::2] = torch.inf
+    yield "half of the experts without weight", (x, overflowing, down, weightless, indices)
+    yield "no weight at all", (x, torch.full_like(gate_up, torch.inf), down, torch.zeros_like(weights), indices)
 
 
 CASES: Mapping[str, Callable[[int], Iterator[tuple[str, Arguments]]]] = MappingProxyType(

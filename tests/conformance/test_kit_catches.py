@@ -411,6 +411,31 @@ def test_wrong_small_ops_are_caught(name: str) -> None:
     assert op_failures(ReferenceDevice(**{name: WRONG_OPS[name]})) == {name}
 
 
+def weightless_experts_multiplied(x: Tensor, gate_up: Tensor, down: Tensor, *routed: Tensor) -> Tensor:
+    """Trusts that nothing times 0 is anything."""
+    weights, experts = routed
+    parts = [
+        REFERENCE.moe(x, gate_up, down, torch.ones_like(weights[:, :1]), experts[:, place, None])
+        for place in range(weights.shape[1])
+    ]
+    return (torch.stack(parts, 1) * weights[:, :, None]).sum(1)
+
+
+def nothing_behind_the_weightless(x: Tensor, gate_up: Tensor, down: Tensor, *routed: Tensor) -> Tensor:
+    """A token's first choice without weight ends its choices."""
+    weights, experts = routed
+    return REFERENCE.moe(x, gate_up, down, weights * (weights != 0).cumprod(-1), experts)
+
+
+@pytest.mark.parametrize("wrong", [weightless_experts_multiplied, nothing_behind_the_weightless])
+def test_experts_without_weight_that_matter_are_caught(wrong: Callable[..., Tensor]) -> None:
+    (finding,) = [
+        found for found in run(list(elementwise.checks(CAPABILITIES)), ReferenceDevice(moe=wrong)) if not found.ok
+    ]
+    assert finding.subject == "moe"
+    assert all("without weight" in problem or "no weight" in problem for problem in finding.problems)
+
+
 def mass_before_the_cut(logits: Tensor, tensors: SamplingTensors) -> Tensor:
     """top_p of what is left after the token that crosses it, as if it had to fit."""
     return REFERENCE.sample(logits, replace(tensors, top_p=tensors.top_p * 0.9))

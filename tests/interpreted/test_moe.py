@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
-from mainspring.backends.triton.moe import Tile, moe
+from mainspring.backends.triton.launch import ALONE
+from mainspring.backends.triton.moe import Tile, _sorted, moe
 from mainspring.backends.triton.moe import route as choose
 from mainspring.core.ops.moe import moe as reference
 from mainspring.core.ops.moe import route
+
+
+@pytest.fixture
+def poisoned() -> Iterator[None]:
+    """Memory that nobody wrote holds NaN."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
@@ -33,6 +44,40 @@ def test_many_pairs_of_one_expert() -> None:
     weights, indices = torch.rand(1100, 1), torch.ones(1100, 1, dtype=torch.int64)
     found = moe(x, gate_up, down, weights, indices, tile=Tile(128, 16, 16, 4, 2))
     assert torch.allclose(found, reference(x, gate_up, down, weights, indices), atol=1e-5)
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize(("tokens", "held"), [(1, 3), (40, 3), (40, 1), (600, 2), (9, 0)])
+def test_pairs_without_weight_are_not_computed(tokens: int, held: int) -> None:
+    """Experts past `held` are not numbers, and the choices of them, as others', weigh nothing."""
+    torch.manual_seed(0)
+    x, gate_up, down = torch.randn(tokens, 48), torch.randn(6, 64, 48) / 4, torch.randn(6, 48, 32) / 4
+    gate_up[held:], down[held:] = torch.nan, torch.nan
+    weights, indices = route(torch.randn(tokens, 6), 3, normalized=True)
+    weights = torch.where(indices < held, weights, 0.0)
+    strided = torch.cat((weights, weights), 1)[:, :3]
+    found = moe(x, gate_up, down, strided, indices, tile=Tile(16, 32, 32, 4, 2))
+    assert torch.allclose(found, reference(x, gate_up, down, weights, indices), atol=1e-5)
+
+
+def test_choices_of_others_at_the_places_of_ours() -> None:
+    """Pairs of one expert with and without weight: an expert's tiles are as many as those that weigh something fill."""
+    torch.manual_seed(0)
+    indices, weights = torch.randint(0, 4, (700, 2)), torch.rand(700, 2) + 0.1
+    weights = torch.where(torch.rand(700, 2) < 0.5, weights, 0.0)
+    order, starts = _sorted(indices, weights, 4, ALONE)
+    live = weights.flatten() != 0
+    for expert in range(4):
+        wanted = (live & (indices.flatten() == expert)).nonzero()[:, 0]
+        assert torch.equal(order[starts[expert] : starts[expert + 1]].long(), wanted)
+    assert int(starts[4]) == int(live.sum())
+
+
+def test_a_weight_that_is_no_number_is_a_weight() -> None:
+    """So that what went wrong is seen."""
+    weights = torch.tensor([[torch.nan, 0.5]])
+    out = moe(torch.ones(1, 16), torch.ones(3, 32, 16), torch.ones(3, 16, 16), weights, torch.tensor([[0, 1]]))
+    assert bool(out.isnan().all())
 
 
 @pytest.mark.parametrize(("experts", "chosen", "normalized"), [(4, 2, True), (6, 1, False), (60, 6, True)])
